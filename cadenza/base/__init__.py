@@ -1,0 +1,1 @@
+"""The vocabulary: ids, errors, clock, resources, configuration. Imports nothing else of ours."""

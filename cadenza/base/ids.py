@@ -1,0 +1,55 @@
+"""Typed, prefixed ids, minted from an injected source of randomness.
+
+An id is its prefix, a dash and 22 characters of base 62 (131 bits), for example ``fc-5Yx0...``. Ids sort in no
+meaningful order; nothing may be read out of one except its kind.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Callable
+
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+BODY_CHARS = 22
+
+KINDS = {
+    "app": "ap",
+    "function": "fu",
+    "call": "fc",
+    "input": "in",
+    "container": "ta",
+    "image": "im",
+    "mount": "mo",
+    "secret": "st",
+    "volume": "vo",
+    "sandbox": "sb",
+    "blob": "bl",
+    "node": "no",
+    "connection": "co",
+}
+
+_BY_PREFIX = {prefix: kind for kind, prefix in KINDS.items()}
+
+
+class IdSource:
+    """Mints ids. ``random_bytes(n)`` is the only source of randomness; tests pass a seeded one."""
+
+    def __init__(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
+        self._random_bytes = random_bytes
+
+    def new(self, kind: str) -> str:
+        """A fresh id of ``kind``, a key of `KINDS`."""
+        number = int.from_bytes(self._random_bytes(17), "big")
+        body = []
+        for _ in range(BODY_CHARS):
+            number, digit = divmod(number, 62)
+            body.append(ALPHABET[digit])
+        return KINDS[kind] + "-" + "".join(body)
+
+
+def kind_of(object_id: str) -> str | None:
+    """The kind that an id's prefix names, or None if it is not shaped like one of our ids."""
+    prefix, dash, body = object_id.partition("-")
+    if not dash or not body or not body.isalnum() or not body.isascii():
+        return None
+    return _BY_PREFIX.get(prefix)
