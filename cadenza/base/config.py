@@ -150,7 +150,7 @@ def _profile(path: Path, environ: Mapping[str, str], faults: list[str]) -> dict[
         import tomllib
     else:
         try:
-            import tomli as tomllib
+            import tomli as tomllib  # type: ignore[import-not-found, no-redef, unused-ignore]
         except ImportError:
             faults.append(f"{path}: reading it needs Python 3.11 or the package tomli")
             return {}

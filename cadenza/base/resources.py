@@ -112,7 +112,7 @@ def _pair(name: str, value: Any, kinds: tuple[type, ...], what: str) -> tuple[An
     for one in (request, limit):
         if one is not None and (isinstance(one, bool) or not isinstance(one, kinds)):
             raise InvalidError(f"{name} must be {what} or a tuple (request, limit), not {type(one).__name__}")
-        if one is not None and one <= 0:
+        if isinstance(one, (int, float)) and one <= 0:
             raise InvalidError(f"{name} must be positive, got {one}")
     if request is not None and limit is not None and limit < request:
         raise InvalidError(f"{name}: the limit {limit} is below the request {request}")

@@ -55,7 +55,7 @@ def _read(hint: Any, value: Any) -> Any:
     if origin is dict:
         of = typing.get_args(hint)[1]
         return {key: _read(of, one) for key, one in value.items()}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = _hints(hint)
-        return hint(**{name: _read(hints[name], value[name]) for name in _names(hint) if name in value})  # type: ignore[operator]
+        return hint(**{name: _read(hints[name], value[name]) for name in _names(hint) if name in value})
     return value
