@@ -195,7 +195,7 @@ class ModuleNotMountable(Exception):
 
 
 class InputCancellation(BaseException):
-    """Raised inside user code when its input is cancelled. Not an Exception, so that a broad handler lets it through."""
+    """Raised inside user code when its input is cancelled. Not an Exception: a broad handler lets it through."""
 
 
 # Warnings.

@@ -154,7 +154,7 @@ class BuildOrder:
 
 @dataclass(frozen=True)
 class BuildLine:
-    """Progress of a build. ``kind``: ``step`` (a step begins), ``log`` (its output), ``cached``, ``done`` (of a step)."""
+    """Progress of a build. ``kind``: ``step`` (one begins), ``log`` (its output), ``cached``, ``done`` (of a step)."""
 
     kind: str
     step: int
@@ -203,7 +203,7 @@ class Node(Protocol):
         """Hand attempts to a container that is READY. If it is gone, its GONE report says so; nothing is raised."""
 
     def cancel(self, container_id: str, attempt_ids: Sequence[str], revoke: bool = False) -> None:
-        """Cancel attempts that run. With ``revoke``, give back those that have not begun (status REVOKED), no others."""
+        """Cancel attempts that run. ``revoke``: give back those that have not begun (status REVOKED), no others."""
 
     async def build(self, order: BuildOrder, progress: Callable[[BuildLine], None]) -> ImageInfo:
         """Make an image, or return at once when it is there. ImageBuildError when a step fails."""

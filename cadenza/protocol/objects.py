@@ -1,4 +1,4 @@
-"""What a user declares: app, function, image recipe, files, retries. Plain values; the server keeps them as they come."""
+"""What a user declares: app, function, image recipe, files, retries. Plain values, kept by the server as they come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cadenza.base.resources import Resources
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file that a container or a build step sees: ``path`` is absolute, ``digest`` the SHA-256 of its content in hex."""
+    """One file that a container or a build step sees: an absolute ``path``, and its content's SHA-256 in hex."""
 
     path: str
     digest: str
