@@ -1,0 +1,80 @@
+"""``cadenza container``: list, logs, stop, exec."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from cadenza.cli import show
+from cadenza.cli.connection import ask
+from cadenza.cli.logs import log_options, print_logs
+from cadenza.protocol import methods
+from cadenza.protocol.nodes import PHASES
+
+
+@click.group(help="Look at containers, enter them, stop them.")
+def container() -> None:
+    pass
+
+
+@container.command("list", help="List running containers.")
+@click.option("--app-id", default="", help="Only this app's.")
+@click.option("--timings", is_flag=True, help="Show how long each phase of the start took, in milliseconds.")
+@click.option("--json", "json_output", is_flag=True, help="Print JSON.")
+@click.option("-e", "--env", default=None, help="Environment.")
+def list_containers(app_id: str, timings: bool, json_output: bool, env: str | None) -> None:
+    found = ask("container.list", methods.ContainerList(app=app_id)).containers
+    if timings:
+        columns = ["Container ID", "Function", "Start", *[f"{one} ms" for one in PHASES], "Total ms"]
+        rows = [
+            (one.container_id, one.function_name, "warm" if one.warm else "cold",
+             *[show.milliseconds(one.phases.get(phase, 0.0)) for phase in PHASES],
+             show.milliseconds(sum(one.phases.values())))
+            for one in found
+        ]  # fmt: skip
+    else:
+        columns = ["Container ID", "App", "Function", "State", "Runtime", "Isolation", "Inputs", "Started at", "Why"]
+        rows = [
+            (one.container_id, one.app_name or one.app_id, one.function_name, one.state, one.runtime, one.isolation,
+             str(one.running_inputs), show.when(one.started_at), one.why)
+            for one in found
+        ]  # fmt: skip
+    show.table("Containers", columns, rows, json_output)
+
+
+@container.command(help="Print a container's logs, or follow them.")
+@click.argument("container_id")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
+@click.option("--all", "everything", is_flag=True, help="All that is kept.")
+@log_options
+def logs(container_id: str, **rest: object) -> None:
+    print_logs(container=container_id, **rest)  # type: ignore[arg-type]
+
+
+@container.command(help="End a running container. Its inputs run again elsewhere.")
+@click.argument("container_id")
+@click.option("--graceful", is_flag=True, help="Let it finish the inputs that it runs.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def stop(container_id: str, graceful: bool, yes: bool) -> None:
+    if not yes:
+        click.confirm(f"Stop container {container_id}?", abort=True)
+    ask("container.stop", methods.ContainerStop(container_id, graceful))
+    click.echo(f"Stopping {container_id}.")
+
+
+@container.command("exec", context_settings={"ignore_unknown_options": True}, help="Run a command in a container.")
+@click.option("--pty/--no-pty", default=None, help="With a terminal; by default when there is one here.")
+@click.argument("container_id")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_command(pty: bool | None, container_id: str, command: tuple[str, ...]) -> None:
+    from cadenza.cli.terminal import run_in_container
+
+    if pty is None:
+        pty = sys.stdin.isatty() and sys.stdout.isatty()
+    rows, columns = 24, 80
+    if pty:
+        columns, rows = os.get_terminal_size(sys.stdout.fileno()) if sys.stdout.isatty() else (80, 24)
+    code = run_in_container(methods.ContainerExec(container_id, command, pty, rows, columns))
+    raise click.exceptions.Exit(code)

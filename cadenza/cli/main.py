@@ -1,0 +1,99 @@
+"""The ``cadenza`` command. Subcommands are imported when they are used: ``--help`` costs next to nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from cadenza import __version__
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (module:object, one line of help)
+    "run": ("cadenza.cli.run:run", "Run a function or a local entrypoint in containers on this machine."),
+    "app": ("cadenza.cli.apps:app", "Look at apps, read their logs, stop them."),
+    "container": ("cadenza.cli.containers:container", "Look at containers, enter them, stop them."),
+    "image": ("cadenza.cli.images:image", "Look at the images kept on this machine."),
+    "config": ("cadenza.cli.config:config", "Show and set the configuration."),
+    "up": ("cadenza.cli.up:up", "Start this user's server and keep it running."),
+    "down": ("cadenza.cli.up:down", "Stop this user's server."),
+    "status": ("cadenza.cli.up:status", "Show what the server is doing."),
+    "doctor": ("cadenza.cli.doctor:doctor", "Say what this machine can do, what it cannot, and what mends it."),
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are called, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        row = COMMANDS.get(cmd_name)
+        if row is None:
+            return None
+        module, _, name = row[0].partition(":")
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1) if args else []
+            if near:
+                error.message += f" Did you mean '{near[0]}'?"
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serverless compute on machines that you own.",
+)
+@click.version_option(__version__, prog_name="cadenza")
+@click.option("--profile", metavar="NAME", help="Use this profile of the configuration file.")
+def cli(profile: str | None) -> None:
+    if profile:
+        os.environ["CADENZA_PROFILE"] = profile
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """The program. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+    try:
+        code = cli.main(args=argv, prog_name="cadenza", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    except Exception as error:
+        from cadenza.base.errors import Error
+
+        if not isinstance(error, Error):
+            raise
+        from cadenza.cli.show import failure
+
+        failure(error)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
