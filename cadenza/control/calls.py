@@ -35,7 +35,7 @@ class Calls:
         """Load what is unfinished: detached calls go on, attached ones of an earlier process are dropped."""
         raise NotImplementedError
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """Stop deciding; what was accepted and detached stays in the database for the next start."""
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class Calls:
         """Open a call with its first inputs: ``(call id, input ids)``.
 
         For detached kinds it returns when they are durable. ``total`` is how many inputs the call will have, if that is
-        known (None for a map that is still being read; see `close_call`). ``on_output(item, data)`` is called once an
+        known (None for a map that is still being read; see `close`). ``on_output(item, data)`` is called once an
         input, after its output is committed; ``on_item(number, data, blob)`` for a generator's values, in order.
         NotFoundError for an unknown function, ResourceExhaustedError over the limits of semantics.md section 3.4.
         """
@@ -83,7 +83,7 @@ class Calls:
         """More inputs of an open call: their ids. An index that the call has already is ignored."""
         raise NotImplementedError
 
-    def close_call(self, call_id: str, total: int) -> None:
+    def close(self, call_id: str, total: int) -> None:
         """The call will have ``total`` inputs and no more."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class Calls:
         """
         raise NotImplementedError
 
-    async def outputs_of(
+    async def outputs(
         self, call_id: str, start: int, end: Optional[int], wait_s: float
     ) -> tuple[list[tuple[OutputItem, bytes]], int]:
         """Outputs ``start`` to ``end`` (not included), in order without a gap, and how many inputs the call has."""
@@ -126,16 +126,16 @@ class Calls:
         """Stop one container; ``graceful`` lets its running inputs finish. NotFoundError when there is none."""
         raise NotImplementedError
 
-    # --- what a node calls (protocol.nodes.Control) ---
+    # --- what a node calls (protocol.nodes.Control: report, outputs, items) ---
 
     def report(self, report: NodeReport) -> None:
         """A node's current state."""
         raise NotImplementedError
 
-    def outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
+    def take_outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """What became of attempts. Only the attempt that holds the lease counts; others are dropped."""
         raise NotImplementedError
 
-    def items(self, container_id: str, items: Sequence[GeneratorItem]) -> None:
+    def take_items(self, container_id: str, items: Sequence[GeneratorItem]) -> None:
         """Values of generators."""
         raise NotImplementedError
