@@ -1,0 +1,596 @@
+"""Write an async method once, offer both forms: ``obj.method(...)`` blocks, ``obj.method.aio(...)`` is the coroutine.
+
+Coroutines of the SDK run on one event-loop thread of the process, the *background loop*. A blocking call hops there
+and back; ``.aio`` awaited on a loop of the user's runs there too and is awaited from the user's. What touches the
+user's own objects (packing arguments, unpacking results) must not run there: it may import modules or call us again. So
+
+- the decorated function may be a plain one that returns a coroutine: its own body runs in the caller's thread;
+- what it gives may be `later` (fn): ``fn`` then runs in the caller's thread, and its result is the result.
+
+Source: semantics.md section 1 (both forms, fork, Ctrl-C, AsyncUsageWarning).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import sys
+import threading
+import warnings
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Generic,
+    Iterator,
+    Optional,
+    Sequence,
+    TypeVar,
+    cast,
+)
+
+from cadenza.base.errors import AsyncUsageWarning, Bug, ClientClosed, DeprecationError, InvalidError
+
+if TYPE_CHECKING or sys.version_info >= (3, 10):
+    from typing import Concatenate, ParamSpec
+
+    P = ParamSpec("P")
+else:
+    P = TypeVar("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Later:
+    """A result that the caller's own thread still has to make."""
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+def later(make: Callable[[], R]) -> R:
+    """Let ``make()`` run in the caller's thread; only as the last word of a `method` or as a batch of a `generator`."""
+    return cast(R, Later(make))
+
+
+# --- the background loop ---
+
+
+class _Background:
+    """The thread, its loop, and nothing else. Daemon: a program's end does not wait for it."""
+
+    def __init__(self) -> None:
+        self.loop = _new_loop()
+        self.thread = threading.Thread(target=self._run, name="cadenza-loop", daemon=True)
+        self.thread.start()
+        self.ident = self.thread.ident
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed (the host), else the standard library's (any image)."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+
+
+_background: Optional[_Background] = None
+_starting = threading.Lock()
+
+
+def _forget() -> None:
+    """After a fork: threads did not come along, so neither does the loop."""
+    global _background, _starting
+    _background = None
+    _starting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _start() -> _Background:
+    global _background
+    with _starting:
+        if _background is None:
+            _background = _Background()
+        return _background
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """The process's background loop, started at the first use."""
+    return (_background or _start()).loop
+
+
+class _Run:
+    """One coroutine on the background loop, and the thread that waits for it."""
+
+    __slots__ = ("context", "coroutine", "error", "lock", "task", "value")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
+        self.context = contextvars.copy_context()
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.value: Any = None
+        self.error: Optional[BaseException] = None
+        self.task: Optional[asyncio.Task[None]] = None
+
+    def start(self) -> None:
+        self.context.run(self._create)
+
+    def _create(self) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._main())
+
+    async def _main(self) -> None:
+        try:
+            self.value = await self.coroutine
+        except BaseException as error:  # the waiting thread raises it
+            self.error = error
+        finally:
+            self.lock.release()
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def run(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Block until ``coroutine`` has run on the background loop; its result or its exception.
+
+    Ctrl-C cancels it, waits for its clean-up and raises KeyboardInterrupt; a second Ctrl-C does not wait.
+    """
+    background = _background or _start()
+    if threading.get_ident() == background.ident:
+        coroutine.close()
+        raise Bug("a blocking call on the background loop's own thread would wait for itself")
+    one = _Run(coroutine)
+    background.loop.call_soon_threadsafe(one.start)
+    try:
+        one.lock.acquire()
+    except BaseException:
+        background.loop.call_soon_threadsafe(one.cancel)
+        one.lock.acquire()
+        raise
+    error = one.error
+    if error is None:
+        return cast(R, _finish(one.value))
+    try:
+        if isinstance(error, asyncio.CancelledError):
+            raise ClientClosed("the call was ended while it was under way") from error
+        raise error
+    finally:
+        del error, one  # no cycle through this frame
+
+
+def _finish(value: Any) -> Any:
+    return value.make() if type(value) is Later else value
+
+
+async def bridge(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Await ``coroutine``, which runs on the background loop, from any loop. Cancelling the wait cancels it."""
+    here = asyncio.get_running_loop()
+    background = _background or _start()
+    if here is background.loop:
+        return cast(R, _finish(await coroutine))
+    ended: asyncio.Future[None] = here.create_future()
+    one = _Run(coroutine)
+
+    def set_ended() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    async def main() -> None:
+        try:
+            one.value = await coroutine
+        except BaseException as error:
+            one.error = error
+        finally:
+            try:
+                here.call_soon_threadsafe(set_ended)
+            except RuntimeError:
+                pass  # the user's loop was closed meanwhile: nobody waits
+
+    def create() -> None:
+        one.task = background.loop.create_task(main())
+
+    background.loop.call_soon_threadsafe(one.context.run, create)
+    try:
+        await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        background.loop.call_soon_threadsafe(one.cancel)
+        await ended  # its clean-up; a second cancellation does not wait
+        raise
+    if one.error is not None:
+        try:
+            raise one.error
+        finally:
+            del one
+    return cast(R, _finish(one.value))
+
+
+def in_running_loop() -> bool:
+    """Whether the calling thread is inside a running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+# --- methods ---
+
+
+class Both(Generic[P, R]):
+    """A bound method in both forms. Calling it blocks."""
+
+    __slots__ = ("__wrapped__", "_first")
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, R]], first: Any) -> None:
+        self.__wrapped__ = function
+        self._first = first
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return run(self.__wrapped__(self._first, *args, **kwargs))
+
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same as a coroutine, for any event loop."""
+        return await bridge(self.__wrapped__(self._first, *args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__name__", "__qualname__", "__doc__", "__module__"):
+            return getattr(self.__wrapped__, name)
+        raise AttributeError(name)
+
+
+class method(Generic[P, R]):
+    """``async def method(self, ...) -> R`` in both forms."""
+
+    def __init__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> None:
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Both[P, R]:
+        return Both(self.__wrapped__, instance)
+
+
+class class_method(Generic[P, R]):
+    """``async def method(cls, ...) -> R`` in both forms."""
+
+    def __init__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> None:
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Both[P, R]:
+        return Both(self.__wrapped__, owner)
+
+
+class BothFree(Generic[P, R]):
+    """A function in both forms. Calling it blocks."""
+
+    __slots__ = ("__wrapped__",)
+
+    def __init__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> None:
+        self.__wrapped__ = function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return run(self.__wrapped__(*args, **kwargs))
+
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same as a coroutine, for any event loop."""
+        return await bridge(self.__wrapped__(*args, **kwargs))
+
+
+class static_method(Generic[P, R]):
+    """``async def method(...) -> R`` without self, in both forms; also for module-level functions by `function`."""
+
+    def __init__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> None:
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> BothFree[P, R]:
+        return BothFree(self.__wrapped__)
+
+
+def function(function: Callable[P, Coroutine[Any, Any, R]]) -> BothFree[P, R]:
+    """A module-level ``async def`` in both forms."""
+    return BothFree(function)
+
+
+class BothAtOnce(Generic[P, R]):
+    """A method that never waits, with an ``.aio`` that is kept for old programs and warns."""
+
+    __slots__ = ("__wrapped__", "_first", "_name")
+
+    def __init__(self, function: Callable[..., R], first: Any) -> None:
+        self.__wrapped__ = function
+        self._first = first
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.__wrapped__(self._first, *args, **kwargs)
+
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Deprecated: the blocking form does no I/O, use it from async code too."""
+        name = getattr(self.__wrapped__, "__qualname__", "this method")
+        warnings.warn(f"{name} does no I/O: call it without .aio", DeprecationError, stacklevel=2)
+        return self.__wrapped__(self._first, *args, **kwargs)
+
+
+class class_method_at_once(Generic[P, R]):
+    """``def method(cls, ...) -> R`` that does no I/O, with a deprecated ``.aio``."""
+
+    def __init__(self, function: Callable[Concatenate[Any, P], R]) -> None:
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> BothAtOnce[P, R]:
+        return BothAtOnce(self.__wrapped__, owner)
+
+
+# --- generators ---
+
+
+class Items(Generic[T]):
+    """What a blocking generator method returns: lazy, an iterator, warns when it is dropped without being iterated."""
+
+    def __init__(self, batches: AsyncIterator[Sequence[T]], name: str, forbid_in_loop: bool) -> None:
+        self._batches = batches
+        self._name = name
+        self._forbid = forbid_in_loop
+        self._inner: Optional[Generator[T, None, None]] = None
+        self._closed = False
+
+    def _begin(self) -> Generator[T, None, None]:
+        if self._inner is None:
+            if in_running_loop():
+                if self._forbid:
+                    self._closed = True
+                    raise InvalidError(
+                        f"{self._name}() blocks, and this is a running event loop: "
+                        f"use `async for ... in {self._name}.aio(...)`"
+                    )
+                warnings.warn(
+                    f"{self._name}() blocks the running event loop: use `async for ... in {self._name}.aio(...)`",
+                    AsyncUsageWarning,
+                    stacklevel=3,
+                )
+            self._inner = _iterate(self._batches)
+        return self._inner
+
+    def __iter__(self) -> Iterator[T]:
+        return self._begin()
+
+    def __next__(self) -> T:
+        return next(self._begin())
+
+    def send(self, value: None) -> T:
+        """As `next`; the value is ignored, since the generator runs elsewhere."""
+        return next(self._begin())
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> T:
+        """Raise in the consumer and end the generator."""
+        return self._begin().throw(kind, value, traceback)
+
+    def close(self) -> None:
+        """End it: what runs for it is cancelled."""
+        self._closed = True
+        if self._inner is not None:
+            self._inner.close()
+
+    def __del__(self) -> None:
+        if self._inner is None and not self._closed:
+            warnings.warn(
+                f"{self._name}() was called and never iterated, so nothing has run: iterate over it, e.g. "
+                f"`for result in {self._name}(...)`",
+                stacklevel=2,
+                source=self,
+            )
+
+
+_END: Any = object()
+
+
+async def _next(batches: AsyncIterator[Sequence[T]]) -> Any:
+    try:
+        return await batches.__anext__()
+    except StopAsyncIteration:
+        return _END
+
+
+async def _aclose(batches: AsyncIterator[Any]) -> None:
+    close = getattr(batches, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _drop(batches: AsyncIterator[Any]) -> None:
+    """Close without waiting, from any thread, also the background loop's (a garbage collection may run there)."""
+    background = _background
+    if background is None or sys.is_finalizing():
+        return
+    try:
+        background.loop.call_soon_threadsafe(lambda: background.loop.create_task(_aclose(batches)))
+    except RuntimeError:
+        pass  # the loop is closed: the process ends
+
+
+def _iterate(batches: AsyncIterator[Sequence[T]]) -> Generator[T, None, None]:
+    ended = False
+    try:
+        while True:
+            batch = run(_next(batches))
+            if batch is _END:
+                ended = True
+                return
+            yield from batch
+    finally:
+        if not ended:
+            _drop(batches)
+
+
+class AsyncItems(Generic[T]):
+    """What ``.aio`` of a generator method returns: an async generator for any event loop."""
+
+    def __init__(self, batches: AsyncIterator[Sequence[T]], name: str) -> None:
+        self._batches = batches
+        self._name = name
+        self._inner: Optional[AsyncGenerator[T, None]] = None
+        self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        if self._inner is None:
+            self._inner = _aiterate(self._batches)
+        return self._inner
+
+    async def __anext__(self) -> T:
+        return await self.__aiter__().__anext__()
+
+    async def aclose(self) -> None:
+        """End it: what runs for it is cancelled."""
+        self._closed = True
+        if self._inner is not None:
+            await self._inner.aclose()
+
+    def __del__(self) -> None:
+        if self._inner is None and not self._closed:
+            warnings.warn(
+                f"{self._name}.aio() was called and never iterated, so nothing has run: use "
+                f"`async for result in {self._name}.aio(...)`",
+                stacklevel=2,
+                source=self,
+            )
+
+
+async def _aiterate(batches: AsyncIterator[Sequence[T]]) -> AsyncGenerator[T, None]:
+    ended = False
+    try:
+        while True:
+            batch = await bridge(_next(batches))
+            if batch is _END:
+                ended = True
+                return
+            for item in batch:
+                yield item
+    finally:
+        if not ended:
+            _drop(batches)
+
+
+class BothGenerator(Generic[P, T]):
+    """A bound generator method in both forms."""
+
+    __slots__ = ("__wrapped__", "_first", "_forbid")
+
+    def __init__(self, function: Callable[..., AsyncIterator[Sequence[T]]], first: Any, forbid: bool) -> None:
+        self.__wrapped__ = function
+        self._first = first
+        self._forbid = forbid
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Items[T]:
+        return Items(self.__wrapped__(self._first, *args, **kwargs), _name_of(self.__wrapped__), self._forbid)
+
+    def aio(self, *args: P.args, **kwargs: P.kwargs) -> AsyncItems[T]:
+        """The same as an async generator, for any event loop."""
+        return AsyncItems(self.__wrapped__(self._first, *args, **kwargs), _name_of(self.__wrapped__))
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", "generator")).strip("_")
+
+
+class generator(Generic[P, T]):
+    """An async generator of *batches* in both forms; the user sees items one by one, and pays a hop for each batch.
+
+    The decorated function gives an async iterator of sequences (or of `later` s that make them).
+    """
+
+    _forbid_in_loop = False
+
+    def __init__(self, function: Callable[Concatenate[Any, P], AsyncIterator[Sequence[T]]]) -> None:
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> BothGenerator[P, T]:
+        return BothGenerator(self.__wrapped__, instance, self._forbid_in_loop)
+
+
+class strict_generator(generator[P, T]):
+    """As `generator`; iterating the blocking form inside a running event loop is an InvalidError, not a warning."""
+
+    _forbid_in_loop = True
+
+
+# --- context managers ---
+
+
+class BothContext(Generic[T]):
+    """A context manager for ``with`` and for ``async with``. One use."""
+
+    def __init__(self, generator: AsyncIterator[T]) -> None:
+        self._generator = generator
+
+    def __enter__(self) -> T:
+        return run(self._enter())
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> bool:
+        return run(self._exit(error))
+
+    async def __aenter__(self) -> T:
+        return await bridge(self._enter())
+
+    async def __aexit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> bool:
+        return await bridge(self._exit(error))
+
+    async def _enter(self) -> T:
+        return await self._generator.__anext__()
+
+    async def _exit(self, error: Optional[BaseException]) -> bool:
+        generator = cast("AsyncGenerator[T, None]", self._generator)
+        if error is None:
+            if await _next(cast("Any", generator)) is not _END:
+                raise Bug("the context's generator yielded twice")
+            return False
+        try:
+            await generator.athrow(error)
+        except StopAsyncIteration:
+            return True
+        except BaseException as raised:
+            if raised is error or raised.__cause__ is error:
+                return False
+            raise
+        raise Bug("the context's generator yielded again after an error")
+
+
+class BothContextMethod(Generic[P, T]):
+    """A bound method that returns a `BothContext`."""
+
+    __slots__ = ("__wrapped__", "_first")
+
+    def __init__(self, function: Callable[..., AsyncIterator[T]], first: Any) -> None:
+        self.__wrapped__ = function
+        self._first = first
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> BothContext[T]:
+        return BothContext(self.__wrapped__(self._first, *args, **kwargs))
+
+
+class context(Generic[P, T]):
+    """An async generator method with one ``yield`` as a context manager for ``with`` and ``async with``."""
+
+    def __init__(self, function: Callable[Concatenate[Any, P], AsyncIterator[T]]) -> None:
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> BothContextMethod[P, T]:
+        return BothContextMethod(self.__wrapped__, instance)

@@ -1,0 +1,111 @@
+"""Handles of things that live on the server: an id, lazy hydration, and how they travel inside arguments.
+
+A handle is *hydrated* once its id is known and checked. ``from_name`` and ``from_id`` do no I/O; the first method that
+needs the server hydrates (semantics.md section 1). Inside arguments a hydrated handle travels as (class, id, metadata);
+one that is not is an InvalidError (section 4).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional
+
+from cadenza.base.errors import ExecutionError, InvalidError
+from cadenza.sdk import _dual
+
+if TYPE_CHECKING:
+    from cadenza.sdk.client import Client
+
+
+class Object:
+    """Base of all handles."""
+
+    _object_id: Optional[str]
+    _client: Optional[Client]
+    _hydrated: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        raise InvalidError(f"{name}(...) cannot be called: use one of its constructors, such as {name}.from_name")
+
+    def _init_handle(self, object_id: Optional[str] = None, client: Optional[Client] = None) -> None:
+        self._object_id = object_id
+        self._client = client
+        self._hydrated = False
+
+    @property
+    def object_id(self) -> str:
+        """The server's id. ExecutionError while it is not known."""
+        if self._object_id is None:
+            raise ExecutionError(f"{self!r} has no id yet: {self._unhydrated_hint()}")
+        return self._object_id
+
+    @property
+    def is_hydrated(self) -> bool:
+        """Whether the server has confirmed the thing that this handle stands for."""
+        return self._hydrated
+
+    @property
+    def client(self) -> Optional[Client]:
+        """The connection that the handle uses; None: the one of the environment."""
+        return self._client
+
+    def _hydrate(self, object_id: str, client: Optional[Client], metadata: Optional[dict[str, Any]] = None) -> None:
+        """Give the handle its id. ``metadata`` is what the server said of it, as plain JSON values."""
+        self._object_id = object_id
+        self._client = client
+        self._hydrated = True
+        if metadata:
+            self._take_metadata(metadata)
+
+    def _take_metadata(self, metadata: dict[str, Any]) -> None:
+        """Keep what the server said of it."""
+
+    def _metadata(self) -> dict[str, Any]:
+        """What a copy of the handle in another process has to know besides the id. Plain JSON values."""
+        return {}
+
+    def _unhydrated_hint(self) -> str:
+        return "it has not been hydrated; call .hydrate() first"
+
+    async def _find(self, client: Client) -> None:
+        """Ask the server for the thing, and `_hydrate`. NotFoundError when there is none."""
+        raise ExecutionError(f"{self!r}: {self._unhydrated_hint()}")
+
+    async def _ready(self) -> Client:
+        """Hydrate if needed; the client to use."""
+        client = self._client
+        if client is None or not client._is_usable():
+            from cadenza.sdk.client import Client
+
+            client = await Client._environment()
+        if not self._hydrated:
+            await self._find(client)
+        return client
+
+    @_dual.method
+    async def get_dashboard_url(self) -> Optional[str]:
+        """None: there is no web page for it yet."""
+        return None
+
+    def __reduce__(self) -> Any:
+        if not self._hydrated:
+            raise InvalidError(f"{self!r} cannot be an argument or result: {self._unhydrated_hint()}")
+        return _restore, (type(self), self._object_id, self._metadata())
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+def _restore(cls: type[Object], object_id: str, metadata: dict[str, Any]) -> Object:
+    """The handle on this side of the wire."""
+    handle: Object = cls.__new__(cls)
+    restore = getattr(handle, "_init_restored", None)
+    if restore is not None:
+        restore(object_id, metadata)
+    else:
+        handle._init_handle()
+    handle._hydrate(object_id, None, metadata)
+    return handle
