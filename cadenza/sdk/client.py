@@ -1,0 +1,272 @@
+"""`Client`: this process's way to the server. Source: semantics.md sections 1, 2 and 24; docs/formats/wire.md.
+
+One connection, made at the first request and again after it was lost. Requests that may safely run twice are tried
+again when the connection breaks under them; the others fail with a ServiceError that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, TypeVar
+
+from cadenza.base import config as configuration
+from cadenza.base.errors import ClientClosed, ConnectionError, ServiceError
+from cadenza.protocol.calls import BlobRef
+from cadenza.protocol.methods import METHODS
+from cadenza.protocol.plain import from_plain, to_plain
+from cadenza.sdk import _dual
+from cadenza.sdk.connection import Connection, Payload, Stream, connect
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+T = TypeVar("T")
+
+TRIES = 3
+RETRY_DELAY_S = 0.1
+"""Doubled at each try."""
+DEFAULT_SUPPORT = "/.cadenza/run"
+
+REPEATABLE = frozenset(
+    {
+        "app.get", "app.list", "app.heartbeat", "app.finish", "app.stop",
+        "object.missing", "object.put", "image.list",
+        "call.get", "call.outputs", "call.info", "call.cancel",
+        "function.get", "function.find", "function.stats",
+        "container.list", "container.stop", "server.status", "server.keep",
+    }
+)  # fmt: skip
+"""Methods that may run twice: nothing is different afterwards."""
+
+
+class Client:
+    """A connection to a server. Programs seldom make one: the environment's is used.
+
+    ``server_url`` is empty for the configured server, else ``unix:/path/to/socket``. The other parameters are those
+    of programs written for Modal; a server of one's own on a unix socket knows its user and needs no credentials.
+    """
+
+    def __init__(
+        self,
+        server_url: str = "",
+        client_type: Any = None,
+        credentials: Optional[tuple[str, str]] = None,
+        version: str = "",
+        *,
+        oauth_credentials: Any = None,
+    ) -> None:
+        self._server_url = server_url
+        self._version = version
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """What belongs to one process: nothing of it is used again after a fork."""
+        self._pid = os.getpid()
+        self._link: Optional[Connection] = None
+        self._opening: Optional[asyncio.Lock] = None
+        self._lane: Any = None
+        self._lane_thread: Optional[ThreadPoolExecutor] = None
+
+    # --- making one ---
+
+    @_dual.class_method
+    async def from_env(cls: Any, _override_config: Any = None) -> Client:
+        """The process's client: to the configured server, or in a container to the one that runs it."""
+        client: Client = await cls._environment()
+        await client._connected()
+        return client
+
+    @classmethod
+    async def _environment(cls) -> Client:
+        global _default
+        with _default_lock:
+            client = _default
+            if client is None or client._closed:
+                client = _default = cls()
+        return client
+
+    @_dual.class_method
+    async def from_credentials(cls: Any, token_id: str, token_secret: str) -> Client:
+        """A client with these credentials."""
+        client: Client = cls("", None, (token_id, token_secret))
+        await client._connected()
+        return client
+
+    @_dual.method
+    async def hello(self) -> None:
+        """Connect and check that both ends speak the same version. ConnectionError, VersionError."""
+        await self._connected()
+
+    @_dual.method
+    async def close(self) -> None:
+        """End the connection. What is under way fails with ClientClosed, and so does every later use."""
+        self._closed = True
+        if self._pid == os.getpid():
+            if self._link is not None:
+                self._link.close(ClientClosed("the client was closed while the call was under way"))
+            if self._lane_thread is not None:
+                self._lane_thread.shutdown(wait=False)
+            if self._lane is not None:
+                self._lane.close()
+        self._reset()
+
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def __enter__(self) -> Client:
+        self.hello()
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, tb: Any) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Client:
+        await self.hello.aio()
+        return self
+
+    async def __aexit__(self, exc_type: Any, exc: Any, tb: Any) -> None:
+        await self.close.aio()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Client is a connection of this process and cannot be pickled")
+
+    # --- the connection ---
+
+    def _is_usable(self) -> bool:
+        return not self._closed and self._pid == os.getpid()
+
+    async def _connected(self) -> Connection:
+        """The live connection, made now if there is none."""
+        link = self._link
+        if link is not None and link.alive and self._pid == os.getpid():
+            return link
+        if self._closed:
+            raise ClientClosed("the client is closed: make a new one")
+        if self._pid != os.getpid():
+            self._reset()
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            link = self._link
+            if link is None or not link.alive:
+                link = self._link = await self._open()
+        return link
+
+    async def _open(self) -> Connection:
+        version = self._version or _own_version()
+        support = support_directory()
+        if support is not None and not self._server_url:
+            path = os.path.join(support, "client.sock")
+            try:
+                return await connect(path, version)
+            except OSError as error:
+                raise ConnectionError(
+                    f"Could not connect to the Cadenza server at {path}, the socket of this container: "
+                    f"{error.strerror or error}. The server may have gone; the container ends soon."
+                ) from None
+        from dataclasses import replace
+
+        from cadenza.sdk import embedded
+
+        config = configuration.load()
+        if self._server_url:
+            config = replace(config, server_url=self._server_url)
+        return await embedded.reach(config, version)
+
+    # --- requests ---
+
+    async def _request_raw(
+        self, method: str, body: dict[str, Any], payload: Sequence[Payload] = ()
+    ) -> tuple[dict[str, Any], bytes]:
+        """One request as plain JSON values; the reply's body and payload."""
+        if method not in REPEATABLE:
+            return await (await self._connected()).request(method, body, payload)
+        delay_s = RETRY_DELAY_S
+        for _ in range(TRIES - 1):
+            try:
+                return await (await self._connected()).request(method, body, payload)
+            except ServiceError:
+                await asyncio.sleep(delay_s)
+                delay_s *= 2
+        return await (await self._connected()).request(method, body, payload)
+
+    async def _request(self, method: str, body: Any, payload: Sequence[Payload] = ()) -> Any:
+        """One request as the dataclass that `METHODS` names; the reply's dataclass. For replies without values."""
+        reply, _ = await self._request_raw(method, to_plain(body), payload)
+        return from_plain(METHODS[method].reply, reply)
+
+    async def _stream(self, method: str, body: Any, payload: Sequence[Payload] = ()) -> Stream:
+        """Open a stream; ``body`` is the method's dataclass. Its items' bodies are plain JSON values."""
+        return await (await self._connected()).stream(method, to_plain(body), payload)
+
+    # --- large values ---
+
+    async def _put_blob(self, parts: Sequence[Payload], durable: bool) -> BlobRef:
+        """Store one large value by the lane. ``durable``: it is on disk when this returns."""
+        blob_id, size = await self._by_lane(lambda lane: lane.put(parts, durable))
+        return BlobRef(blob_id, size)
+
+    async def _get_blob(self, blob_id: str) -> memoryview:
+        """A large value's bytes; the memory is given back when the last view on it is gone."""
+        return await self._by_lane(lambda lane: lane.get(blob_id))
+
+    async def _by_lane(self, work: Callable[[Any], T]) -> T:
+        link = await self._connected()
+        if self._lane_thread is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._lane_thread = ThreadPoolExecutor(1, thread_name_prefix="cadenza-lane")
+
+        def act() -> T:
+            from cadenza.runner.lane import Lane
+
+            lane = self._lane
+            if lane is None or lane.path != path:
+                lane = self._lane = Lane(path)
+            try:
+                return work(lane)
+            except OSError as error:
+                self._lane = None  # the server was restarted, or is gone: the next use connects again
+                raise ServiceError(f"the lane for large values at {path} failed: {error}") from None
+
+        path = lane_path(link)
+        return await asyncio.get_running_loop().run_in_executor(self._lane_thread, act)
+
+
+def lane_path(link: Connection) -> str:
+    """Where large values travel: in a container next to the client's socket, whatever the host calls it."""
+    support = support_directory()
+    if support is not None and link.path.startswith(support):
+        return os.path.join(support, "lane.sock")
+    return str(link.welcome.get("lane") or "")
+
+
+def support_directory() -> Optional[str]:
+    """The directory of a container's sockets; None on the host."""
+    found = os.environ.get("CADENZA_SUPPORT")
+    if found:
+        return found
+    return DEFAULT_SUPPORT if os.path.exists(os.path.join(DEFAULT_SUPPORT, "client.sock")) else None
+
+
+def _own_version() -> str:
+    import cadenza
+
+    return str(cadenza.__version__)
+
+
+_default: Optional[Client] = None
+_default_lock = threading.Lock()
+
+
+def _forget() -> None:
+    global _default, _default_lock
+    _default = None
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
