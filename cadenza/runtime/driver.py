@@ -1,7 +1,7 @@
 """`Driver`: one container on this machine, whatever the program below it; and the values it takes and gives.
 
-Implementations: `cadenza.runtime.oci.OciDriver` (crun, runc), `cadenza.runtime.gvisor.RunscDriver`, `cadenza.runtime.rootless`,
-`cadenza.runtime.process.ProcessDriver` (no isolation), and the twin in memory, `cadenza.runtime.fake.FakeDriver`. All pass
+Implementations: `cadenza.runtime.oci.OciDriver` (crun, runc, runsc), `cadenza.runtime.process.ProcessDriver` (no
+isolation), and the twin in memory, `cadenza.runtime.fake.FakeDriver`. All pass
 ``tests/contract/test_contract_driver.py``. `cadenza.runtime.choice.open_driver` makes one by name.
 
 All methods are coroutines of one event loop. A container's life here is: `start`, any number of `signal`, `exec`,
@@ -176,7 +176,8 @@ class Driver(Protocol):
         only when all are gone. Nothing happens if it has ended already or there is no such container."""
 
     async def exec(self, container_id: str, command: Command, stdio: Stdio) -> Execution:
-        """Run one more program in it. With ``command.pty`` the ``stdio`` is not used. NotFoundError if it does not run."""
+        """Run one more program in it; with ``command.pty`` the ``stdio`` is not used. NotFoundError if it is not
+        running, InvalidError when there is no such program."""
 
     async def delete(self, container_id: str) -> None:
         """Kill what still runs and leave no process, cgroup or state. Idempotent. A pending `wait` gets its `Exit`."""
