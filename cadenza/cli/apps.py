@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from cadenza.cli import show
@@ -44,7 +46,7 @@ def list_apps(json_output: bool, limit: int, env: str | None) -> None:
 @click.option("--show-container-id", is_flag=True, help="Begin each line with its container's id.")
 @click.option("-e", "--env", default=None, help="Environment.")
 @log_options
-def logs(app_identifier: str, function: str, function_call: str, container: str, env: str | None, **rest: object) -> None:
+def logs(app_identifier: str, function: str, function_call: str, container: str, env: str | None, **rest: Any) -> None:
     ask("app.get", methods.AppRef(app_identifier))
     print_logs(app=app_identifier, function=function, call=function_call, container=container, **rest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -49,8 +50,8 @@ def list_containers(app_id: str, timings: bool, json_output: bool, env: str | No
 @click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
 @click.option("--all", "everything", is_flag=True, help="All that is kept.")
 @log_options
-def logs(container_id: str, **rest: object) -> None:
-    print_logs(container=container_id, **rest)  # type: ignore[arg-type]
+def logs(container_id: str, **rest: Any) -> None:
+    print_logs(container=container_id, **rest)
 
 
 @container.command(help="End a running container. Its inputs run again elsewhere.")
