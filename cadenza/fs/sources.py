@@ -1,0 +1,183 @@
+"""Which mirrors a base root filesystem comes from: the host's own apt sources, read and turned to another suite. Pure.
+
+No mirror is named here: what the host's administrator chose for the host is what images use too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable, Optional
+
+from cadenza.base.errors import InvalidError
+
+SUITES: dict[str, dict[str, str]] = {
+    "debian": {"3.9": "bullseye", "3.11": "bookworm", "3.13": "trixie"},
+    "ubuntu": {"3.10": "jammy", "3.12": "noble"},
+}
+"""Distribution to Python minor to the suite whose own python3 it is."""
+
+NEWEST_PLAIN = {"debian": "bookworm", "ubuntu": "noble"}
+"""The suite under a Python that no suite has."""
+
+OTHER_SUITES = {
+    "debian": ("buster", "forky", "sid", "stable", "oldstable", "testing", "unstable"),
+    "ubuntu": ("focal", "plucky", "questing", "resolute", "devel"),
+}
+COMPONENTS = {"debian": ("main",), "ubuntu": ("main", "universe")}
+KEYRINGS = {
+    "debian": "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "ubuntu": "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
+}
+"""Where the distribution's own package puts its keys, on the host as in the image."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of apt's sources. ``signed_by``: paths of keyrings, or the key itself in ASCII armour, or empty."""
+
+    uris: tuple[str, ...]
+    suites: tuple[str, ...]
+    components: tuple[str, ...] = ()
+    signed_by: str = ""
+    trusted: bool = False
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Where one distribution comes from: the archive's URIs, those of its security updates, and the keys."""
+
+    distribution: str
+    archive: tuple[str, ...]
+    security: tuple[str, ...] = ()
+    signed_by: str = ""
+    trusted: bool = False
+
+    def sources(self, suite: str, signed_by: Optional[str] = None) -> tuple[Source, ...]:
+        """The sources of one suite, its updates included. ``signed_by`` replaces the host's path of the keys."""
+        keys = self.signed_by if signed_by is None else signed_by
+        parts = COMPONENTS[self.distribution]
+        found = [Source(self.archive, (suite, suite + "-updates"), parts, keys, self.trusted)]
+        if self.security:
+            found.append(Source(self.security, (suite + "-security",), parts, keys, self.trusted))
+        return tuple(found)
+
+
+def _stanza(fields: dict[str, str]) -> Optional[Source]:
+    types = fields.get("types", "").split()
+    if "deb" not in types or fields.get("enabled", "yes").strip().lower() in ("no", "false", "0"):
+        return None
+    return Source(
+        tuple(fields.get("uris", "").split()),
+        tuple(fields.get("suites", "").split()),
+        tuple(fields.get("components", "").split()),
+        fields.get("signed-by", "").strip(),
+        fields.get("trusted", "").strip().lower() in ("yes", "true", "1"),
+    )
+
+
+def parse_deb822(text: str) -> list[Source]:
+    """The binary sources of a ``.sources`` file (RFC 822 stanzas). Source: sources.list(5)."""
+    found: list[Source] = []
+    fields: dict[str, str] = {}
+    last = ""
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("#"):
+            continue
+        if not line.strip():
+            one = _stanza(fields) if fields else None
+            if one:
+                found.append(one)
+            fields, last = {}, ""
+        elif line[0] in " \t" and last:
+            # A lone dot stands for an empty line, as in an armoured key.
+            fields[last] += "\n" + ("" if line.strip() == "." else line.strip())
+        elif ":" in line:
+            name, _, value = line.partition(":")
+            last = name.strip().lower()
+            fields[last] = value.strip()
+    return found
+
+
+def parse_one_line(text: str) -> list[Source]:
+    """The binary sources of a ``.list`` file: ``deb [option=value ...] uri suite component...``. Source: sources.list(5)."""
+    found = []
+    for line in text.splitlines():
+        words = line.split("#", 1)[0].strip()
+        if not words.startswith("deb ") and not words.startswith("deb\t"):
+            continue
+        rest = words[3:].strip()
+        options: dict[str, str] = {}
+        if rest.startswith("["):
+            inside, _, rest = rest[1:].partition("]")
+            options = dict(one.partition("=")[::2] for one in inside.split())
+        parts = rest.split()
+        if len(parts) >= 2:
+            found.append(
+                Source(
+                    (parts[0],),
+                    (parts[1],),
+                    tuple(parts[2:]),
+                    options.get("signed-by", "").replace(",", " "),
+                    options.get("trusted", "").lower() in ("yes", "true", "1"),
+                )
+            )
+    return found
+
+
+def _distribution(suite: str) -> str:
+    stem = suite.split("/")[0]
+    for ending in ("-updates", "-security", "-backports", "-proposed-updates", "-proposed"):
+        stem = stem.removesuffix(ending)
+    for name, suites in SUITES.items():
+        if stem in suites.values() or stem in OTHER_SUITES[name]:
+            return name
+    return ""
+
+
+def mirror_of(sources: Iterable[Source]) -> Mirror:
+    """The host's mirror. InvalidError when it has no source of a Debian or Ubuntu that is reached over the network."""
+    archive: list[str] = []
+    security: list[str] = []
+    signed_by, trusted, distribution = "", False, ""
+    for one in sources:
+        uris = [uri for uri in one.uris if uri.partition(":")[0] in ("http", "https", "ftp", "tor+http", "mirror+http")]
+        for suite in one.suites:
+            name = _distribution(suite)
+            if not name or not uris or (distribution and name != distribution):
+                continue
+            if suite.endswith("-security") or suite.endswith("/updates"):
+                security += [uri for uri in uris if uri not in security]
+            elif "-" not in suite and "main" in (one.components or ("main",)):
+                archive += [uri for uri in uris if uri not in archive]
+                distribution = name
+                signed_by = signed_by or one.signed_by
+                trusted = trusted or one.trusted
+    if not archive:
+        raise InvalidError(
+            "this machine's apt has no source of Debian or Ubuntu packages, from which images are made: add the "
+            "distribution's archive to /etc/apt/sources.list.d and try again"
+        )
+    return Mirror(distribution, tuple(archive), tuple(security), signed_by, trusted)
+
+
+def suite_for(distribution: str, python: str) -> str:
+    """The suite whose own python3 is this minor ("3.11"); empty when there is none."""
+    return SUITES[distribution].get(python, "")
+
+
+def deb822(sources: Iterable[Source]) -> str:
+    """The sources as a ``.sources`` file."""
+    stanzas = []
+    for one in sources:
+        lines = ["Types: deb", "URIs: " + " ".join(one.uris), "Suites: " + " ".join(one.suites)]
+        lines.append("Components: " + " ".join(one.components))
+        if one.trusted:
+            lines.append("Trusted: yes")
+        if one.signed_by:
+            key = one.signed_by.split("\n")
+            if len(key) > 1:
+                lines += ["Signed-By:"] + [" " + (part or ".") for part in key if part or key.index(part) > 0]
+            else:
+                lines.append("Signed-By: " + key[0])
+        stanzas.append("\n".join(lines) + "\n")
+    return "\n".join(stanzas)
