@@ -253,7 +253,12 @@ class Cgroup:
     def remove(self) -> bool:
         """Remove the directories, deepest first; False if one is still busy. Nothing happens if there is none."""
         clean = True
-        for path in self._paths():
+        paths = self._paths()
+        if self.hierarchy.controllers:
+            # runc joins every controller there is.
+            root = os.path.dirname(next(iter(self.hierarchy.controllers.values())))
+            paths = [os.path.join(root, entry, self.name) for entry in os.listdir(root)]
+        for path in paths:
             for folder, _, _ in os.walk(path, topdown=False):
                 try:
                     os.rmdir(folder)

@@ -4,7 +4,7 @@ One thread spawns (posix_spawn: no copy of the agent's memory, however large). W
 moment of each start, its own copy of the machine's mount namespace, in which are put right the two things that OCI
 programs cannot live with:
 
-- crun refuses a hybrid cgroup tree until the v2 mount that holds no controllers is unmounted;
+- crun refuses a hybrid cgroup tree until the v2 mount beside the v1 hierarchies is unmounted;
 - `runsc --network=sandbox` fails on recent kernels until /proc/sys/net is hidden.
 
 The copy is made anew for each start, so that it has the mounts of this moment, and is let go right after, so that it
@@ -25,7 +25,7 @@ import queue
 import signal
 import threading
 from dataclasses import dataclass, field
-from typing import Callable, Optional, Sequence
+from typing import Callable, ClassVar, Optional, Sequence
 
 from cadenza.runtime.driver import Exit, RuntimeFault, Stdio
 
@@ -52,14 +52,10 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def empty_unified_mount() -> Optional[str]:
-    """Path of a cgroup v2 mount that has no controllers beside v1 hierarchies (hybrid), or None."""
+def unified_beside_v1() -> Optional[str]:
+    """Path of the cgroup v2 mount of a hybrid tree, or None."""
     path = os.path.join(CGROUP_ROOT, "unified")
-    try:
-        with open(os.path.join(path, "cgroup.controllers")) as file:
-            return path if not file.read().strip() else None
-    except OSError:
-        return None
+    return path if os.path.exists(os.path.join(path, "cgroup.controllers")) else None
 
 
 def exit_of(status: int) -> Exit:
@@ -71,6 +67,9 @@ def exit_of(status: int) -> Exit:
 class Child:
     """A process that is watched until it ends: a child, or one that an earlier agent started."""
 
+    watched: ClassVar[set[int]] = set()
+    """Pids whose exit status somebody waits for here."""
+
     def __init__(self, pid: int) -> None:
         """ProcessLookupError when there is no such process. Call with a running event loop."""
         self.pid = pid
@@ -81,6 +80,7 @@ class Child:
         self.at_end: Optional[Callable[[Exit], None]] = None
         """Called once, with the end, before those who wait go on."""
         loop.add_reader(self.pidfd, self._readable)
+        Child.watched.add(pid)
 
     @classmethod
     def gone(cls) -> Child:
@@ -94,6 +94,7 @@ class Child:
 
     def _readable(self) -> None:
         self._loop.remove_reader(self.pidfd)
+        Child.watched.discard(self.pid)
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             # 0: a thread of the group still runs; cannot be, the pidfd is ready when the whole group is dead.
@@ -137,6 +138,7 @@ class Child:
     def forget(self) -> None:
         """Stop watching. Whoever waits gets code -1."""
         if self.pidfd >= 0:
+            Child.watched.discard(self.pid)
             self._loop.remove_reader(self.pidfd)
             os.close(self.pidfd)
             self.pidfd = -1
@@ -193,7 +195,7 @@ class Launcher:
 
     def _private_mounts(self, program: Program) -> bool:
         """Enter a private copy of the mounts, put right; False if this start needs none. OSError."""
-        unified = empty_unified_mount() if self._is_root else None
+        unified = unified_beside_v1() if self._is_root else None
         if not self._is_root or (unified is None and not program.hide_net):
             return False
         _call(_libc.unshare(CLONE_NEWNS), "unshare")
@@ -281,3 +283,24 @@ def reap(pids: Sequence[int]) -> None:
             os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             pass
+
+
+def dead_children(name: str) -> list[int]:
+    """Zombie children of this process whose program is called ``name`` and that nobody waits for."""
+    found = []
+    me = str(os.getpid())
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        # pid (name) state ppid ...; the list /proc/self/task/*/children is not in every kernel.
+        _, _, rest = _read(f"/proc/{pid}/stat").partition(" (")
+        comm, _, fields = rest.rpartition(") ")
+        if comm == name and fields.split()[:2] == ["Z", me] and int(pid) not in Child.watched:
+            found.append(int(pid))
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -32,12 +33,13 @@ from cadenza.runtime.driver import (
     Stats,
     Stdio,
 )
-from cadenza.runtime.launcher import Child, Launcher, Program, reap
-from cadenza.runtime.spec import DEFAULT_PATH, check_command, exec_process, oci_spec
+from cadenza.runtime.launcher import Child, Launcher, Program, dead_children, reap
+from cadenza.runtime.spec import DEFAULT_PATH, OPEN_FILES, check_command, exec_process, oci_spec
 
 CGROUP_PARENT = "cadenza"
 START_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 20.0
+SWEEP_AFTER_S = 0.2
 LOG_TAIL_BYTES = 16 * 1024
 
 # What the programs say when it is the user's program that cannot be run. crun, runc, runsc.
@@ -125,8 +127,6 @@ class _Container:
         self.killed = False
         self.fault = ""
         self.execs = 0
-        self.helpers: list[int] = []
-        """Children of ours besides the first process, to be reaped."""
 
     def at_end(self, end: Exit) -> None:
         """While the cgroup still stands, learn why."""
@@ -174,6 +174,8 @@ class OciDriver:
         self._launcher = launcher
         self._hierarchy = hierarchy
         self._containers: dict[str, _Container] = {}
+        self._starting = 0
+        self._sweep: Optional[asyncio.TimerHandle] = None
         self._env = {"PATH": DEFAULT_PATH, "LANG": "C"}
         self._ids = None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
         os.makedirs(self._state_dir, mode=0o700, exist_ok=True)
@@ -188,6 +190,7 @@ class OciDriver:
             machine=platform.machine(),
             cgroup=f"/{CGROUP_PARENT}/{config.container_id}" if self.name == "runc" else None,
             rootless_ids=self._ids,
+            open_files=min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
         container = self._add(config.container_id, bundle)
         try:
@@ -205,11 +208,13 @@ class OciDriver:
                 config.container_id,
             ]
             async with self._launcher.gate:
-                await self._run(container, argv, stdio, START_LIMIT_S, hide_net=self._dialect.is_runsc)
-            child = Child(_pid_in(os.path.join(container.folder, "pid")))
+                self._starting += 1
+                try:
+                    await self._run(container, argv, stdio, START_LIMIT_S, hide_net="--network=sandbox" in argv)
+                    child = Child(_pid_in(os.path.join(container.folder, "pid")))
+                finally:
+                    self._starting -= 1
             self._follow(container, child)
-            if self._dialect.is_runsc:
-                container.helpers = [pid for pid in container.cgroup.pids() if pid != child.pid]
             return child.pid
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._erase(container)))
@@ -368,13 +373,21 @@ class OciDriver:
         container.killed = True
         if container.child is not None:
             container.child.signal(signal.SIGKILL)
-        for pid in container.helpers:
-            if self._hierarchy.kind == "none":
-                _kill(pid)
         seen = await container.cgroup.kill()
         if container.child is not None:
             await container.child.wait()
-        reap([pid for pid in (*seen, *container.helpers) if container.child is None or pid != container.child.pid])
+        reap([pid for pid in seen if pid not in Child.watched])
+        if self._dialect.is_runsc and self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_helpers)
+
+    def _sweep_helpers(self) -> None:
+        """Collect what gVisor forks on the side: it ends up as ours, under the name that /proc/self/exe gives."""
+        self._sweep = None
+        if self._starting:
+            # A first process that is not watched yet looks the same.
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_helpers)
+        else:
+            reap(dead_children("exe"))
 
     async def _erase(self, container: _Container) -> None:
         await self._kill(container)
@@ -436,11 +449,4 @@ def _unlink(path: str) -> None:
     try:
         os.unlink(path)
     except FileNotFoundError:
-        pass
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
         pass

@@ -20,6 +20,7 @@ from cadenza.runtime.seccomp import profile
 ID_COUNT = 65536
 """Size of a user namespace's range of ids."""
 OPEN_FILES = 1_048_576
+"""Most open files of a process, if this process may have as many."""
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -134,7 +135,9 @@ def _capabilities(config: ContainerConfig, strong: bool) -> dict[str, list[str]]
     return {"bounding": full, "effective": full, "permitted": full, "inheritable": [], "ambient": []}
 
 
-def process(command: Command, capabilities: dict[str, list[str]], no_new_privileges: bool = True) -> dict[str, Any]:
+def process(
+    command: Command, capabilities: dict[str, list[str]], no_new_privileges: bool, open_files: int
+) -> dict[str, Any]:
     """OCI's ``process`` object, for a container's first program and for those that exec adds."""
     env = dict(command.env)
     env.setdefault("PATH", DEFAULT_PATH)
@@ -145,14 +148,14 @@ def process(command: Command, capabilities: dict[str, list[str]], no_new_privile
         "env": [f"{name}={value}" for name, value in env.items()],
         "cwd": command.cwd,
         "capabilities": capabilities,
-        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": OPEN_FILES, "soft": OPEN_FILES}],
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": open_files, "soft": open_files}],
         "noNewPrivileges": no_new_privileges,
     }
 
 
 def exec_process(first: dict[str, Any], command: Command) -> dict[str, Any]:
     """The ``process`` for one more program, beside ``first``: no more rights than that has."""
-    return process(command, first["capabilities"], first["noNewPrivileges"])
+    return process(command, first["capabilities"], first["noNewPrivileges"], first["rlimits"][0]["hard"])
 
 
 def oci_spec(
@@ -162,6 +165,7 @@ def oci_spec(
     machine: str = "x86_64",
     cgroup: Optional[str] = None,
     rootless_ids: Optional[tuple[int, int]] = None,
+    open_files: int = OPEN_FILES,
 ) -> dict[str, Any]:
     """The whole ``config.json``.
 
@@ -198,7 +202,7 @@ def oci_spec(
         linux["sysctl"] = sysctls
     return {
         "ociVersion": "1.0.2",
-        "process": process(command, _capabilities(config, strong), not config.privileged_build),
+        "process": process(command, _capabilities(config, strong), not config.privileged_build, open_files),
         "root": {"path": config.rootfs, "readonly": config.read_only_root},
         "hostname": config.hostname,
         "mounts": [*_kernel_mounts(config, strong), *(_mount(mount) for mount in config.mounts)],
