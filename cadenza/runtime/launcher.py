@@ -212,7 +212,9 @@ class Launcher:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
         path, argv = program.path, list(program.argv)
         if program.join:
-            path, argv = "/bin/sh", ["sh", "-c", JOIN_SCRIPT, "sh", *program.join, "--", path, *argv[1:]]
+            # Through our own root: in the private mounts a hierarchy may be missing.
+            join = [f"/proc/{os.getpid()}/root{file}" for file in program.join]
+            path, argv = "/bin/sh", ["sh", "-c", JOIN_SCRIPT, "sh", *join, "--", path, *argv[1:]]
         private = False
         try:
             private = self._private_mounts(program)
