@@ -33,7 +33,7 @@ from cadenza.runtime.driver import (
     Stats,
     Stdio,
 )
-from cadenza.runtime.launcher import Child, Launcher, Program, dead_children, reap
+from cadenza.runtime.launcher import Child, Launcher, Program, dead_children, reap, reap_group
 from cadenza.runtime.spec import DEFAULT_PATH, OPEN_FILES, check_command, exec_process, oci_spec
 
 CGROUP_PARENT = "cadenza"
@@ -127,6 +127,8 @@ class _Container:
         self.killed = False
         self.fault = ""
         self.execs = 0
+        self.groups: list[int] = []
+        """Process groups of the runtime programs that were run for it."""
 
     def at_end(self, end: Exit) -> None:
         """While the cgroup still stands, learn why."""
@@ -352,7 +354,7 @@ class OciDriver:
             join=container.cgroup.procs_files(),
             hide_net=hide_net,
         )
-        end = await self._launcher.run(program, limit_s)
+        end = await self._launcher.run(program, limit_s, container.groups)
         if end.code != 0:
             text = _tail(log)
             message = last_error(text) or f"{self.name} ended with code {end.code} and said nothing"
@@ -377,6 +379,8 @@ class OciDriver:
         if container.child is not None:
             await container.child.wait()
         reap([pid for pid in seen if pid not in Child.watched])
+        for group in container.groups:
+            reap_group(group)
         if self._dialect.is_runsc and self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_helpers)
 
