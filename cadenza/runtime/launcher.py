@@ -259,14 +259,9 @@ class Launcher:
             raise RuntimeFault(f"cannot start {program.path}: {error.strerror}", str(error)) from None
         return Child(pid)
 
-    async def run(self, program: Program, limit_s: float, groups: Optional[list[int]] = None) -> Exit:
-        """Start a program and wait for its end; killed after ``limit_s``, which is a RuntimeFault.
-
-        The process group it led is appended to ``groups``, for `reap_group` to collect what it left in it.
-        """
+    async def run(self, program: Program, limit_s: float) -> Exit:
+        """Start a program and wait for its end; killed after ``limit_s``, which is a RuntimeFault."""
         child = await self.spawn(program)
-        if groups is not None:
-            groups.append(child.pid)
         try:
             return await asyncio.wait_for(child.wait(), limit_s)
         except (asyncio.TimeoutError, asyncio.CancelledError) as error:
@@ -290,15 +285,6 @@ def reap(pids: Sequence[int]) -> None:
             os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             pass
-
-
-def reap_group(group: int) -> None:
-    """Collect the dead children of ours in a process group: crun forks twice, and its middle process becomes ours."""
-    try:
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
 
 
 def dead_children(name: str) -> list[int]:

@@ -33,7 +33,7 @@ from cadenza.runtime.driver import (
     Stats,
     Stdio,
 )
-from cadenza.runtime.launcher import Child, Launcher, Program, dead_children, reap, reap_group
+from cadenza.runtime.launcher import Child, Launcher, Program, dead_children, reap
 from cadenza.runtime.spec import DEFAULT_PATH, OPEN_FILES, check_command, exec_process, oci_spec
 
 CGROUP_PARENT = "cadenza"
@@ -65,6 +65,9 @@ class Dialect:
     flags: tuple[str, ...] = ()
     """Before the subcommand."""
 
+    leaves: str = ""
+    """Process name of the children that it leaves to a subreaper: crun forks twice, gVisor runs /proc/self/exe."""
+
     @property
     def is_runsc(self) -> bool:
         return os.path.basename(self.path) == "runsc"
@@ -84,7 +87,7 @@ class Dialect:
 
 
 def crun(path: str) -> Dialect:
-    return Dialect("crun", path)
+    return Dialect("crun", path, leaves="crun")
 
 
 def runc(path: str) -> Dialect:
@@ -93,7 +96,7 @@ def runc(path: str) -> Dialect:
 
 def runsc(path: str, gvisor_platform: str) -> Dialect:
     """``gvisor_platform``: systrap, ptrace or kvm, as the probe found."""
-    return Dialect("runsc", path, strong=True, flags=(f"--platform={gvisor_platform}", "--overlay2=none"))
+    return Dialect("runsc", path, strong=True, flags=(f"--platform={gvisor_platform}", "--overlay2=none"), leaves="exe")
 
 
 def last_error(log: str) -> str:
@@ -127,8 +130,6 @@ class _Container:
         self.killed = False
         self.fault = ""
         self.execs = 0
-        self.groups: list[int] = []
-        """Process groups of the runtime programs that were run for it."""
 
     def at_end(self, end: Exit) -> None:
         """While the cgroup still stands, learn why."""
@@ -354,7 +355,7 @@ class OciDriver:
             join=container.cgroup.procs_files(),
             hide_net=hide_net,
         )
-        end = await self._launcher.run(program, limit_s, container.groups)
+        end = await self._launcher.run(program, limit_s)
         if end.code != 0:
             text = _tail(log)
             message = last_error(text) or f"{self.name} ended with code {end.code} and said nothing"
@@ -379,19 +380,17 @@ class OciDriver:
         if container.child is not None:
             await container.child.wait()
         reap([pid for pid in seen if pid not in Child.watched])
-        for group in container.groups:
-            reap_group(group)
-        if self._dialect.is_runsc and self._sweep is None:
+        if self._dialect.leaves and self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_helpers)
 
     def _sweep_helpers(self) -> None:
-        """Collect what gVisor forks on the side: it ends up as ours, under the name that /proc/self/exe gives."""
+        """Collect what the program forks on the side and leaves to us."""
         self._sweep = None
         if self._starting:
             # A first process that is not watched yet looks the same.
             self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_helpers)
         else:
-            reap(dead_children("exe"))
+            reap(dead_children(self._dialect.leaves))
 
     async def _erase(self, container: _Container) -> None:
         await self._kill(container)
