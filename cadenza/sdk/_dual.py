@@ -27,9 +27,9 @@ from typing import (
     Coroutine,
     Generator,
     Generic,
+    Iterable,
     Iterator,
     Optional,
-    Sequence,
     TypeVar,
     cast,
 )
@@ -344,7 +344,7 @@ class class_method_at_once(Generic[P, R]):
 class Items(Generic[T]):
     """What a blocking generator method returns: lazy, an iterator, warns when it is dropped without being iterated."""
 
-    def __init__(self, batches: AsyncIterator[Sequence[T]], name: str, forbid_in_loop: bool) -> None:
+    def __init__(self, batches: AsyncIterator[Iterable[T]], name: str, forbid_in_loop: bool) -> None:
         self._batches = batches
         self._name = name
         self._forbid = forbid_in_loop
@@ -401,7 +401,7 @@ class Items(Generic[T]):
 _END: Any = object()
 
 
-async def _next(batches: AsyncIterator[Sequence[T]]) -> Any:
+async def _next(batches: AsyncIterator[Iterable[T]]) -> Any:
     try:
         return await batches.__anext__()
     except StopAsyncIteration:
@@ -425,7 +425,7 @@ def _drop(batches: AsyncIterator[Any]) -> None:
         pass  # the loop is closed: the process ends
 
 
-def _iterate(batches: AsyncIterator[Sequence[T]]) -> Generator[T, None, None]:
+def _iterate(batches: AsyncIterator[Iterable[T]]) -> Generator[T, None, None]:
     ended = False
     try:
         while True:
@@ -442,7 +442,7 @@ def _iterate(batches: AsyncIterator[Sequence[T]]) -> Generator[T, None, None]:
 class AsyncItems(Generic[T]):
     """What ``.aio`` of a generator method returns: an async generator for any event loop."""
 
-    def __init__(self, batches: AsyncIterator[Sequence[T]], name: str) -> None:
+    def __init__(self, batches: AsyncIterator[Iterable[T]], name: str) -> None:
         self._batches = batches
         self._name = name
         self._inner: Optional[AsyncGenerator[T, None]] = None
@@ -472,7 +472,7 @@ class AsyncItems(Generic[T]):
             )
 
 
-async def _aiterate(batches: AsyncIterator[Sequence[T]]) -> AsyncGenerator[T, None]:
+async def _aiterate(batches: AsyncIterator[Iterable[T]]) -> AsyncGenerator[T, None]:
     ended = False
     try:
         while True:
@@ -492,7 +492,7 @@ class BothGenerator(Generic[P, T]):
 
     __slots__ = ("__wrapped__", "_first", "_forbid")
 
-    def __init__(self, function: Callable[..., AsyncIterator[Sequence[T]]], first: Any, forbid: bool) -> None:
+    def __init__(self, function: Callable[..., AsyncIterator[Iterable[T]]], first: Any, forbid: bool) -> None:
         self.__wrapped__ = function
         self._first = first
         self._forbid = forbid
@@ -512,12 +512,13 @@ def _name_of(function: Any) -> str:
 class generator(Generic[P, T]):
     """An async generator of *batches* in both forms; the user sees items one by one, and pays a hop for each batch.
 
-    The decorated function gives an async iterator of sequences (or of `later` s that make them).
+    The decorated function gives an async iterator of iterables, or of `later` s that make them; they are iterated over
+    in the consumer's thread.
     """
 
     _forbid_in_loop = False
 
-    def __init__(self, function: Callable[Concatenate[Any, P], AsyncIterator[Sequence[T]]]) -> None:
+    def __init__(self, function: Callable[Concatenate[Any, P], AsyncIterator[Iterable[T]]]) -> None:
         self.__wrapped__ = function
         self.__doc__ = function.__doc__
 

@@ -107,9 +107,14 @@ class Stream:
     def cancel(self) -> None:
         """Nobody wants it any more; what the server still says of it is dropped. Safe at any time."""
         if not self.over:
+            self.fail(ServiceError("the stream was cancelled"))
+
+    def fail(self, error: BaseException) -> None:
+        """As `cancel`, and `receive` raises ``error``."""
+        if not self.over:
             self._connection.forget(self._number)
             self._connection.post({"t": "cancel", "id": self._number})
-            self._fail(ServiceError("the stream was cancelled"))
+            self._fail(error)
 
     # Called by the connection.
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Generic,
-    Optional,
-    Sequence,
-    TypeVar,
-    cast,
-)
+from functools import partial
+from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Coroutine, Generic, Iterable, Optional, TypeVar, cast
 
-from cadenza.base.errors import ExecutionError, InvalidError
-from cadenza.sdk import _dual
-from cadenza.sdk.handle import Object
+from cadenza.base.errors import DeprecationError, ExecutionError, InvalidError, ServiceError
+from cadenza.protocol.calls import SUCCESS
+from cadenza.runner import context
+from cadenza.sdk import _dual, mapping, result
+from cadenza.sdk.call import FunctionCall
+from cadenza.sdk.handle import Object, travels
 
 if TYPE_CHECKING or sys.version_info >= (3, 10):
     from typing import ParamSpec
@@ -33,6 +27,7 @@ O = TypeVar("O")  # noqa: E741
 """What the user's own callable returns: for ``async def`` the coroutine."""
 
 if TYPE_CHECKING:
+    from cadenza.protocol.methods import FunctionInfo
     from cadenza.protocol.objects import FunctionSpec
     from cadenza.sdk.client import Client
 
@@ -54,12 +49,34 @@ class Definition:
     is_web: bool = False
 
 
-class Function(Object, Generic[P, R, O]):
-    """A function that runs in containers. Made by ``@app.function``, `from_name` or `from_id`; it cannot be called
-    itself: ``f.remote(...)`` runs it in a container, ``f.local(...)`` in this process."""
+@dataclass(frozen=True)
+class FunctionCurrentStats:
+    """What is under way now. ``input_headroom``: how many more inputs the present containers could run at once."""
 
-    _app: Any
-    _definition: Optional[Definition]
+    backlog: int
+    num_total_runners: int
+    num_running_inputs: int = 0
+    input_headroom: int = 0
+
+
+@travels
+class Function(Object, Generic[P, R, O]):
+    """A function that runs in containers. Made by ``@app.function``, `from_name` or `from_id`.
+
+    It cannot be called itself: ``f.remote(...)`` runs it in a container, ``f.local(...)`` in this process.
+    """
+
+    _app: Any = None
+    _definition: Optional[Definition] = None
+    _source: tuple[str, ...] = ()
+    """How to find it: (app, name, environment), or (id,)."""
+    _name: str = ""
+    _is_generator: Optional[bool] = None
+    """None: not known before it is hydrated."""
+    _web_url: Optional[str] = None
+    _information: Optional[FunctionInfo] = None
+
+    # --- making one ---
 
     @classmethod
     def _from_definition(cls, app: Any, definition: Definition) -> Function[Any, Any, Any]:
@@ -68,4 +85,346 @@ class Function(Object, Generic[P, R, O]):
         function._init_handle()
         function._app = app
         function._definition = definition
+        function._name = definition.name
+        function._is_generator = definition.is_generator
         return function
+
+    @classmethod
+    def from_name(
+        cls,
+        app_name: str,
+        name: str,
+        *,
+        version: Optional[int] = None,
+        environment_name: Optional[str] = None,
+        client: Optional[Client] = None,
+    ) -> Function[Any, Any, Any]:
+        """A function of a deployed app. No I/O: NotFoundError comes at the first use.
+
+        InvalidError for ``"Class.method"``: look the class up instead.
+        """
+        if "." in name:
+            kind, _, method = name.partition(".")
+            raise InvalidError(
+                f"Function.from_name cannot look up the method {name!r}: use "
+                f"Cls.from_name({app_name!r}, {kind!r}) and call its instance's .{method}"
+            )
+        function: Function[Any, Any, Any] = cls.__new__(cls)
+        function._init_handle(client=client)
+        function._source = (app_name, name, environment_name or "")
+        function._name = name
+        return function
+
+    @classmethod
+    def from_id(cls, function_id: str, *, client: Optional[Client] = None) -> Function[Any, Any, Any]:
+        """The function with this id (``fu-...``). No I/O: NotFoundError comes at the first use."""
+        function: Function[Any, Any, Any] = cls.__new__(cls)
+        function._init_handle(function_id, client)
+        function._source = (function_id,)
+        return function
+
+    # --- what it is ---
+
+    @property
+    def app(self) -> Any:
+        """The app that defines it. ExecutionError for a handle that was looked up."""
+        if self._app is None:
+            raise ExecutionError(f"{self!r} was looked up, so it does not know its App object")
+        return self._app
+
+    @property
+    def __cadenza_raw__(self) -> Callable[..., Any]:
+        """The user's own callable. ExecutionError on a handle without one."""
+        return self._defined().raw
+
+    def _defined(self) -> Definition:
+        if self._definition is None:
+            raise ExecutionError(
+                f"{self!r} was looked up and its definition is not in this program, so it cannot run here: "
+                f"use .remote(...) to run it in a container"
+            )
+        return self._definition
+
+    def __repr__(self) -> str:
+        if len(self._source) == 3:
+            return f"Function.from_name({self._source[0]!r}, {self._source[1]!r})"
+        if self._source:
+            return f"Function.from_id({self._source[0]!r})"
+        return f"<Function {self._name or self._object_id}>"
+
+    # --- hydration ---
+
+    def _unhydrated_hint(self) -> str:
+        if self._source:
+            return "it has not been hydrated; call .hydrate() first"
+        return (
+            "it has not been hydrated with what it needs to run on the server, because the App it is defined on is not "
+            "running. Put the call inside `with app.run():` or a local entrypoint, or use .local(...)"
+        )
+
+    def _hydrate_here(self) -> None:
+        if self._hydrated or self._definition is None:
+            return
+        container = context.current()
+        if container is not None:
+            function_id = container.layout.get(self._definition.name)
+            if function_id is not None:
+                self._hydrate(function_id, None)
+
+    def _metadata(self) -> dict[str, Any]:
+        return {"name": self._name, "is_generator": bool(self._is_generator), "web_url": self._web_url}
+
+    def _take_metadata(self, metadata: dict[str, Any]) -> None:
+        self._name = metadata.get("name") or self._name
+        self._is_generator = metadata.get("is_generator", self._is_generator)
+        self._web_url = metadata.get("web_url", self._web_url)
+
+    async def _find(self, client: Client) -> None:
+        from cadenza.protocol.methods import FunctionFind, FunctionRef
+
+        if len(self._source) == 3:
+            app, name, environment = self._source
+            if not environment:
+                from cadenza.base import config
+
+                environment = config.load().environment
+            found = await client._request("function.find", FunctionFind(app, name, environment))
+        elif self._source:
+            found = await client._request("function.get", FunctionRef(self._source[0]))
+        else:
+            raise ExecutionError(f"{self!r} cannot be called: {self._unhydrated_hint()}")
+        self._information = found
+        self._hydrate(found.function_id, self._client, {"name": found.name, "is_generator": found.is_generator})
+
+    @_dual.method
+    async def hydrate(self, client: Optional[Client] = None) -> Function[P, R, O]:
+        """Ask the server for it now. NotFoundError if it is not there, ExecutionError if its app is not running."""
+        if client is not None:
+            self._client = client
+        self._hydrate_here()
+        await self._ready()
+        return self
+
+    def _check_verb(self, verb: str, wants_generator: bool = False) -> None:
+        """Whether ``verb`` fits. First: is it hydrated, or can it be (semantics.md section 3.1)."""
+        if not self._hydrated:
+            self._hydrate_here()
+            if not self._hydrated and not self._source:
+                raise ExecutionError(f"{self!r} cannot be called: {self._unhydrated_hint()}")
+        if self._web_url or (self._definition is not None and self._definition.is_web):
+            where = f" at {self._web_url}" if self._web_url else ""
+            raise InvalidError(
+                f"{self!r} is a web function and cannot be called by .{verb}(): send HTTP requests to it{where}, "
+                f"or run it here with .local()"
+            )
+        if self._is_generator is not None and self._is_generator != wants_generator:
+            if wants_generator:
+                raise InvalidError(f"{self!r} is not a generator: use .remote() instead of .{verb}()")
+            if verb == "spawn":
+                raise InvalidError(
+                    f"Cannot `spawn` a generator function. Iterate over .remote_gen() of {self!r} instead."
+                )
+            raise InvalidError(f"{self!r} is a generator: use .remote_gen() instead of .{verb}()")
+
+    async def _called(self, verb: str, wants_generator: bool = False) -> Client:
+        """The client to call by, once it is sure that ``verb`` fits."""
+        if self._hydrated:
+            client = self._client
+            if client is not None and client._is_usable():
+                return client
+            return await self._ready()
+        client = await self._ready()
+        self._check_verb(verb, wants_generator)
+        return client
+
+    # --- calling ---
+
+    @_dual.method
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Run it in a container and wait for the result, or raise the exception it raised."""
+        self._check_verb("remote")
+        return self._remote(result.Packed((args, kwargs)), context.current_input_id() or "")
+
+    async def _remote(self, packed: result.Packed, parent: str) -> R:
+        client = await self._called("remote")
+        value, payload = await result.sent(client, packed)
+        body = {"function_id": self._object_id, "value": value, "parent_input_id": parent}
+        reply, data = await client._request_raw("call.run", body, payload)
+        output = reply["output"]
+        data_of_output, _ = await result.received(client, output["value"], data, 0)
+        return cast(R, _dual.later(partial(result.value, (output, data_of_output))))
+
+    @_dual.generator
+    def remote_gen(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Iterable[Any]]:
+        """Run a generator in a container and iterate over what it yields."""
+        self._check_verb("remote_gen", wants_generator=True)
+        return self._remote_gen(result.Packed((args, kwargs)), context.current_input_id() or "")
+
+    async def _remote_gen(self, packed: result.Packed, parent: str) -> AsyncIterator[Iterable[Any]]:
+        client = await self._called("remote_gen", wants_generator=True)
+        value, payload = await result.sent(client, packed)
+        body = {"function_id": self._object_id, "value": value, "parent_input_id": parent}
+        stream = await (await client._connected()).stream("call.generate", body, payload)
+        try:
+            while True:
+                frames = await stream.receive_all()
+                if not frames:
+                    raise ServiceError("the server ended a generator's stream without its end")
+                values: list[result.Payload] = []
+                last: Optional[result.Output] = None
+                for item, data in frames:
+                    offset = 0
+                    for ref in item.get("values") or ():
+                        one, offset = await result.received(client, ref, data, offset)
+                        values.append(one)
+                    output = item.get("output")
+                    if output is not None:
+                        one, offset = await result.received(client, output["value"], data, offset)
+                        last = (output, one)
+                yield _dual.later(partial(_given, values, last))
+                if last is not None:
+                    return
+        finally:
+            stream.cancel()
+
+    def local(self, /, *args: P.args, **kwargs: P.kwargs) -> O:
+        """Run the user's own callable in this process. ExecutionError when its definition is not in this program."""
+        return cast(O, self._defined().raw(*args, **kwargs))
+
+    @_dual.method
+    def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, FunctionCall[R]]:
+        """Start it in a container and return at once; the work outlives this program. The result is kept for 7 days."""
+        self._check_verb("spawn")
+        return self._spawn(result.Packed((args, kwargs)), context.current_input_id() or "")
+
+    async def _spawn(self, packed: result.Packed, parent: str) -> FunctionCall[R]:
+        client = await self._called("spawn")
+        value, payload = await result.sent(client, packed, durable=True)
+        body = {
+            "function_id": self._object_id,
+            "inputs": [{"index": 0, "value": value}],
+            "kind": "spawn",
+            "parent_input_id": parent,
+        }
+        reply, _ = await client._request_raw("call.spawn", body, payload)
+        return FunctionCall._known(reply["call_id"], client)
+
+    # --- many inputs ---
+
+    @_dual.strict_generator
+    def map(
+        self,
+        *input_iterators: Any,
+        kwargs: dict[str, Any] = {},  # noqa: B006 - the signature of semantics.md section 3.3; never written to
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: Optional[bool] = None,
+    ) -> AsyncIterator[Iterable[R]]:
+        """Call it for each of ``zip(*input_iterators)``, in parallel; iterate over the results.
+
+        Nothing runs before the first iteration. Inputs are taken as they are needed and may be endless. With
+        ``order_outputs=False`` results come as they finish; with ``return_exceptions=True`` an exception takes its
+        input's place, otherwise the first one is raised and ends the map. ``.aio`` also takes async iterables.
+        """
+        _warn_wrapped(wrap_returned_exceptions)
+        self._check_verb("map")
+        return mapping.results(self, mapping.zipped(input_iterators, kwargs), order_outputs, return_exceptions)
+
+    @_dual.strict_generator
+    def starmap(
+        self,
+        input_iterator: Any,
+        *,
+        kwargs: dict[str, Any] = {},  # noqa: B006
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: Optional[bool] = None,
+    ) -> AsyncIterator[Iterable[R]]:
+        """As `map`, where each input is a tuple of arguments."""
+        _warn_wrapped(wrap_returned_exceptions)
+        self._check_verb("starmap")
+        return mapping.results(self, mapping.starred(input_iterator, kwargs), order_outputs, return_exceptions)
+
+    @_dual.method
+    def for_each(
+        self,
+        *input_iterators: Any,
+        kwargs: dict[str, Any] = {},  # noqa: B006
+        ignore_exceptions: bool = False,
+    ) -> Coroutine[Any, Any, None]:
+        """Call it for each of ``zip(*input_iterators)`` and wait for all; results are dropped, and are not fetched
+        apart. The first exception is raised and ends it, unless ``ignore_exceptions``."""
+        self._check_verb("for_each")
+        return mapping.for_each(self, mapping.zipped(input_iterators, kwargs), ignore_exceptions)
+
+    @_dual.method
+    def spawn_map(
+        self,
+        *input_iterators: Any,
+        kwargs: dict[str, Any] = {},  # noqa: B006
+    ) -> Coroutine[Any, Any, None]:
+        """`spawn` for each of ``zip(*input_iterators)``; returns when all are accepted."""
+        self._check_verb("spawn_map")
+        return mapping.spawn_each(self, mapping.zipped(input_iterators, kwargs))
+
+    @_dual.method
+    def experimental_spawn_map(
+        self,
+        *input_iterators: Any,
+        kwargs: dict[str, Any] = {},  # noqa: B006
+    ) -> Coroutine[Any, Any, FunctionCall[R]]:
+        """As `spawn_map`, as one call: read its results by ``get(index=i)`` and ``iter()``."""
+        self._check_verb("experimental_spawn_map")
+        return mapping.spawn_all(self, mapping.zipped(input_iterators, kwargs))
+
+    # --- what the server knows of it ---
+
+    @_dual.method
+    async def get_current_stats(self) -> FunctionCurrentStats:
+        """How many inputs wait for it, and how many containers it has."""
+        from cadenza.protocol.methods import FunctionRef
+
+        self._hydrate_here()
+        client = await self._ready()
+        found = await client._request("function.stats", FunctionRef(self.object_id))
+        return FunctionCurrentStats(
+            backlog=found.backlog,
+            num_total_runners=found.num_total_runners,
+            num_running_inputs=getattr(found, "num_running_inputs", 0),
+            input_headroom=getattr(found, "input_headroom", 0),
+        )
+
+    @_dual.method
+    async def info(self, *, refresh: bool = False) -> FunctionInfo:
+        """What the server says of it."""
+        from cadenza.protocol.methods import FunctionRef
+
+        self._hydrate_here()
+        client = await self._ready()
+        if self._information is None or refresh:
+            self._information = await client._request("function.get", FunctionRef(self.object_id))
+        return cast("FunctionInfo", self._information)
+
+    @_dual.method
+    async def get_web_url(self) -> Optional[str]:
+        """Its address, if it is a web function."""
+        self._hydrate_here()
+        await self._ready()
+        return self._web_url
+
+
+def _given(values: list[result.Payload], last: Optional[result.Output]) -> Iterable[Any]:
+    """A generator's values one after the other, and then how it ended. Runs in the consumer's thread."""
+    for one in values:
+        yield result.unpacked(one)
+    if last is not None and last[0]["status"] != SUCCESS:
+        result.raise_failure(last)
+
+
+def _warn_wrapped(value: Optional[bool]) -> None:
+    if value is not None:
+        warnings.warn(
+            "wrap_returned_exceptions does nothing any more: returned exceptions are never wrapped",
+            DeprecationError,
+            stacklevel=4,
+        )

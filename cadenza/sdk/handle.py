@@ -7,13 +7,16 @@ one that is not is an InvalidError (section 4).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from cadenza.base.errors import ExecutionError, InvalidError
+from cadenza.runner import context
 from cadenza.sdk import _dual
 
 if TYPE_CHECKING:
     from cadenza.sdk.client import Client
+
+T = TypeVar("T")
 
 
 class Object:
@@ -64,6 +67,9 @@ class Object:
         """What a copy of the handle in another process has to know besides the id. Plain JSON values."""
         return {}
 
+    def _hydrate_here(self) -> None:
+        """Hydrate if that needs no I/O: in a container, from what it was told at its start."""
+
     def _unhydrated_hint(self) -> str:
         return "it has not been hydrated; call .hydrate() first"
 
@@ -88,9 +94,7 @@ class Object:
         return None
 
     def __reduce__(self) -> Any:
-        if not self._hydrated:
-            raise InvalidError(f"{self!r} cannot be an argument or result: {self._unhydrated_hint()}")
-        return _restore, (type(self), self._object_id, self._metadata())
+        return persistent_load, (persistent_id(self),)
 
     def __copy__(self) -> Any:
         return self
@@ -99,13 +103,36 @@ class Object:
         return self
 
 
-def _restore(cls: type[Object], object_id: str, metadata: dict[str, Any]) -> Object:
-    """The handle on this side of the wire."""
+_KINDS: dict[str, type[Object]] = {}
+"""What may travel: the word for a class, and the class."""
+
+
+def travels(cls: type[T]) -> type[T]:
+    """Class decorator: handles of this class may be arguments and results."""
+    _KINDS[cls.__name__] = cls  # type: ignore[assignment]
+    return cls
+
+
+def persistent_id(thing: Any) -> Optional[tuple[str, str, dict[str, Any]]]:
+    """How a handle is written inside a pickle: (id, kind, metadata). None for what is not a handle."""
+    if not isinstance(thing, Object):
+        return None
+    thing._hydrate_here()
+    if not thing._hydrated or thing._object_id is None:
+        raise InvalidError(f"{thing!r} cannot be an argument or a result: {thing._unhydrated_hint()}")
+    return thing._object_id, type(thing).__name__, thing._metadata()
+
+
+def persistent_load(written: tuple[str, str, dict[str, Any]]) -> Object:
+    """The handle on this side, from what `persistent_id` wrote. ExecutionError for a kind from a newer version."""
+    object_id, kind, metadata = written
+    cls = _KINDS.get(kind)
+    if cls is None:
+        raise ExecutionError(f"a value holds a handle of kind {kind!r}, which this version of cadenza does not know")
     handle: Object = cls.__new__(cls)
-    restore = getattr(handle, "_init_restored", None)
-    if restore is not None:
-        restore(object_id, metadata)
-    else:
-        handle._init_handle()
+    handle._init_handle()
     handle._hydrate(object_id, None, metadata)
     return handle
+
+
+context.register_handles(persistent_id, persistent_load)

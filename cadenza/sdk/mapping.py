@@ -1,0 +1,571 @@
+"""The map family: many inputs to one function. Source: semantics.md section 3.3.
+
+Three parties. The *feeder* takes inputs from the user's iterables and packs them, in a thread of its own, or on the
+user's event loop where they are async. On the background loop the *sender* batches them into frames, as many as the
+server lets be outstanding, and the *receiver* hands on outputs in batches as they come. The user's own thread unpacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import warnings
+from collections import deque
+from functools import partial
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Optional,
+    Sequence,
+    cast,
+)
+
+from cadenza.base.errors import InvalidError, ResourceExhaustedError, ServerWarning, ServiceError
+from cadenza.protocol.calls import MAX_INPUTS_OUTSTANDING, SUCCESS
+from cadenza.runner import context
+from cadenza.sdk import _dual, result
+
+if TYPE_CHECKING:
+    from cadenza.sdk.call import FunctionCall
+    from cadenza.sdk.client import Client
+    from cadenza.sdk.connection import Stream
+    from cadenza.sdk.function import Function
+
+FRAME_INPUTS = 200
+FRAME_BYTES = 256 << 10
+"""A frame of inputs is sent at this size."""
+AHEAD_INPUTS, AHEAD_BYTES = 1000, 16 << 20
+"""How far the feeder packs ahead of the sender."""
+MAX_BACKLOG_OUTPUTS, MAX_BACKLOG_BYTES = 10_000, 256 << 20
+"""With more results than this waiting for the consumer, no more are read, or, in front of a missing one, asked for."""
+SPAWN_CHUNK_BYTES = 4 << 20
+SPAWN_MAP_AT_ONCE = 256
+SPAWN_ALL_CHUNK = 512
+THROTTLE_FIRST_S, THROTTLE_MOST_S = 0.5, 30.0
+THROTTLE_WARN_EVERY = 10
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+# --- the user's iterables ---
+
+
+class Inputs:
+    """Arguments one after the other, from the user's iterables: all of them sync, or some async."""
+
+    def __init__(self, iterables: tuple[Any, ...], kwargs: dict[str, Any], star: bool) -> None:
+        self.iterables = iterables
+        self.kwargs = kwargs
+        self.star = star
+        self.is_async = any(hasattr(one, "__aiter__") for one in iterables)
+
+    def _call(self, values: tuple[Any, ...]) -> Arguments:
+        return (tuple(values[0]) if self.star else values), self.kwargs
+
+    def __iter__(self) -> Iterator[Arguments]:
+        for values in zip(*self.iterables):
+            yield self._call(values)
+
+    async def __aiter__(self) -> AsyncIterator[Arguments]:
+        iterators = [one.__aiter__() if hasattr(one, "__aiter__") else iter(one) for one in self.iterables]
+        while True:
+            values = []
+            for one in iterators:
+                try:
+                    values.append(await one.__anext__() if hasattr(one, "__anext__") else next(one))
+                except (StopIteration, StopAsyncIteration):
+                    return
+            yield self._call(tuple(values))
+
+
+def zipped(iterables: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The inputs of ``map(*iterables)``. InvalidError when one of them is no iterable."""
+    if not iterables:
+        raise InvalidError("map needs at least one iterable of inputs")
+    return _checked(Inputs(iterables, kwargs, star=False))
+
+
+def starred(iterable: Any, kwargs: dict[str, Any]) -> Inputs:
+    """The inputs of ``starmap(iterable)``."""
+    return _checked(Inputs((iterable,), kwargs, star=True))
+
+
+def _checked(inputs: Inputs) -> Inputs:
+    for one in inputs.iterables:
+        if not hasattr(one, "__aiter__") and not hasattr(one, "__iter__") and not hasattr(one, "__getitem__"):
+            raise InvalidError(
+                f"map takes iterables of inputs, not {type(one).__name__}: wrap a single input in a list"
+            )
+    if not isinstance(inputs.kwargs, dict):
+        raise InvalidError(f"kwargs must be a dictionary, not {type(inputs.kwargs).__name__}")
+    return inputs
+
+
+class Feeder:
+    """Packs inputs ahead of demand. Made where the user calls; `start` and `take` are the background loop's."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._context = contextvars.copy_context()
+        self._user_loop: Optional[asyncio.AbstractEventLoop] = None
+        if inputs.is_async:
+            if not _dual.in_running_loop():
+                raise InvalidError("async iterables need the async form: use `async for ... in f.map.aio(...)`")
+            self._user_loop = asyncio.get_running_loop()
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._packed: deque[result.Packed] = deque()
+        self._bytes = 0
+        self._ended = False
+        self._stopped = False
+        self._error: Optional[BaseException] = None
+        self._wake: Optional[Callable[[], None]] = None
+        self._room_async: Optional[asyncio.Future[None]] = None
+
+    def start(self, wake: Callable[[], None]) -> None:
+        """Begin. ``wake()`` is called on this loop when there is something to `take` after nothing was."""
+        self._loop = asyncio.get_running_loop()
+        self._wake = wake
+        if self._user_loop is not None:
+            self._user_loop.call_soon_threadsafe(self._context.run, self._start_async)
+        else:
+            threading.Thread(
+                target=self._context.run, args=(self._feed,), name="cadenza-map-inputs", daemon=True
+            ).start()
+
+    def _start_async(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._feed_async())
+
+    def _feed(self) -> None:
+        try:
+            for arguments in self._inputs:
+                if not self._put(result.Packed(arguments)):
+                    return
+                if self._is_full():
+                    with self._room:
+                        while self._is_full() and not self._stopped:
+                            self._room.wait()
+        except BaseException as error:  # the consumer raises it
+            self._error = error
+        finally:
+            self._finish()
+
+    async def _feed_async(self) -> None:
+        try:
+            async for arguments in self._inputs:
+                if not self._put(result.Packed(arguments)):
+                    return
+                while True:
+                    with self._lock:
+                        if not self._is_full() or self._stopped:
+                            break
+                        self._room_async = asyncio.get_running_loop().create_future()
+                    await self._room_async
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._finish()
+
+    def _is_full(self) -> bool:
+        return len(self._packed) >= AHEAD_INPUTS or self._bytes >= AHEAD_BYTES
+
+    def _put(self, one: result.Packed) -> bool:
+        with self._lock:
+            if self._stopped:
+                return False
+            was_empty = not self._packed
+            self._packed.append(one)
+            self._bytes += one.size
+        if was_empty:
+            self._tell()
+        return True
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._tell()
+
+    def _tell(self) -> None:
+        loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None:
+            try:
+                loop.call_soon_threadsafe(wake)
+            except RuntimeError:
+                pass  # the loop is closed: the process ends
+
+    # The background loop's side.
+
+    def take(self, most: int, most_bytes: int) -> list[result.Packed]:
+        """Up to ``most`` packed inputs of about ``most_bytes`` together."""
+        taken: list[result.Packed] = []
+        size = 0
+        with self._lock:
+            packed = self._packed
+            while packed and len(taken) < most and size < most_bytes:
+                one = packed.popleft()
+                size += one.size
+                taken.append(one)
+            self._bytes -= size
+            self._give_room()
+        return taken
+
+    def _give_room(self) -> None:
+        self._room.notify()
+        future, self._room_async = self._room_async, None
+        if future is not None and self._user_loop is not None:
+            try:
+                self._user_loop.call_soon_threadsafe(_set, future)
+            except RuntimeError:
+                pass
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._packed)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all inputs have been taken."""
+        return self._ended and not self._packed
+
+    @property
+    def error(self) -> Optional[BaseException]:
+        """What the user's iterables, or packing, raised."""
+        return self._error
+
+    def stop(self) -> None:
+        """Take no more from the user's iterables."""
+        with self._lock:
+            self._stopped = True
+            self._packed.clear()
+            self._give_room()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class _Signal:
+    """Wakes one task of the background loop."""
+
+    def __init__(self) -> None:
+        self._future: Optional[asyncio.Future[None]] = None
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._future is not None:
+            _set(self._future)
+
+    async def wait(self) -> None:
+        if not self._is_set:
+            self._future = asyncio.get_running_loop().create_future()
+            try:
+                await self._future
+            finally:
+                self._future = None
+        self._is_set = False
+
+
+# --- map ---
+
+
+class _Map:
+    """One running map, on the background loop."""
+
+    def __init__(self, function: Function[Any, Any, Any], feeder: Feeder, parent: str, ordered: bool) -> None:
+        self._function = function
+        self._feeder = feeder
+        self._parent = parent
+        self._ordered = ordered
+        self._max_outstanding = 0
+        self._sent = 0
+        self._received = 0
+        self._ready: list[result.Output] = []
+        self._ready_bytes = 0
+        self._early: dict[int, result.Output] = {}
+        """Outputs that wait for an earlier one."""
+        self._early_bytes = 0
+        self._next = 0
+        self._failed: Optional[result.Output] = None
+        """The first failure that came before its turn."""
+        self._error: Optional[BaseException] = None
+        self._over = False
+        self._may_send = _Signal()
+        self._may_read = _Signal()
+        self._may_give = _Signal()
+
+    async def batches(self, return_exceptions: bool) -> AsyncIterator[list[result.Output]]:
+        """Outputs in batches, in order if so wished. Unless ``return_exceptions``, the first failure is the last
+        output that is given, and is given as soon as it is there."""
+        client = await self._function._called("map")
+        stream = await (await client._connected()).stream(
+            "call.map", {"function_id": self._function._object_id, "parent_input_id": self._parent}
+        )
+        tasks = [asyncio.ensure_future(self._read(stream, client)), asyncio.ensure_future(self._send(stream, client))]
+        self._feeder.start(self._may_send.set)
+        try:
+            while True:
+                while not self._ready and not self._over and (return_exceptions or self._failed is None):
+                    await self._may_give.wait()
+                batch, self._ready, self._ready_bytes = self._ready, [], 0
+                self._may_read.set()
+                if not return_exceptions:
+                    for number, one in enumerate(batch):
+                        if one[0]["status"] != SUCCESS:
+                            yield batch[: number + 1]
+                            return
+                    if self._failed is not None:
+                        yield [*batch, self._failed]
+                        return
+                if batch:
+                    yield batch
+                elif self._over:
+                    if self._error is not None:
+                        raise self._error
+                    return
+        finally:
+            self._feeder.stop()
+            for task in tasks:
+                task.cancel()
+            stream.cancel()
+
+    async def _read(self, stream: Stream, client: Client) -> None:
+        try:
+            while True:
+                frames = await stream.receive_all()
+                if not frames:
+                    break
+                for body, payload in frames:
+                    opened = body.get("opened")
+                    if opened is not None:
+                        self._max_outstanding = opened.get("max_outstanding") or MAX_INPUTS_OUTSTANDING
+                    items = body.get("outputs")
+                    if items:
+                        self._take(await result.outputs(client, items, payload))
+                self._may_send.set()
+                self._may_give.set()
+                while self._ready and self._is_full(len(self._ready), self._ready_bytes):
+                    await self._may_read.wait()
+            if self._received < self._sent or not self._feeder.ended:
+                raise ServiceError("the server ended a map before all of its outputs were there")
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._error = error
+        self._over = True
+        self._may_give.set()
+
+    def _take(self, found: list[result.Output]) -> None:
+        self._received += len(found)
+        if not self._ordered:
+            self._ready.extend(found)
+            self._ready_bytes += sum(len(one[1]) for one in found)
+            return
+        early = self._early
+        for one in found:
+            index = one[0]["index"]
+            if index == self._next:
+                self._ready.append(one)
+                self._ready_bytes += len(one[1])
+                self._next += 1
+                while early and self._next in early:
+                    one = early.pop(self._next)
+                    self._early_bytes -= len(one[1])
+                    self._ready.append(one)
+                    self._ready_bytes += len(one[1])
+                    self._next += 1
+            else:
+                early[index] = one
+                self._early_bytes += len(one[1])
+                if self._failed is None and one[0]["status"] != SUCCESS:
+                    self._failed = one
+
+    @staticmethod
+    def _is_full(outputs: int, size: int) -> bool:
+        return outputs >= MAX_BACKLOG_OUTPUTS or size >= MAX_BACKLOG_BYTES
+
+    def _room(self) -> int:
+        if self._is_full(len(self._early), self._early_bytes):
+            return 0
+        return self._max_outstanding - (self._sent - self._received)
+
+    async def _send(self, stream: Stream, client: Client) -> None:
+        feeder = self._feeder
+        try:
+            while feeder.error is None:
+                room = self._room()
+                taken = feeder.take(min(FRAME_INPUTS, room), FRAME_BYTES) if room > 0 else []
+                if taken:
+                    inputs, parts = await _written(client, taken, self._sent, durable=False)
+                    self._sent += len(taken)
+                    await stream.send({"inputs": inputs}, parts)
+                elif feeder.ended:
+                    break
+                else:
+                    await self._may_send.wait()
+            if feeder.error is not None:
+                raise feeder.error
+            await stream.send({"inputs": [], "total": self._sent})
+            stream.end()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            stream.fail(error)
+
+
+async def _written(
+    client: Client, taken: list[result.Packed], first: int, durable: bool
+) -> tuple[list[dict[str, Any]], list[result.Payload]]:
+    """Inputs as plain JSON values, numbered from ``first``, and the frame's payload."""
+    inputs: list[dict[str, Any]] = []
+    parts: list[result.Payload] = []
+    for index, packed in enumerate(taken, first):
+        value, payload = await result.sent(client, packed, durable)
+        inputs.append({"index": index, "value": value})
+        parts.extend(payload)
+    return inputs, parts
+
+
+def results(
+    function: Function[Any, Any, Any], inputs: Inputs, ordered: bool, return_exceptions: bool
+) -> AsyncIterator[Iterable[Any]]:
+    """The values of a map in batches, made in the consumer's thread. Called in the user's thread."""
+    running = _Map(function, Feeder(inputs), context.current_input_id() or "", ordered)
+    make = result.value_or_exception if return_exceptions else result.value
+
+    async def batches() -> AsyncIterator[Iterable[Any]]:
+        outputs = cast("AsyncGenerator[list[result.Output], None]", running.batches(return_exceptions))
+        try:
+            async for batch in outputs:
+                yield _dual.later(partial(map, make, batch))
+        finally:
+            await outputs.aclose()
+
+    return batches()
+
+
+def for_each(function: Function[Any, Any, Any], inputs: Inputs, ignore_exceptions: bool) -> Coroutine[Any, Any, None]:
+    """Run a map and drop its values unread. Called in the user's thread."""
+    running = _Map(function, Feeder(inputs), context.current_input_id() or "", ordered=False)
+
+    async def run() -> None:
+        outputs = cast("AsyncGenerator[list[result.Output], None]", running.batches(ignore_exceptions))
+        try:
+            async for batch in outputs:
+                if not ignore_exceptions and batch[-1][0]["status"] != SUCCESS:
+                    return cast(None, _dual.later(partial(result.raise_failure, batch[-1])))
+        finally:
+            await outputs.aclose()
+
+    return run()
+
+
+# --- spawn_map ---
+
+
+def spawn_each(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[Any, Any, None]:
+    """One call for each input. Called in the user's thread."""
+    feeder = Feeder(inputs)
+    parent = context.current_input_id() or ""
+
+    async def spawn(client: Client, packed: result.Packed) -> None:
+        values, payload = await _written(client, [packed], 0, durable=True)
+        await _throttled(client, _body(function, values, "spawn", "", parent), payload)
+
+    async def run() -> None:
+        client = await function._called("spawn_map")
+        free = asyncio.Semaphore(SPAWN_MAP_AT_ONCE)
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            async for taken in _chunks(feeder, SPAWN_MAP_AT_ONCE):
+                for packed in taken:
+                    await free.acquire()
+                    task = asyncio.ensure_future(spawn(client, packed))
+                    under_way.add(task)
+                    task.add_done_callback(lambda _: free.release())
+                for task in [one for one in under_way if one.done()]:
+                    under_way.discard(task)
+                    task.result()
+            await asyncio.gather(*under_way)
+        finally:
+            for task in under_way:
+                task.cancel()
+
+    return run()
+
+
+def spawn_all(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[Any, Any, FunctionCall[Any]]:
+    """One call with all inputs. Called in the user's thread."""
+    feeder = Feeder(inputs)
+    parent = context.current_input_id() or ""
+
+    async def run() -> FunctionCall[Any]:
+        from cadenza.sdk.call import FunctionCall
+
+        client = await function._called("experimental_spawn_map")
+        call_id, count = "", 0
+        async for taken in _chunks(feeder, SPAWN_ALL_CHUNK):
+            values, payload = await _written(client, taken, count, durable=True)
+            call_id = await _throttled(client, _body(function, values, "spawn_map", call_id, parent), payload)
+            count += len(taken)
+        if not call_id:
+            call_id = await _throttled(client, _body(function, [], "spawn_map", "", parent), ())
+        return FunctionCall._known(call_id, client)
+
+    return run()
+
+
+def _body(
+    function: Function[Any, Any, Any], inputs: list[dict[str, Any]], kind: str, call_id: str, parent: str
+) -> dict[str, Any]:
+    return {
+        "function_id": function._object_id,
+        "inputs": inputs,
+        "kind": kind,
+        "call_id": call_id,
+        "parent_input_id": parent,
+    }
+
+
+async def _chunks(feeder: Feeder, most: int) -> AsyncIterator[list[result.Packed]]:
+    """All inputs, as many at a time as are there. Raises what the user's iterables raised."""
+    signal = _Signal()
+    feeder.start(signal.set)
+    try:
+        while feeder.error is None:
+            taken = feeder.take(most, SPAWN_CHUNK_BYTES)
+            if taken:
+                yield taken
+            elif feeder.ended:
+                break
+            else:
+                await signal.wait()
+        if feeder.error is not None:
+            raise feeder.error
+    finally:
+        feeder.stop()
+
+
+async def _throttled(client: Client, body: dict[str, Any], payload: Sequence[result.Payload]) -> str:
+    """``call.spawn``, again and again while the server's queue is full. The call's id."""
+    delay_s = THROTTLE_FIRST_S
+    tries = 0
+    while True:
+        try:
+            reply, _ = await client._request_raw("call.spawn", body, payload)
+            return str(reply["call_id"])
+        except ResourceExhaustedError as error:
+            tries += 1
+            if tries % THROTTLE_WARN_EVERY == 0:
+                warnings.warn(f"spawn_map waits for room in the server's queue: {error}", ServerWarning, stacklevel=2)
+        await asyncio.sleep(delay_s)
+        delay_s = min(THROTTLE_MOST_S, delay_s * 2)

@@ -1,0 +1,110 @@
+"""Values on their way out and outputs on their way back: what a status means to the caller.
+
+Packing and making results runs in the caller's thread (see `_dual`); what is ``async`` here is I/O alone.
+Source: semantics.md sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn, Sequence, Union
+
+from cadenza.base.errors import ExecutionError, FunctionTimeoutError, InternalFailure, RemoteError
+from cadenza.protocol import calls
+from cadenza.protocol.frame import INLINE_VALUE_BYTES
+from cadenza.runner import values
+from cadenza.sdk.handle import persistent_id, persistent_load
+
+if TYPE_CHECKING:
+    from cadenza.sdk.client import Client
+
+Payload = Union[bytes, bytearray, memoryview]
+Output = tuple[dict[str, Any], Payload]
+"""An `OutputItem` as plain JSON values, and its bytes."""
+
+SHARED_BLOB_READS = 20
+"""How many blobs of one batch of outputs are fetched at once."""
+
+
+class Packed:
+    """One value as bytes: what `values.pack` made of it, and how long that is."""
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, value: Any) -> None:
+        self.parts: Sequence[Payload] = values.pack(value, persistent_id)
+        self.size = values.size_of(self.parts)
+
+
+async def sent(client: Client, packed: Packed, durable: bool = False) -> tuple[dict[str, Any], Sequence[Payload]]:
+    """The `ValueRef` of an argument as plain JSON values, and what goes into the frame's payload: nothing, if it is
+    large and was put on the lane."""
+    if packed.size <= INLINE_VALUE_BYTES:
+        return {"size": packed.size}, packed.parts
+    blob = await client._put_blob(packed.parts, durable)
+    return {"size": 0, "blob": {"blob_id": blob.blob_id, "size": blob.size}}, ()
+
+
+async def received(client: Client, ref: dict[str, Any], payload: Payload, offset: int) -> tuple[Payload, int]:
+    """The bytes that a `ValueRef` names, from ``payload`` at ``offset`` or from the lane; and the offset behind them."""
+    blob = ref.get("blob")
+    if blob is not None:
+        return await client._get_blob(blob["blob_id"]), offset
+    size = ref.get("size", 0)
+    if offset == 0 and size == len(payload):
+        return payload, size
+    return memoryview(payload)[offset : offset + size], offset + size
+
+
+async def outputs(client: Client, items: Sequence[dict[str, Any]], payload: Payload) -> list[Output]:
+    """Each output of a frame with its own bytes."""
+    found: list[Output] = []
+    offset = 0
+    for item in items:
+        data, offset = await received(client, item["value"], payload, offset)
+        found.append((item, data))
+    return found
+
+
+def value(output: Output) -> Any:
+    """What the call gives: the user's value, or the exception raised."""
+    item, data = output
+    if item["status"] == calls.SUCCESS:
+        return unpacked(data)
+    raise_failure(output)
+
+
+def value_or_exception(output: Output) -> Any:
+    """As `value`, but an exception is given back instead of raised."""
+    try:
+        return value(output)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return error
+
+
+def raise_failure(output: Output) -> NoReturn:
+    """Raise what an output that is no success stands for."""
+    raise failure(output)
+
+
+def failure(output: Output) -> BaseException:
+    """The exception that an output that is no success stands for."""
+    item, data = output
+    status, text = item["status"], item.get("error") or ""
+    if status == calls.TIMEOUT:
+        return FunctionTimeoutError(text or "the function ran longer than its timeout")
+    if status == calls.INTERNAL_FAILURE:
+        return InternalFailure(text or "the platform lost the input too often and gave up")
+    if status == calls.TERMINATED:
+        return RemoteError(text or "the input was cancelled")
+    if status not in (calls.FAILURE, calls.INIT_FAILURE):
+        return ExecutionError(f"an output has a status that this version of cadenza does not know: {status}")
+    if not data:
+        return RemoteError(text or "the function failed and left no exception")
+    return values.unpack_exception(data, item.get("container_id") or "")
+
+
+def unpacked(data: Payload) -> Any:
+    """One value that came from a container."""
+    return values.unpack(data, persistent_load, True)
