@@ -1,4 +1,4 @@
-"""The floor for starts: the bare OCI runtime running ``python3 -c pass`` on the root file system of one of our images."""
+"""The floor for starts: the bare OCI runtime running ``python3 -c pass`` on one of our images."""
 
 from __future__ import annotations
 

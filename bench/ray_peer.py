@@ -1,7 +1,8 @@
 """The peer: Ray on this machine, measured from a driver process. Runs in an environment of its own that has ray.
 
 Reads one JSON request a line from standard input and answers each with one line of JSON: so that a benchmark can take
-turns with it. Requests: ``{"do": "calls", "count": n}``, ``{"do": "map", "count": n}``, ``{"do": "array", "mib": n, "count": n}``.
+turns with it. Requests: ``{"do": "calls", "count": n}``, ``{"do": "map", "count": n}``,
+``{"do": "array", "mib": n, "count": n}``.
 """
 
 from __future__ import annotations

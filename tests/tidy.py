@@ -86,9 +86,9 @@ def test_public_names_are_documented() -> None:
         if one.parts[-2] == "cli":
             continue  # click's help is the documentation there
         for node in ast.parse(one.read_text()).body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                if not node.name.startswith("_") and not ast.get_docstring(node):
-                    missing.append(f"{one.relative_to(ROOT)}:{node.lineno} {node.name}")
+            definition = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            if definition and not node.name.startswith("_") and not ast.get_docstring(node):
+                missing.append(f"{one.relative_to(ROOT)}:{node.lineno} {node.name}")
     missing = [one for one in missing if "protocol/methods.py" not in one]
     assert not missing, "\n".join(missing)
 
@@ -113,7 +113,7 @@ def test_code_for_containers_is_python_3_9() -> None:
     wrong = []
     for one in sources():
         inside = one.relative_to(PACKAGE).parts
-        if len(inside) == 1 and one.stem != "__main__" or inside[0] in ANYWHERE_39:
+        if (len(inside) == 1 and one.stem != "__main__") or inside[0] in ANYWHERE_39:
             try:
                 ast.parse(one.read_text(), feature_version=(3, 9))
             except SyntaxError as error:
@@ -122,7 +122,9 @@ def test_code_for_containers_is_python_3_9() -> None:
 
 
 BANNED_TEXT = {
-    "no registry's host": re.compile(r"pypi\.(org|python)|deb\.debian\.org|registry\.npmjs|docker\.io|files\.pythonhosted"),
+    "no registry's host": re.compile(
+        r"pypi\.(org|python)|deb\.debian\.org|registry\.npmjs|docker\.io|files\.pythonhosted"
+    ),
     "no unfinished work": re.compile(r"\b(TODO|FIXME|XXX)\b"),
     "no silent handlers": re.compile(r"except (Base)?Exception:\s*pass|except:\s"),
 }
@@ -144,7 +146,7 @@ def test_banned_text(what: str) -> None:
 
 def test_locks_hold_no_addresses() -> None:
     for name in tracked():
-        if name.endswith(".lock") or name.endswith("lock.json"):
+        if name.endswith((".lock", "lock.json")):
             assert "://" not in (ROOT / name).read_text(), name
 
 
