@@ -1,0 +1,52 @@
+"""The unix sockets in a container's support directory, and who comes through them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Callable
+
+RUNNER, CLIENT, LANE = "runner.sock", "client.sock", "lane.sock"
+BACKLOG = 64
+
+
+class Door:
+    """One listening socket at ``directory/name``. ``entered(sock)`` gets every connection, set non-blocking.
+
+    Bound through the directory's descriptor, so that a long path does not meet the kernel's limit of 108 bytes.
+    """
+
+    def __init__(self, directory: str, name: str, entered: Callable[[socket.socket], None]) -> None:
+        self._entered = entered
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._socket.bind(f"/proc/self/fd/{folder}/{name}")
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            os.close(folder)
+        os.chmod(os.path.join(directory, name), 0o666)  # whoever may enter the directory may connect
+        self._socket.setblocking(False)
+        self._socket.listen(BACKLOG)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                sock, _address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                return  # the peer has gone already, or descriptors are short: the backlog keeps the rest
+            sock.setblocking(False)
+            self._entered(sock)
+
+    def close(self) -> None:
+        """Stop listening. The socket's file goes with its directory."""
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()

@@ -1,0 +1,524 @@
+"""One container on this machine: performs what `cadenza.agent.container` decides, and tells it what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import Any, Coroutine, Optional, Sequence
+
+from cadenza import runner
+from cadenza.agent import bridge, container, files, rootfs, variables
+from cadenza.agent.container import Life
+from cadenza.agent.doors import CLIENT, LANE, RUNNER, Door
+from cadenza.agent.pipes import Pipe
+from cadenza.agent.site import Site
+from cadenza.base.errors import Error
+from cadenza.base.resources import Resources
+from cadenza.protocol import calls
+from cadenza.protocol.calls import Attempt, AttemptOutput, GeneratorItem
+from cadenza.protocol.frame import FrameError
+from cadenza.protocol.objects import FileEntry
+from cadenza.protocol.nodes import ContainerReport, ContainerSpec, LogChunk
+from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, Mount, RuntimeFault, Stdio
+
+PIDS_LIMIT = 16_384
+"""Processes and threads in one container."""
+LAST_WORDS_LIMIT_S = 0.5
+"""How long after the end of the first process its pipes and its connection may still bring something."""
+UNDO_LIMIT_S = 30.0
+"""How long the end of a container waits for a step of its own start to come back."""
+
+
+def limits(resources: Resources) -> Limits:
+    """What the cgroup is told. A memory request without a limit may use what the machine has to spare."""
+    return Limits(
+        cpu_milli=resources.cpu_milli,
+        cpu_limit_milli=resources.cpu_limit_milli,
+        memory_limit_mib=resources.memory_limit_mib,
+        pids_limit=PIDS_LIMIT,
+    )
+
+
+class Cell(bridge.Host):
+    """One container, wanted or generic, from its directory to its removal. All methods belong to the loop's thread.
+
+    ``cell_id`` names it on this machine (directory, cgroup, network, runtime program). A wanted container's cell has
+    its own id; one from the pool keeps the id it was made with, and is *reported* under its container's id.
+    """
+
+    def __init__(self, site: Site, cell_id: str, image_id: str, isolation: str, spec: Optional[ContainerSpec]) -> None:
+        self.site = site
+        self.cell_id = cell_id
+        self.image_id = image_id
+        self.isolation = isolation
+        self.networked = spec is None or not spec.function.block_network
+        self.spec = spec
+        self.warm = spec is None
+        self.driver: Driver = site.driver(isolation)
+        self.life = Life(generic=spec is None, startup_s=spec.function.startup_timeout_s if spec else 300.0)
+        self.phases: dict[str, float] = {}
+        self.ready_at = 0.0
+        self.created_at = site.clock.now()
+        self.pid = 0
+        self.greeting: Optional[bridge.Hello] = None
+        self.attempts: set[str] = set()
+        self.layer = ""
+        """The layer of the function's files, if they are too many for the attach frame."""
+        self.removed = asyncio.Event()
+        self._link: Optional[bridge.Link] = None
+        self._unlinked = asyncio.Event()
+        self._boundary = self.created_at
+        self._doors: list[Door] = []
+        self._pipes: list[Pipe] = []
+        self._lease: Any = None
+        self._work: set[asyncio.Task[None]] = set()
+        self._step: Optional[asyncio.Task[None]] = None
+        self._removal: Optional[asyncio.Task[None]] = None
+        self._started = False
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self.paths = rootfs.Paths(os.path.join(site.containers_dir, cell_id))
+        self._loop = asyncio.get_running_loop()
+        if spec is not None:
+            self._begin_phases(spec)
+
+    # --- the rules and their performance ---
+
+    @property
+    def container_id(self) -> str:
+        """The id under which it is reported; empty while it is generic."""
+        return self.spec.container_id if self.spec is not None else ""
+
+    def dispatch(self, event: container.Event) -> None:
+        """Let the rules answer an event, and do what they say."""
+        before = self.life.state
+        for command in container.apply(self.life, event, self.site.clock.monotonic()):
+            self._do(command)
+        self._watch()
+        if self.life.state != before:
+            self.site.moved(self)
+
+    def _watch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.life.deadline is not None:
+            delay = max(0.0, self.life.deadline - self.site.clock.monotonic())
+            self._timer = self._loop.call_later(delay + 0.001, self.dispatch, container.Tick())
+
+    def _do(self, command: container.Command) -> None:
+        if isinstance(command, container.Prepare):
+            self._step = self._task(self._prepare())
+        elif isinstance(command, container.Create):
+            self._step = self._task(self._create())
+        elif isinstance(command, container.Attach):
+            self._task(self._attach())
+        elif isinstance(command, container.CancelAll):
+            self._cancel(list(self.attempts))
+        elif isinstance(command, container.Drain):
+            if self._link is not None:
+                self._link.drain(command.grace_s)
+        elif isinstance(command, container.Kill):
+            self._task(self._kill())
+        elif isinstance(command, container.Remove):
+            self._removal = self._loop.create_task(self._remove())
+        elif isinstance(command, container.Say):
+            self.say(command.text)
+        elif isinstance(command, container.Report):
+            self.site.changed(self)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(self._guarded(work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (Error, OSError) as error:
+            detail = error.detail if isinstance(error, RuntimeFault) else ""
+            self.site.trouble(f"container {self.cell_id}: {error} {detail}".strip())
+            self.dispatch(container.Broken(f"it could not be started: {error}"))
+        except Exception as error:
+            self.site.fault(f"container {self.cell_id}", error)
+            self.dispatch(container.Broken("a fault of the server; its log has the rest"))
+
+    # --- a start ---
+
+    def _begin_phases(self, spec: ContainerSpec) -> None:
+        now = self.site.clock.now()
+        placed = spec.placed_at or now
+        self.phases = {"queued": max(0.0, placed - spec.wanted_at) if spec.wanted_at else 0.0}
+        self._boundary = placed
+
+    def _mark(self, phase: str) -> None:
+        """End a phase here: what passed since the last mark belongs to it, so that all of them sum to the wall time."""
+        now = self.site.clock.now()
+        self.phases[phase] = self.phases.get(phase, 0.0) + max(0.0, now - self._boundary)
+        self._boundary = now
+
+    async def _prepare(self) -> None:
+        self._mark("placed")
+        await asyncio.to_thread(self.paths.make, self.driver.name)
+        if self.networked:
+            self._lease = await self.site.networks.acquire(self.cell_id)
+        self._mark("network")
+        spec = self.spec
+        if spec is not None and not files.inline(spec.function.files):
+            self.layer = await asyncio.to_thread(self.site.layers.ensure, spec.function.files)
+        if self.isolated:
+            lowers = self.site.store.lowerdirs(self.image_id)
+            await asyncio.to_thread(self.paths.mount, [self.layer, *lowers] if self.layer else lowers)
+        self._mark("rootfs")
+        self._open_doors()
+        self.dispatch(container.Prepared())
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it has a root file system of its own."""
+        return self.driver.name != "process"
+
+    def _open_doors(self) -> None:
+        site = self.site
+        for name, entered in (
+            (RUNNER, self._runner_entered),
+            (CLIENT, lambda sock: self._pass(sock, site.accept_client)),
+            (LANE, lambda sock: self._pass(sock, site.accept_lane)),
+        ):
+            self._doors.append(Door(self.paths.run, name, entered))
+
+    def _pass(self, sock: socket.socket, accept: Any) -> None:
+        if self.container_id:
+            accept(sock, self.container_id)
+        else:
+            sock.close()  # a generic container has no identity to act with
+
+    def _config(self) -> ContainerConfig:
+        image = self.site.store.image(self.image_id)
+        image_env = dict(image.env) if image is not None else {}
+        resources = self.spec.function.resources if self.spec is not None else Resources(cpu_milli=1000)
+        if not self.isolated:
+            env = variables.base(image_env, home=self.paths.root, support=self.paths.support)
+            env.update(CADENZA_ROOT=self.paths.root, PATH=os.environ.get("PATH", variables.DEFAULT_PATH))
+            python = self.site.python(self.image_id)
+            command = runner.command(python, self.site.lib)
+            return ContainerConfig(
+                self.cell_id, "", tuple(command), env, cwd=self.paths.root, netns="host", limits=limits(resources)
+            )
+        mounts = [
+            Mount(self.site.lib, variables.LIB, read_only=True),
+            Mount(self.paths.run, variables.SUPPORT, read_only=True),
+        ]
+        if self._lease is not None:
+            mounts += self.site.name_mounts(self._lease)
+        return ContainerConfig(
+            container_id=self.cell_id,
+            rootfs=self.paths.rootfs,
+            argv=tuple(runner.command("python3", variables.LIB)),
+            env=variables.base(image_env),
+            cwd="/",
+            mounts=tuple(mounts),
+            limits=limits(resources),
+            netns=self._lease.netns if self._lease is not None else "",
+        )
+
+    async def _create(self) -> None:
+        self._pipes = [Pipe(lambda data: self._raw(1, data)), Pipe(lambda data: self._raw(2, data))]
+        try:
+            stdio = Stdio(stdout=self._pipes[0].writer, stderr=self._pipes[1].writer)
+            self.pid = await self.driver.start(self._config(), self.paths.bundle, stdio)
+        finally:
+            for pipe in self._pipes:
+                pipe.close_writer()
+        self._started = True
+        self._loop.create_task(self._guarded(self._await_exit()))
+        if self.life.state in (container.STOPPING, container.GONE):
+            await self.driver.signal(self.cell_id, signal.SIGKILL)
+            return
+        if self.greeting is None:
+            self._mark("create")
+        self.dispatch(container.Created())
+
+    async def _attach(self) -> None:
+        spec = self.spec
+        assert spec is not None
+        function = spec.function
+        entries = function.files if not self.layer or not self.isolated else ()
+        image = self.site.store.image(self.image_id)
+        contents: list[bytes] = []
+        if not self.isolated and self.layer:
+            await asyncio.to_thread(self._link_files, entries)
+            entries = ()
+        elif entries:
+            contents = await asyncio.to_thread(files.read, entries, self.site.control.object_path)
+        serialized = b""
+        if function.serialized:
+            entry = FileEntry("the pickled function", function.serialized, 0)
+            serialized = (await asyncio.to_thread(files.read, [entry], self.site.control.object_path))[0]
+        link = self._link
+        if link is None:
+            return  # its end is on the way
+        try:
+            link.attach(
+                {
+                    "container_id": spec.container_id,
+                    "app_id": spec.app_id,
+                    "function_id": spec.function_id,
+                    "function": {
+                        "name": function.name,
+                        "module": function.module,
+                        "qualname": function.qualname,
+                        "is_generator": function.is_generator,
+                        "is_async": function.is_async,
+                        "max_concurrent": function.max_concurrent,
+                        "python": function.python,
+                    },
+                    "env": self._function_env(spec),
+                    "files": [
+                        {"path": self.inner_path(one.path), "size": len(data), "mode": one.mode}
+                        for one, data in zip(entries, contents)
+                    ],
+                    "layout": spec.layout,
+                    "cwd": self.inner_path((image.workdir if image is not None else "") or variables.HOME),
+                    "serialized": len(serialized),
+                    "image_id": spec.image_id,
+                },
+                [*contents, serialized],
+            )
+        except FrameError as error:
+            self.dispatch(container.Failed("import", f"the function and its settings are too large to send: {error}"))
+
+    def _function_env(self, spec: ContainerSpec) -> dict[str, str]:
+        site = self.site
+        return variables.of_function(spec, site.config.environment, site.node_id, self.driver.name, site.cores)
+
+    def _link_files(self, entries: Sequence[FileEntry]) -> None:
+        for one in entries:
+            moved = FileEntry(self.inner_path(one.path), one.digest, one.size, one.mode)
+            files.place(moved, "/", self.site.control.object_path)
+
+    def inner_path(self, path: str) -> str:
+        """Where the container has ``path``: there, or without a root file system below its own directory."""
+        if self.isolated:
+            return path
+        inside = os.path.relpath(os.path.normpath("/" + path), "/")
+        if inside == "root" or inside.startswith("root/"):
+            inside = inside[len("root/") :]
+        return os.path.normpath(os.path.join(self.paths.root, inside))
+
+    def adopt(self, spec: ContainerSpec) -> None:
+        """A generic container becomes ``spec``'s: late attach."""
+        self.spec = spec
+        self.life.startup_s = spec.function.startup_timeout_s
+        self.site.adopted(self)
+        self._begin_phases(spec)
+        self._mark("placed")
+        self.phases.update(network=0.0, rootfs=0.0, create=0.0, boot=0.0)
+        self._task(self._limit(limits(spec.function.resources)))
+        self.dispatch(container.Adopt())
+
+    async def _limit(self, new: Limits) -> None:
+        await self.driver.update(self.cell_id, new)
+
+    # --- what the runner says ---
+
+    def _runner_entered(self, sock: socket.socket) -> None:
+        lane = os.path.join(variables.SUPPORT if self.isolated else self.paths.support, LANE)
+        self._loop.create_task(self._connect(sock, bridge.Link(self, lane)))
+
+    async def _connect(self, sock: socket.socket, link: bridge.Link) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: link, sock)
+        except OSError:
+            sock.close()
+
+    def said_hello(self, link: bridge.Link, hello: bridge.Hello) -> Optional[str]:
+        if self._link is not None:
+            return "this container's runner is connected already"
+        if self.life.state not in (container.CREATING, container.BOOTING):
+            return "this container is ending"
+        self._link = link
+        self.greeting = hello
+        if self.life.state == container.CREATING:
+            self._mark("create")
+        self._mark("boot")
+        # The welcome goes out first: what follows from the hello is sent after this call.
+        self._loop.call_soon(self.dispatch, container.Hello())
+        return None
+
+    def said_ready(self, ready: bridge.Ready) -> None:
+        now = self.site.clock.now()
+        self.phases["enter"] = min(max(0.0, ready.enter_s), max(0.0, now - self._boundary))
+        self._boundary += self.phases["enter"]
+        self._mark("import")
+        self.ready_at = now
+        self.dispatch(container.Ready())
+
+    def said_failed(self, failed: bridge.Failed, error: bytes) -> None:
+        self.dispatch(container.Failed(failed.where, failed.text, error))
+
+    def gave_outputs(self, outputs: Sequence[AttemptOutput]) -> None:
+        self.attempts.difference_update([one.attempt_id for one in outputs])
+        self.site.control.outputs(self.container_id, outputs)
+
+    def gave_items(self, items: Sequence[GeneratorItem]) -> None:
+        self.site.control.items(self.container_id, items)
+
+    def printed(self, logs: Sequence[tuple[bridge.Log, bytes]]) -> None:
+        spec = self.spec
+        if spec is not None:
+            app_id, container_id, function_id = spec.app_id, spec.container_id, spec.function_id
+            self.site.control.logs([bridge.chunk(log, data, app_id, container_id, function_id) for log, data in logs])
+
+    def said_bye(self) -> None:
+        self.dispatch(container.Bye())
+
+    def lost(self, link: bridge.Link, fault: str) -> None:
+        if link is self._link:
+            self._link = None
+            self._unlinked.set()
+            if fault:
+                self.say(f"the connection to the runner was closed: {fault}")
+            self.dispatch(container.Disconnected())
+
+    def _raw(self, fd: int, data: bytes) -> None:
+        spec = self.spec
+        if spec is not None:
+            now = self.site.clock.now()
+            self.site.control.logs([LogChunk(spec.app_id, spec.container_id, spec.function_id, fd, now, data)])
+
+    def say(self, text: str) -> None:
+        """The platform's own words in the container's log."""
+        self._raw(0, text.encode(errors="replace") + b"\n")
+
+    # --- what the control plane says ---
+
+    def deliver(self, attempts: Sequence[Attempt]) -> None:
+        """Hand attempts to the runner. One that takes no more gets them given back (REVOKED)."""
+        if self.life.state == container.READY and self._link is not None:
+            self.attempts.update([one.attempt_id for one in attempts])
+            self._link.run(attempts)
+            return
+        back = [AttemptOutput(one.attempt_id, calls.REVOKED) for one in attempts]
+        self._loop.call_soon(self.site.control.outputs, self.container_id, back)
+
+    def cancel(self, attempt_ids: Sequence[str], revoke: bool) -> None:
+        """As `cadenza.protocol.nodes.Node.cancel`."""
+        if self._link is None:
+            return
+        if revoke:
+            self._link.revoke(attempt_ids)
+        else:
+            self._cancel(attempt_ids)
+
+    def _cancel(self, attempt_ids: Sequence[str]) -> None:
+        if self._link is None or not attempt_ids:
+            return
+        self._link.cancel(attempt_ids)
+        if self.spec is not None and not self.spec.function.is_async:
+            # The frame first, then the signal: the handler reads the frame (docs/formats/wire.md). Semantics section 9.
+            self._loop.call_soon(self._task, self._interrupt())
+
+    async def _interrupt(self) -> None:
+        await self.driver.signal(self.cell_id, signal.SIGUSR1)
+
+    @property
+    def alive(self) -> bool:
+        """Whether commands can run in it."""
+        return self._started and self.life.state not in (container.STOPPING, container.GONE)
+
+    def command_env(self) -> dict[str, str]:
+        """The environment of a command that runs beside the function."""
+        env = dict(self._config().env)
+        if self.spec is not None:
+            env.update(self._function_env(self.spec))
+        return env
+
+    # --- an end ---
+
+    async def _kill(self) -> None:
+        """SIGKILL to all; while the runtime program is still at work, `_create` does it when that returns."""
+        if self._started:
+            await self.driver.signal(self.cell_id, signal.SIGKILL)
+        elif self._step is not None:
+            await asyncio.wait([self._step], timeout=UNDO_LIMIT_S)
+            if not self._started:
+                self.dispatch(container.Exited(128 + signal.SIGKILL))
+
+    async def _await_exit(self) -> None:
+        ended = await self.driver.wait(self.cell_id)
+        await self._last_words()
+        if ended.fault:
+            self.dispatch(container.Broken(f"the runtime broke down: {ended.fault}"))
+        self.dispatch(container.Exited(ended.code if ended.code >= 0 else 255, ended.oom, self._epitaph(ended)))
+
+    async def _last_words(self) -> None:
+        """Take what came before the end: a result that was sent counts, a last line is shown."""
+        waits = [self._loop.create_task(pipe.drained.wait()) for pipe in self._pipes]
+        if self._link is not None:
+            waits.append(self._loop.create_task(self._unlinked.wait()))
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=LAST_WORDS_LIMIT_S)
+            for one in late:
+                one.cancel()
+        for pipe in self._pipes:
+            pipe.finish()
+
+    def _epitaph(self, ended: Exit) -> str:
+        if ended.oom:
+            mib = self.spec.function.resources.memory_limit_mib if self.spec is not None else 0
+            limit = f"its limit of {mib} MiB; raise it with memory=(request, limit)" if mib else "what the machine has"
+            return f"out of memory: it used more than {limit}, and was killed"
+        if self.life.state in (container.CREATING, container.BOOTING):
+            return self._pipes[1].tail.decode(errors="replace").strip()[-500:] if self._pipes else ""
+        return ""
+
+    async def _remove(self) -> None:
+        """Take away all that was made: each part, whatever becomes of the others. The next start cleans what stays."""
+        if self._step is not None and not self._step.done():
+            await asyncio.wait([self._step], timeout=UNDO_LIMIT_S)
+        if self._link is not None:
+            self._link.close()
+        for door in self._doors:
+            door.close()
+        for part in (self._delete(), self._release(), asyncio.to_thread(self.paths.remove)):
+            try:
+                await part
+            except (Error, OSError) as error:
+                self.site.trouble(f"container {self.cell_id}: not all of it could be removed: {error}")
+            except Exception as error:
+                self.site.fault(f"removal of container {self.cell_id}", error)
+        for pipe in self._pipes:
+            pipe.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.removed.set()
+        self.site.forget(self)
+
+    async def _delete(self) -> None:
+        if self._step is not None and self.life.changes and any(s == container.CREATING for s, _ in self.life.changes):
+            await self.driver.delete(self.cell_id)
+
+    async def _release(self) -> None:
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            await self.site.networks.release(lease)
+
+    def report(self) -> ContainerReport:
+        """How it is, for the control plane."""
+        life = self.life
+        return ContainerReport(
+            container_id=self.container_id,
+            state=life.reported,
+            reason=life.reason if life.state == container.GONE else "",
+            message=life.message if life.state == container.GONE else "",
+            error=life.error if life.state == container.GONE else b"",
+            exit_code=life.exit_code,
+            phases=dict(self.phases),
+            ready_at=self.ready_at,
+            warm=self.warm,
+            runtime=self.driver.name,
+            pid=self.pid,
+        )

@@ -1,0 +1,61 @@
+"""What all containers of one machine share, and whom they tell: given to each `cadenza.agent.lifecycle.Cell`."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Callable, Protocol
+
+from cadenza.agent.files import Layers
+from cadenza.agent.surroundings import Networks
+from cadenza.base.clock import Clock
+from cadenza.base.config import Config
+from cadenza.fs.images import ImageStore
+from cadenza.protocol.nodes import Control
+from cadenza.runtime.driver import Driver, Mount
+
+if TYPE_CHECKING:
+    from cadenza.agent.lifecycle import Cell
+
+
+class Site(Protocol):
+    """Implemented by `cadenza.agent.main.Agent`."""
+
+    config: Config
+    clock: Clock
+    control: Control
+    store: ImageStore
+    networks: Networks
+    layers: Layers
+    containers_dir: str
+    lib: str
+    node_id: str
+    cores: int
+    accept_client: Callable[[socket.socket, str], None]
+    accept_lane: Callable[[socket.socket, str], None]
+
+    def driver(self, isolation: str) -> Driver:
+        """What gives this level of isolation here."""
+
+    def python(self, image_id: str) -> str:
+        """The host's Python for a container without a root file system."""
+
+    def name_mounts(self, lease: Any) -> list[Mount]:
+        """What a container with this network needs to look names up."""
+
+    def changed(self, cell: Cell) -> None:
+        """It has something to report."""
+
+    def moved(self, cell: Cell) -> None:
+        """Its state is another."""
+
+    def adopted(self, cell: Cell) -> None:
+        """A generic container has got its id."""
+
+    def forget(self, cell: Cell) -> None:
+        """Nothing is left of it."""
+
+    def trouble(self, text: str) -> None:
+        """A line for the server's log."""
+
+    def fault(self, text: str, error: BaseException) -> None:
+        """A fault of ours for the server's log."""
