@@ -45,7 +45,7 @@ async def sent(client: Client, packed: Packed, durable: bool = False) -> tuple[d
 
 
 async def received(client: Client, ref: dict[str, Any], payload: Payload, offset: int) -> tuple[Payload, int]:
-    """The bytes that a `ValueRef` names, from ``payload`` at ``offset`` or from the lane; and the offset behind them."""
+    """The bytes that a `ValueRef` names, from ``payload`` at ``offset`` or the lane; and the offset behind them."""
     blob = ref.get("blob")
     if blob is not None:
         return await client._get_blob(blob["blob_id"]), offset
