@@ -1,0 +1,549 @@
+"""`App`: functions that are run and published together. Source: semantics.md sections 4, 11 and 23.
+
+What a run of an app does is in `cadenza.sdk.running`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    AsyncIterator,
+    Callable,
+    Mapping,
+    Optional,
+    Sequence,
+    TypeVar,
+    Union,
+    cast,
+)
+
+from cadenza.base.errors import DeprecationError, InvalidError, UnimplementedError
+from cadenza.sdk import _dual
+from cadenza.sdk.context_api import container
+from cadenza.sdk.decorators import PartialFunction
+from cadenza.sdk.function import Definition, Function
+from cadenza.sdk.image import Image
+from cadenza.sdk.local_entrypoint import LocalEntrypoint
+from cadenza.sdk.names import check_name, check_tags
+from cadenza.sdk.options import DEFAULT_TIMEOUT_S, check_mounts, flag, read_options
+from cadenza.sdk.publish import Declaration, prepare
+from cadenza.sdk.secret import Secret, check_secrets
+from cadenza.sdk.target import check_kind, check_place, is_interactive_definition, unwrap
+
+if TYPE_CHECKING:
+    from typing import Coroutine, ParamSpec, Protocol, overload
+
+    from cadenza.sdk.client import Client
+    from cadenza.sdk.retries import Retries
+    from cadenza.sdk.schedule import Schedule
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+    class FunctionDecorator(Protocol):
+        """What ``@app.function(...)`` is: it keeps the signature of what it is put on."""
+
+        @overload
+        def __call__(self, target: PartialFunction[P, R]) -> Function[P, R, R]: ...
+        @overload
+        def __call__(self, target: Callable[P, Coroutine[Any, Any, R]]) -> Function[P, R, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(self, target: Callable[P, R]) -> Function[P, R, R]: ...
+
+
+else:
+    P = TypeVar("P")
+F = TypeVar("F", bound="Callable[..., Any]")
+E = TypeVar("E")
+T = TypeVar("T")
+
+_RENAMED = {
+    "keep_warm": "min_containers",
+    "concurrency_limit": "max_containers",
+    "container_idle_timeout": "scaledown_window",
+    "allow_concurrent_inputs": "the decorator @concurrent(max_inputs=...)",
+}
+
+
+def _strict(factory: F) -> F:
+    """Refuse parameters that were renamed, and a decorator without its parentheses, with a sentence."""
+
+    @functools.wraps(factory)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for old, new in _RENAMED.items():
+            if old in kwargs:
+                raise DeprecationError(f"the parameter {old} was replaced: use {new}")
+        if len(args) == 1 and callable(args[0]) and not kwargs:
+            raise InvalidError(f"@app.{factory.__name__} takes parentheses: write @app.{factory.__name__}()")
+        return factory(self, *args, **kwargs)
+
+    return cast(F, checked)
+
+
+class _Runs(_dual.context[P, T]):
+    """A context manager method that also has ``.aio``."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> _RunMethod[P, T]:
+        return _RunMethod(self.__wrapped__, instance)
+
+
+class _RunMethod(_dual.BothContextMethod[P, T]):
+    __slots__ = ()
+
+    def aio(self, *args: P.args, **kwargs: P.kwargs) -> _dual.BothContext[T]:
+        """The same: for ``async with``."""
+        return self(*args, **kwargs)
+
+
+class App:
+    """A group of functions with shared defaults.
+
+    ``image``, ``secrets`` and ``volumes`` hold for functions that do not say otherwise: an app's secrets come before a
+    function's own. ``include_source=False`` keeps the program's files out of containers.
+    """
+
+    _app_id: Optional[str]
+    _client: Optional[Client]
+
+    def __init__(
+        self,
+        name: Optional[str] = None,
+        *,
+        tags: Optional[Mapping[str, str]] = None,
+        image: Optional[Image] = None,
+        secrets: Sequence[Secret] = [],
+        volumes: Mapping[Any, Any] = {},
+        include_source: bool = True,
+    ) -> None:
+        if name is not None and not isinstance(name, str):
+            raise InvalidError(f"App: name must be a string, not {type(name).__name__}")
+        if image is not None and not isinstance(image, Image):
+            raise InvalidError(f"App: image must be an Image, not {type(image).__name__}")
+        self._name = name
+        self._description: Optional[str] = None
+        self._tags = check_tags(tags or {})
+        self._image = image
+        self._secrets = check_secrets(secrets, "App")
+        self._volumes = check_mounts(volumes, "App")
+        self._include_source = flag("include_source", include_source, "App")
+        self._functions: dict[str, Function[Any, Any, Any]] = {}
+        self._declarations: dict[str, Declaration] = {}
+        self._entrypoints: dict[str, LocalEntrypoint[Any]] = {}
+        self._app_id = None
+        self._client = None
+        self._interactive = False
+
+    # --- what it is ---
+
+    @property
+    def name(self) -> Optional[str]:
+        """The name given by the program."""
+        return self._name
+
+    @property
+    def app_id(self) -> Optional[str]:
+        """The id of the app that runs; None while it does not."""
+        return self._app_id
+
+    @property
+    def description(self) -> Optional[str]:
+        """The name, or else what the program was started as."""
+        return self._name or self._description
+
+    def set_description(self, description: str) -> None:
+        """What lists show for an app without a name."""
+        self._description = description
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether it runs with a terminal connected to its containers."""
+        return self._interactive
+
+    @property
+    def image(self) -> Image:
+        """The image of functions that name none."""
+        if self._image is None:
+            self._image = Image.debian_slim()
+        return self._image
+
+    @image.setter
+    def image(self, image: Image) -> None:
+        if not isinstance(image, Image):
+            raise InvalidError(f"App.image must be an Image, not {type(image).__name__}")
+        self._image = image
+
+    @property
+    def registered_functions(self) -> dict[str, Function[Any, Any, Any]]:
+        """Deprecated: the app's functions by name."""
+        _deprecated("registered_functions")
+        return dict(self._functions)
+
+    @property
+    def registered_classes(self) -> dict[str, Any]:
+        """Deprecated: the app's classes by name."""
+        _deprecated("registered_classes")
+        return {}
+
+    @property
+    def registered_entrypoints(self) -> dict[str, LocalEntrypoint[Any]]:
+        """Deprecated: the app's local entrypoints by name."""
+        _deprecated("registered_entrypoints")
+        return dict(self._entrypoints)
+
+    @property
+    def registered_web_endpoints(self) -> list[str]:
+        """Deprecated: the names of the app's web functions."""
+        _deprecated("registered_web_endpoints")
+        return [name for name, one in self._declarations.items() if one.marks.web]
+
+    # --- decorators ---
+
+    @_strict
+    def function(
+        self,
+        *,
+        image: Optional[Image] = None,
+        schedule: Optional[Schedule] = None,
+        env: Optional[Mapping[str, Optional[str]]] = None,
+        secrets: Optional[Sequence[Secret]] = None,
+        gpu: Union[str, Sequence[Optional[str]], None] = None,
+        serialized: bool = False,
+        network_file_systems: Mapping[Any, Any] = {},
+        volumes: Mapping[Any, Any] = {},
+        cpu: Union[float, tuple[float, float], None] = None,
+        memory: Union[int, tuple[int, int], None] = None,
+        ephemeral_disk: Optional[int] = None,
+        min_containers: Optional[int] = None,
+        max_containers: Optional[int] = None,
+        buffer_containers: Optional[int] = None,
+        scaledown_window: Optional[int] = None,
+        proxy: Any = None,
+        retries: Union[int, Retries, None] = None,
+        timeout: int = DEFAULT_TIMEOUT_S,
+        startup_timeout: Optional[int] = None,
+        name: Optional[str] = None,
+        is_generator: Optional[bool] = None,
+        cloud: Optional[str] = None,
+        region: Union[str, Sequence[str], None] = None,
+        routing_region: Optional[str] = None,
+        nonpreemptible: bool = False,
+        enable_memory_snapshot: bool = False,
+        block_network: bool = False,
+        restrict_modal_access: bool = False,
+        single_use_containers: bool = False,
+        i6pn: Optional[bool] = None,
+        include_source: Optional[bool] = None,
+        experimental_options: Optional[Mapping[str, Any]] = None,
+        _experimental_restrict_output: bool = False,
+        max_inputs: Optional[int] = None,
+    ) -> FunctionDecorator:
+        """Make a function one that runs in containers. Memory and disk in MiB, times in seconds, cpu in cores.
+
+        InvalidError at decoration for what can never work. What is accepted and not built yet is refused when the app
+        is run, with a sentence.
+        """
+        if max_inputs is not None:
+            single_use_containers = _single_use(max_inputs) or single_use_containers
+        if image is not None and not isinstance(image, Image):
+            raise InvalidError(f"@app.function: image must be an Image, not {type(image).__name__}")
+        if name is not None:
+            check_name(name, "Function")
+        flag("serialized", serialized, "@app.function")
+        options = read_options(
+            "@app.function",
+            schedule=schedule,
+            env=env,
+            secrets=secrets,
+            gpu=gpu,
+            network_file_systems=network_file_systems,
+            volumes={**self._volumes, **check_mounts(volumes, "@app.function")},
+            cpu=cpu,
+            memory=memory,
+            ephemeral_disk=ephemeral_disk,
+            min_containers=min_containers,
+            max_containers=max_containers,
+            buffer_containers=buffer_containers,
+            scaledown_window=scaledown_window,
+            proxy=proxy,
+            retries=retries,
+            timeout=timeout,
+            startup_timeout=startup_timeout,
+            cloud=cloud,
+            region=region,
+            routing_region=routing_region,
+            nonpreemptible=nonpreemptible,
+            enable_memory_snapshot=enable_memory_snapshot,
+            block_network=block_network,
+            restrict_modal_access=restrict_modal_access,
+            single_use_containers=single_use_containers,
+            i6pn=i6pn,
+            experimental_options=experimental_options,
+            restrict_output=_experimental_restrict_output,
+        )
+
+        def decorate(target: Any) -> Any:
+            raw, marks = unwrap(target)
+            by_value = serialized or is_interactive_definition(raw)
+            check_place(raw, by_value)
+            generator = inspect.isgeneratorfunction(raw) or inspect.isasyncgenfunction(raw)
+            if is_generator is not None:
+                generator = flag("is_generator", is_generator, "@app.function")
+            check_kind(raw, marks, generator, options.retries is not None, options.schedule is not None)
+            declaration = Declaration(
+                name=name or raw.__qualname__.rsplit("<locals>.", 1)[-1],
+                raw=raw,
+                is_generator=generator,
+                is_async=inspect.iscoroutinefunction(raw) or inspect.isasyncgenfunction(raw),
+                serialized=by_value,
+                include_source=self._include_source
+                if include_source is None
+                else flag("include_source", include_source, "@app.function"),
+                options=options,
+                marks=marks,
+                image=(lambda: image) if image is not None else (lambda: self.image),
+                app_secrets=lambda: self._secrets,
+            )
+            return self._register(declaration)
+
+        return cast("FunctionDecorator", decorate)
+
+    def _register(self, declaration: Declaration) -> Function[Any, Any, Any]:
+        before = self._functions.get(declaration.name)
+        if before is not None:
+            warnings.warn(
+                f"the app has two functions named {declaration.name!r}: the later one is used. "
+                "Give one of them another name=",
+                stacklevel=4,
+            )
+        raw = declaration.raw
+        definition = Definition(
+            raw=raw,
+            name=declaration.name,
+            module=raw.__module__,
+            qualname=raw.__qualname__,
+            is_generator=declaration.is_generator,
+            is_async=declaration.is_async,
+            spec=lambda: prepare(declaration).spec,
+            is_web=bool(declaration.marks.web),
+        )
+        function = Function._from_definition(self, definition)
+        self._functions[declaration.name] = function
+        self._declarations[declaration.name] = declaration
+        self._raise_kept_import_error(declaration)
+        return function
+
+    def _raise_kept_import_error(self, declaration: Declaration) -> None:
+        """In the container of this function: the ImportError that ``image.imports()`` passed over (section 13.3)."""
+        here = container()
+        if here is not None and here.function.get("name") == declaration.name:
+            declaration.image()._raise_import_errors()
+
+    @_strict
+    def local_entrypoint(self, *, name: Optional[str] = None) -> Callable[[Callable[..., E]], LocalEntrypoint[E]]:
+        """Make a function the one that ``cadenza run`` calls in the user's process, while the app runs."""
+        if name is not None and not isinstance(name, str):
+            raise InvalidError(f"local_entrypoint: name must be a string, not {type(name).__name__}")
+
+        def decorate(raw: Callable[..., E]) -> LocalEntrypoint[E]:
+            if isinstance(raw, (Function, PartialFunction, LocalEntrypoint)) or not inspect.isroutine(raw):
+                raise InvalidError("@app.local_entrypoint() goes on a plain function")
+            called = name or raw.__qualname__
+            if called in self._entrypoints:
+                raise InvalidError(f"the app has two local entrypoints named {called!r}: give one of them another name")
+            self._entrypoints[called] = entrypoint = LocalEntrypoint(self, raw, called)
+            return entrypoint
+
+        return decorate
+
+    @_strict
+    def cls(
+        self,
+        *,
+        image: Optional[Image] = None,
+        env: Optional[Mapping[str, Optional[str]]] = None,
+        secrets: Optional[Sequence[Secret]] = None,
+        gpu: Union[str, Sequence[Optional[str]], None] = None,
+        serialized: bool = False,
+        network_file_systems: Mapping[Any, Any] = {},
+        volumes: Mapping[Any, Any] = {},
+        cpu: Union[float, tuple[float, float], None] = None,
+        memory: Union[int, tuple[int, int], None] = None,
+        ephemeral_disk: Optional[int] = None,
+        min_containers: Optional[int] = None,
+        max_containers: Optional[int] = None,
+        buffer_containers: Optional[int] = None,
+        scaledown_window: Optional[int] = None,
+        proxy: Any = None,
+        retries: Union[int, Retries, None] = None,
+        timeout: int = DEFAULT_TIMEOUT_S,
+        startup_timeout: Optional[int] = None,
+        cloud: Optional[str] = None,
+        region: Union[str, Sequence[str], None] = None,
+        routing_region: Optional[str] = None,
+        nonpreemptible: bool = False,
+        enable_memory_snapshot: bool = False,
+        block_network: bool = False,
+        restrict_modal_access: bool = False,
+        single_use_containers: bool = False,
+        i6pn: Optional[bool] = None,
+        include_source: Optional[bool] = None,
+        experimental_options: Optional[Mapping[str, Any]] = None,
+        _experimental_restrict_output: bool = False,
+        max_inputs: Optional[int] = None,
+    ) -> Callable[[Any], Any]:
+        """Not built yet."""
+        raise UnimplementedError("@app.cls is not built yet: use @app.function with a function for now")
+
+    @_strict
+    def server(
+        self,
+        *,
+        image: Optional[Image] = None,
+        env: Optional[Mapping[str, Optional[str]]] = None,
+        secrets: Optional[Sequence[Secret]] = None,
+        gpu: Union[str, Sequence[Optional[str]], None] = None,
+        serialized: bool = False,
+        volumes: Mapping[Any, Any] = {},
+        cpu: Union[float, tuple[float, float], None] = None,
+        memory: Union[int, tuple[int, int], None] = None,
+        ephemeral_disk: Optional[int] = None,
+        target_concurrency: Optional[int] = None,
+        max_concurrency: Optional[int] = None,
+        min_containers: Optional[int] = None,
+        max_containers: Optional[int] = None,
+        buffer_containers: Optional[int] = None,
+        scaleup_window: Optional[int] = None,
+        scaledown_window: Optional[int] = None,
+        startup_timeout: int = 30,
+        name: Optional[str] = None,
+        port: int = 8000,
+        unauthenticated: bool = False,
+        h2_enabled: bool = False,
+        exit_grace_period: int = 0,
+        routing_region: str = "us-east",
+        compute_region: Union[str, Sequence[str], None] = None,
+        cloud: Optional[str] = None,
+        nonpreemptible: bool = False,
+        proxy: Any = None,
+        i6pn: Optional[bool] = None,
+        enable_memory_snapshot: bool = False,
+        include_source: Optional[bool] = None,
+        experimental_options: Optional[Mapping[str, Any]] = None,
+    ) -> Callable[[Any], Any]:
+        """Not built yet."""
+        raise UnimplementedError("@app.server is not built yet: web functions come later")
+
+    def include(self, other_app: App, inherit_tags: bool = True) -> App:
+        """Add another app's functions. Where both have one of a name, the other's is used, with a warning."""
+        if not isinstance(other_app, App):
+            raise InvalidError(f"App.include takes an App, not {type(other_app).__name__}")
+        for name, function in other_app._functions.items():
+            before = self._functions.get(name)
+            if before is not None and before is not function:
+                warnings.warn(f"both apps have a function named {name!r}: the included one is used", stacklevel=2)
+            self._functions[name] = function
+            self._declarations[name] = other_app._declarations[name]
+        if inherit_tags:
+            self._tags = {**other_app._tags, **self._tags}
+        return self
+
+    # --- running ---
+
+    @_Runs
+    def run(
+        self,
+        *,
+        name: Optional[str] = None,
+        client: Optional[Client] = None,
+        detach: bool = False,
+        interactive: bool = False,
+        environment_name: Optional[str] = None,
+    ) -> AsyncIterator[App]:
+        """Run the app while the ``with`` block runs: its functions can be called in it, and at its end it stops.
+
+        ``detach=True``: it also goes on if this process vanishes, until nothing is left to do. InvalidError if it runs
+        already or if this is a container.
+        """
+        from cadenza.sdk import running
+
+        return running.run(self, name, client, detach, interactive, environment_name)
+
+    @_dual.method
+    async def deploy(
+        self,
+        *,
+        name: Optional[str] = None,
+        environment_name: Optional[str] = None,
+        tag: str = "",
+        client: Optional[Client] = None,
+        strategy: str = "rolling",
+    ) -> App:
+        """Not built yet. InvalidError for an app without a name."""
+        if name is None and self._name is None:
+            raise InvalidError(
+                'an app needs a name to be deployed: app = App("my-app"), or app.deploy(name="my-app"), '
+                "or on the command line --name my-app"
+            )
+        check_name(name or self._name)
+        raise UnimplementedError("app.deploy is not built yet: use app.run, or detach=True to let it go on by itself")
+
+    @_dual.method
+    async def stop(self, *, client: Optional[Client] = None) -> None:
+        """Stop the app that runs: its containers end and what waits is dropped. InvalidError if it does not run."""
+        from cadenza.protocol.methods import AppRef
+
+        if self._app_id is None:
+            raise InvalidError("the app does not run: there is nothing to stop")
+        used = client or self._client
+        assert used is not None
+        await used._request("app.stop", AppRef(self._app_id))
+
+    @_dual.static_method
+    async def lookup(
+        name: str,
+        *,
+        client: Optional[Client] = None,
+        environment_name: Optional[str] = None,
+        create_if_missing: bool = False,
+    ) -> App:
+        """Not built yet."""
+        raise UnimplementedError("App.lookup is not built yet: it comes with deployed apps")
+
+    @_dual.method
+    async def get_dashboard_url(self) -> Optional[str]:
+        """None: there is no web page for it yet."""
+        return None
+
+    @_dual.method
+    async def set_tags(self, tags: Mapping[str, str], *, client: Optional[Client] = None) -> None:
+        """Replace the tags; they are sent when the app is run."""
+        checked = check_tags(tags)
+        if self._app_id is not None:
+            raise UnimplementedError(
+                "set_tags on an app that runs is not built yet: set them before, or in App(tags=...)"
+            )
+        self._tags = checked
+
+    @_dual.method
+    async def get_tags(self, *, client: Optional[Client] = None) -> dict[str, str]:
+        """The tags."""
+        return dict(self._tags)
+
+    def __repr__(self) -> str:
+        shown = self.description or "without a name"
+        return f"<App {shown}{', ' + self._app_id if self._app_id else ''}>"
+
+
+def _deprecated(name: str) -> None:
+    warnings.warn(f"App.{name} is deprecated", DeprecationError, stacklevel=3)
+
+
+def _single_use(max_inputs: int) -> bool:
+    if max_inputs != 1:
+        raise InvalidError("max_inputs can only be 1, and is deprecated: use single_use_containers=True")
+    warnings.warn("max_inputs=1 is deprecated: use single_use_containers=True", DeprecationError, stacklevel=4)
+    return True

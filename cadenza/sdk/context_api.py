@@ -1,0 +1,35 @@
+"""Where am I: `is_local`, `current_input_id` and their like. Source: semantics.md section 31."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from cadenza.base.errors import InvalidError
+from cadenza.runner import context
+from cadenza.runner.context import current as container  # what the runner says of this container; None on the host
+from cadenza.sdk import _dual
+
+__all__ = ["container", "current_function_call_id", "current_input_id", "interact", "is_local"]
+
+
+def is_local() -> bool:
+    """Whether this process is the user's own and not a container."""
+    return container() is None
+
+
+def current_input_id() -> Optional[str]:
+    """The id of the input that is being run here; None in a local process. Its own in each thread and task."""
+    return context.current_input_id()
+
+
+def current_function_call_id() -> Optional[str]:
+    """The id of the call whose input is being run here; None in a local process. Its own in each thread and task."""
+    return context.current_function_call_id()
+
+
+@_dual.function
+async def interact() -> None:
+    """Connect the terminal of an interactive run to this container. InvalidError without one."""
+    if is_local():
+        raise InvalidError("interact() works in a container only: call it inside of a function")
+    raise InvalidError("interact() needs an interactive run (-i), which is not built yet")

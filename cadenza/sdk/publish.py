@@ -1,0 +1,276 @@
+"""From an app's declarations to a published app: resolve, send files, build images, publish. The order is the contract:
+nothing is published unless all images are there (semantics.md section 13.1: a failed build changes nothing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import warnings
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Sequence
+
+from cadenza.base.errors import ImageBuildError, InvalidError, UnimplementedError
+from cadenza.protocol.methods import AppPublish, ImageBuild, ImageBuilt
+from cadenza.protocol.nodes import BuildLine
+from cadenza.protocol.objects import FunctionSpec, ImageSpec
+from cadenza.protocol.plain import from_plain
+from cadenza.sdk import recipe, secret, source
+from cadenza.sdk.decorators import Marks
+from cadenza.sdk.options import FunctionOptions
+from cadenza.sdk.recipe import Resolved
+
+if TYPE_CHECKING:
+    from cadenza.sdk.image import Image
+    from cadenza.sdk.secret import Secret
+
+MAX_SERIALIZED_BYTES = 16 << 20
+LARGE_SERIALIZED_BYTES = 256 << 10
+MAX_BUILDS_AT_ONCE = 4
+
+
+class Progress(Protocol):
+    """What is shown while an app is published."""
+
+    def phase(self, text: str) -> None:
+        """A new part of the work begins."""
+
+    def uploading(self, done_bytes: int, total_bytes: int) -> None:
+        """How much has been sent."""
+
+    def build_line(self, image_id: str, line: BuildLine) -> None:
+        """Something happened in an image's build."""
+
+    def finished(self, text: str) -> None:
+        """All is done; ``text`` says what."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def phase(self, text: str) -> None:
+        pass
+
+    def uploading(self, done_bytes: int, total_bytes: int) -> None:
+        pass
+
+    def build_line(self, image_id: str, line: BuildLine) -> None:
+        pass
+
+    def finished(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One function as its decorators describe it. Nothing is read from disk before `prepare`."""
+
+    name: str
+    raw: Callable[..., Any]
+    is_generator: bool
+    is_async: bool
+    serialized: bool
+    include_source: bool
+    options: FunctionOptions
+    marks: Marks
+    image: Callable[[], Image]
+    app_secrets: Callable[[], Sequence[Secret]]
+
+
+@dataclass
+class Prepared:
+    """A function ready to be published, and the content that the server must have first."""
+
+    spec: FunctionSpec
+    uploads: list[source.Upload] = field(default_factory=list)
+
+
+class Images:
+    """Resolved images, each resolved once: functions that share an image share its files."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Image, Resolved]] = {}
+
+    def resolve(self, image: Image) -> Resolved:
+        """The image's recipe and files."""
+        known = self._known.get(id(image))
+        if known is None:
+            known = self._known[id(image)] = (image, recipe.resolve(image._links))
+        return known[1]
+
+
+def refusal(declaration: Declaration) -> str:
+    """Why this function cannot be run yet; empty if it can."""
+    parts = list(declaration.options.unbuilt)
+    if declaration.marks.web:
+        parts.append(f"@{declaration.marks.web} (web functions)")
+    if declaration.marks.batched is not None:
+        parts.append("@batched")
+    return ", ".join(parts)
+
+
+def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepared:
+    """Read the function's files and secrets. InvalidError for what can never work, UnimplementedError for what is not
+    built yet."""
+    missing = refusal(declaration)
+    if missing:
+        raise UnimplementedError(f"function {declaration.name!r} uses what is not built yet: {missing}")
+    options = declaration.options
+    resolved = (images or Images()).resolve(declaration.image())
+    uploads = source.uploads_of(resolved.files)
+    files = {one.path: one for one in resolved.mounts}
+    module, serialized = "", ""
+    if declaration.serialized:
+        data = pickled(declaration)
+        one = source.upload_of(data)
+        uploads.append(one)
+        serialized = one.digest
+    else:
+        home = module_of(declaration.raw)
+        module = source.module_name(home)
+        if declaration.include_source:
+            hashed = source.hash_files(source.module_source(home))
+            uploads.extend(source.uploads_of(hashed))
+            files.update((one.entry.path, one.entry) for one in hashed)
+    variables, secret_keys = secret.merge(declaration.app_secrets(), options.secrets, env=options.env)
+    most, target = declaration.marks.concurrent or (1, 1)
+    spec = FunctionSpec(
+        name=declaration.name,
+        module=module,
+        qualname=declaration.raw.__qualname__,
+        serialized=serialized,
+        is_generator=declaration.is_generator,
+        is_async=declaration.is_async,
+        image=resolved.spec,
+        files=tuple(files[path] for path in sorted(files)),
+        env=variables,
+        secret_keys=secret_keys,
+        resources=options.resources,
+        timeout_s=float(options.timeout_s),
+        startup_timeout_s=float(options.startup_timeout_s),
+        retries=options.retries,
+        min_containers=options.min_containers,
+        max_containers=options.max_containers,
+        buffer_containers=options.buffer_containers,
+        scaledown_window_s=float(options.scaledown_window_s),
+        single_use=options.single_use,
+        max_concurrent=most,
+        target_concurrent=target,
+        block_network=options.block_network,
+        python=f"{sys.version_info[0]}.{sys.version_info[1]}",
+        options=dict(options.carried),
+    )
+    return Prepared(spec, uploads)
+
+
+def module_of(raw: Callable[..., Any]) -> ModuleType:
+    """The module in whose global scope a function is. InvalidError if it is not loaded any more."""
+    module = sys.modules.get(raw.__module__)
+    if module is None:
+        raise InvalidError(f"the module {raw.__module__!r} of function {raw.__qualname__!r} is not loaded")
+    return module
+
+
+def pickled(declaration: Declaration) -> bytes:
+    """The function itself as bytes, with what it uses of its module. InvalidError beyond 16 MiB."""
+    try:
+        import cloudpickle  # type: ignore[import-untyped]
+    except ImportError:
+        raise InvalidError("serialized=True needs the package cloudpickle: pip install cloudpickle") from None
+    module = sys.modules.get(declaration.raw.__module__)
+    by_value = (
+        module is not None
+        and module.__name__ != "__main__"
+        and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
+    )
+    if by_value:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        data: bytes = cloudpickle.dumps(declaration.raw, protocol=4)
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    if len(data) > MAX_SERIALIZED_BYTES:
+        raise InvalidError(
+            f"function {declaration.name!r} is {len(data) >> 20} MiB when serialized, at most 16 MiB are allowed: "
+            "pass large data as an argument, or do not capture it"
+        )
+    if len(data) > LARGE_SERIALIZED_BYTES:
+        warnings.warn(
+            f"function {declaration.name!r} is {len(data) >> 10} KiB when serialized: does it capture data that "
+            "could be an argument?",
+            stacklevel=2,
+        )
+    return data
+
+
+async def publish(
+    client: Any, app_id: str, declarations: Sequence[Declaration], progress: Progress, force_build: bool = False
+) -> dict[str, str]:
+    """Bring all functions of an app to the server; name to id. ImageBuildError, and what `prepare` raises."""
+    progress.phase("Reading files")
+    images = Images()
+
+    def prepare_all() -> list[Prepared]:
+        return [prepare(one, images) for one in declarations]
+
+    prepared = await asyncio.get_running_loop().run_in_executor(None, prepare_all)
+    uploads = list({one.digest: one for each in prepared for one in each.uploads}.values())
+    if uploads:
+        progress.phase("Sending files")
+        await source.upload(client, uploads, progress.uploading)
+    await build_all(client, [one.spec.image for one in prepared], progress, force_build)
+    progress.phase("Creating functions")
+    reply = await client._request("app.publish", AppPublish(app_id, tuple(one.spec for one in prepared)))
+    for text in reply.warnings:
+        warnings.warn(text, _server_warning(), stacklevel=2)
+    return dict(reply.functions)
+
+
+def _server_warning() -> type[Warning]:
+    from cadenza.base.errors import ServerWarning
+
+    return ServerWarning
+
+
+async def build_all(client: Any, specs: Sequence[ImageSpec], progress: Progress, force: bool) -> None:
+    """Build each different image, several at once. The first failure is raised; the other builds go on."""
+    different = list({spec.image_id(): spec for spec in specs}.values())
+    if not different:
+        return
+    progress.phase("Building images" if len(different) > 1 else "Building the image")
+    gate = asyncio.Semaphore(MAX_BUILDS_AT_ONCE)
+
+    async def one(spec: ImageSpec) -> None:
+        async with gate:
+            await build(client, spec, progress, force)
+
+    await asyncio.gather(*map(one, different))
+
+
+async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool) -> str:
+    """Build one image and return its id. ImageBuildError if a step fails."""
+    image_id = spec.image_id()
+    stream = await client._stream("image.build", ImageBuild(spec, force))
+    built = ""
+    while True:
+        item = await stream.receive()
+        if item is None:
+            break
+        message = from_plain(ImageBuilt, item[0])
+        for line in message.lines:
+            progress.build_line(image_id, line)
+        if message.image is not None:
+            built = message.image.image_id
+    if not built:
+        raise ImageBuildError("the build ended without an image", image_id)
+    return built
+
+
+async def build_image(client: Any, image: Image, progress: Optional[Progress] = None, force: bool = False) -> None:
+    """Bring one image to the server, build it, and give its handle the id."""
+    shown: Progress = progress or Quiet()
+    resolved = await asyncio.get_running_loop().run_in_executor(None, recipe.resolve, image._links)
+    await source.upload(client, source.uploads_of(resolved.files), shown.uploading)
+    image._hydrate(await build(client, resolved.spec, shown, force), client)

@@ -1,0 +1,152 @@
+"""One run of an app: create, publish, keep alive, stop. Source: semantics.md section 23.
+
+Whatever ends the ``with`` block, its end, an exception or Ctrl-C, the server is told to stop the app; if even that
+cannot be said, missed heartbeats stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, AsyncIterator, Optional
+
+from cadenza.base import config as configuration
+from cadenza.base.errors import (
+    ConflictError,
+    ConnectionError,
+    Error,
+    InvalidError,
+    NotFoundError,
+    ServiceError,
+    UnimplementedError,
+)
+from cadenza.protocol.methods import AppCreate, AppFinish, AppRef
+from cadenza.sdk import publish
+from cadenza.sdk.context_api import container
+
+if TYPE_CHECKING:
+    from cadenza.base.config import Config
+    from cadenza.sdk.app import App
+    from cadenza.sdk.client import Client
+
+FINISH_DEADLINE_S = 15.0
+"""How long the end of a run waits for the server to take note."""
+
+
+async def run(
+    app: App,
+    name: Optional[str],
+    client: Optional[Client],
+    detach: bool,
+    interactive: bool,
+    environment_name: Optional[str],
+) -> AsyncIterator[App]:
+    """Yields the app once its functions can be called. See `App.run`."""
+    from cadenza.sdk.client import Client
+
+    _check(app, interactive)
+    config = configuration.load()
+    used: Client = client or await Client._environment()
+    title = name or app.description or _program()
+    created = await used._request(
+        "app.create", AppCreate(title, environment_name or config.environment, bool(detach), dict(app._tags))
+    )
+    app_id: str = created.app_id
+    app._app_id, app._client, app._interactive = app_id, used, interactive
+    heart = asyncio.ensure_future(_heartbeat(used, app_id, config.heartbeat_interval))
+    shown = _Shown(used, app_id, title, config)
+    failure: Optional[BaseException] = None
+    try:
+        _warn_schedules(app)
+        ids = await publish.publish(used, app_id, list(app._declarations.values()), shown.progress, config.force_build)
+        for function_name, function_id in ids.items():
+            function = app._functions.get(function_name)
+            if function is not None:
+                function._hydrate(function_id, used)
+        shown.started()
+        yield app
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        heart.cancel()
+        try:
+            await _finish(used, app_id, failure)
+            await shown.ended(failure)
+        finally:
+            shown.close()
+            app._app_id, app._client, app._interactive = None, None, False
+            for function in app._functions.values():
+                function._init_handle()
+
+
+def _check(app: App, interactive: bool) -> None:
+    here = container()
+    if here is not None:
+        raise InvalidError(
+            "app.run() was called in a container, where the program is imported again: call it below "
+            'if __name__ == "__main__": or in a @app.local_entrypoint()'
+        )
+    if app._app_id is not None:
+        raise InvalidError("the app runs already: one app.run() at a time")
+    if interactive:
+        raise UnimplementedError("interactive runs are not built yet: run without -i")
+
+
+def _program() -> str:
+    """What an app without a name is called: the program's file."""
+    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "app"
+
+
+def _warn_schedules(app: App) -> None:
+    named = [name for name, one in app._declarations.items() if one.options.schedule is not None]
+    if named:
+        warnings.warn(f"schedules are not built yet: {', '.join(named)} will not run by itself", stacklevel=2)
+
+
+async def _heartbeat(client: Client, app_id: str, interval_s: float) -> None:
+    """Say every ``interval_s`` that somebody is there. A server that is away for a moment is no reason to stop."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await client._request("app.heartbeat", AppRef(app_id))
+        except (NotFoundError, ConflictError):
+            print(f"cadenza: the app {app_id} was stopped at the server", file=sys.stderr)
+            return
+        except (ServiceError, ConnectionError):
+            continue
+
+
+async def _finish(client: Client, app_id: str, failure: Optional[BaseException]) -> None:
+    """Tell the server that this client is done. A failure to do so must not hide what the program raised."""
+    reason = "" if failure is None else type(failure).__name__
+    try:
+        await asyncio.wait_for(
+            client._request("app.finish", AppFinish(app_id, reason, error=failure is not None)), FINISH_DEADLINE_S
+        )
+    except (NotFoundError, ConflictError):
+        pass  # it was stopped meanwhile
+    except (Error, asyncio.TimeoutError) as error:
+        print(
+            f"cadenza: the server could not be told that the app is done ({error or 'no answer'}); "
+            "it stops it by itself once it hears nothing more",
+            file=sys.stderr,
+        )
+
+
+class _Shown:
+    """What the user sees of a run, where output is enabled."""
+
+    def __init__(self, client: Client, app_id: str, title: str, config: Config) -> None:
+        self.progress: publish.Progress = publish.Quiet()
+
+    def started(self) -> None:
+        """The functions are there."""
+
+    async def ended(self, failure: Optional[BaseException]) -> None:
+        """The app was told to stop: show the rest of its logs."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
