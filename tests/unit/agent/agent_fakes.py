@@ -240,6 +240,9 @@ class World:
             around,
         )
         self.revision = 0
+        main.support.prepare = lambda data_dir: os.path.join(
+            data_dir, "lib"
+        )  # test_agent_support.py tests the real one
 
     async def __aenter__(self) -> World:
         await self.agent.start()
