@@ -9,7 +9,6 @@ On a stream::
 
 from __future__ import annotations
 
-import json
 import struct
 
 from cadenza.base.errors import Error
@@ -42,6 +41,8 @@ class FrameError(Error):
 
 def dumps(header: Any) -> bytes:
     """A header as compact UTF-8 JSON."""
+    import json
+
     return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -122,6 +123,8 @@ class Decoder:
 
 def loads(raw: bytes) -> dict[str, Any]:
     """A header back to a dictionary. `FrameError` when it is not a JSON object in UTF-8."""
+    import json
+
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,387 @@
+"""Run inputs: on the main thread one after the other, or on daemon threads. `tasks` has the third way, asyncio.
+
+The main thread is the only reader of the connection. A synchronous function that is not concurrent runs on it, with no
+hop between the socket and the user's code. Sources: semantics.md sections 5, 6, 9 and 10; docs/formats/wire.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+
+from cadenza.base.errors import InputCancellation, InvalidError
+from cadenza.protocol.frame import INLINE_VALUE_BYTES
+from cadenza.runner import context, values
+from cadenza.runner.lane import Lane
+from cadenza.runner.outbox import Outbox
+from cadenza.runner.streams import Streams
+from cadenza.runner.wire import Connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Optional
+
+# The words of cadenza.protocol.calls, which is too slow to import here.
+SUCCESS, FAILURE, TERMINATED, REVOKED = "SUCCESS", "FAILURE", "TERMINATED", "REVOKED"
+
+MAX_ERROR_CHARS = 8192
+"""What of an exception's text goes into the frame's header."""
+TOGETHER_S = 0.002
+"""While inputs wait, outputs share a frame unless the last frame is older than this."""
+DRAIN_POLL_S = 0.02
+
+
+class Job:
+    """One attempt, from the frame that brings it to its output."""
+
+    __slots__ = ("attempt", "began_at", "blob", "call_id", "cancelled", "data", "durable", "input_id", "items", "task")
+
+    def __init__(self, attempt: str, input_id: str, call_id: str, data: bytes, blob: str, durable: bool) -> None:
+        self.attempt = attempt
+        self.input_id = input_id
+        self.call_id = call_id
+        self.data = data
+        self.blob = blob
+        self.durable = durable
+        self.cancelled = False
+        self.items = 0
+        self.task: Any = None
+        self.began_at = 0.0
+
+
+class Channel:
+    """What an executor speaks through."""
+
+    def __init__(self, wire: Connection, outbox: Outbox, streams: Streams, lane: Lane) -> None:
+        self.wire = wire
+        self.outbox = outbox
+        self.streams = streams
+        self.lane = lane
+
+
+class Executor:
+    """Takes the agent's frames, runs jobs, sends outputs. What differs between ways of running is in the subclasses."""
+
+    def __init__(self, function: Callable[..., Any], is_generator: bool, channel: Channel) -> None:
+        self.function = function
+        self.is_generator = is_generator
+        self.channel = channel
+        self.waiting: dict[str, Job] = {}
+        self.running: dict[str, Job] = {}
+        self.draining = False
+        self.ended = False
+        """The agent is gone, or the container has to end at once."""
+
+    # Frames.
+
+    def handle(self, header: dict[str, Any], payload: bytes) -> None:
+        """Take one frame from the agent. Starts nothing."""
+        kind = header.get("t")
+        if kind == "run":
+            at = 0
+            for one in header["ins"]:
+                size = one.get("n", 0)
+                data = payload if size == len(payload) else payload[at : at + size]
+                at += size
+                attempt = one["a"]
+                self.waiting[attempt] = Job(
+                    attempt, one["i"], one["c"], data, one.get("blob") or "", bool(one.get("durable"))
+                )
+            if self.draining:
+                self._give_back(list(self.waiting))
+        elif kind == "cancel":
+            for attempt in header["a"]:
+                job = self.waiting.pop(attempt, None)
+                if job is not None:
+                    self.output(job, TERMINATED, error="cancelled before it began")
+                elif attempt in self.running:
+                    self.running[attempt].cancelled = True
+                    self.cancel_running(self.running[attempt])
+        elif kind == "revoke":
+            self._give_back(header["a"])
+        elif kind == "drain":
+            self.draining = True
+            self._give_back(list(self.waiting))
+        # Anything else comes from a newer agent and is for a newer runner.
+
+    def _give_back(self, attempts: list[str]) -> None:
+        for attempt in attempts:
+            job = self.waiting.pop(attempt, None)
+            if job is not None:
+                self.output(job, REVOKED)
+
+    def take(self) -> Job:
+        """The job that waits longest; it runs from now on."""
+        attempt = next(iter(self.waiting))
+        job = self.running[attempt] = self.waiting.pop(attempt)
+        return job
+
+    def cancel_running(self, job: Job) -> None:
+        raise NotImplementedError
+
+    def serve(self) -> None:
+        """Until drained, or until the agent is gone. KeyboardInterrupt comes through."""
+        raise NotImplementedError
+
+    def on_poke(self) -> None:
+        """SIGUSR1 came."""
+
+    # One job.
+
+    def arguments(self, job: Job) -> tuple[Any, Any]:
+        data: Any = job.data
+        if job.blob:
+            data = self.channel.lane.get(job.blob)
+        job.data = b""
+        args, kwargs = values.unpack(data, handles())
+        return args, kwargs
+
+    def item(self, job: Job, value: Any) -> None:
+        """One value that a generator gave."""
+        parts = values.pack(value, context.persistent_id)
+        header: dict[str, Any] = {"a": job.attempt, "k": job.items, "n": 0}
+        now = time.monotonic() - self.channel.outbox.last_sent > TOGETHER_S
+        parts = self._inline(job, header, parts, now)
+        job.items += 1
+        self.channel.outbox.put("gen", header, parts, now)
+
+    def result(self, job: Job, value: Any) -> None:
+        """The function returned."""
+        if not self.is_generator and isinstance(value, (CoroutineType, GeneratorType, AsyncGeneratorType)):
+            kind = type(value).__name__.replace("_", " ")
+            if isinstance(value, CoroutineType):
+                value.close()
+            raise InvalidError(
+                f"The function returned a {kind} object, but was declared as a plain function: a decorator probably "
+                "hides what it is. Keep `async def` or `yield` visible in the function that @app.function sees."
+            )
+        self.output(job, SUCCESS, [] if self.is_generator else values.pack(value, context.persistent_id))
+
+    def failure(self, job: Job, exc: BaseException) -> None:
+        """The function raised, or its argument or result could not be used."""
+        if job.cancelled or isinstance(exc, InputCancellation) or _is_cancelled_error(exc):
+            self._say(job, f"Successfully canceled input {job.input_id}\n")
+            self.output(job, TERMINATED, error="cancelled")
+            return
+        from cadenza.runner import faults
+
+        text = faults.text_of(exc)
+        self._say(job, text)
+        try:
+            message = f"{type(exc).__name__}: {exc}"
+        except Exception:
+            message = type(exc).__name__
+        try:
+            self.output(job, FAILURE, [values.pack_exception(exc)], message)
+        except Exception as error:  # the lane is gone, or its disk is full: the text still goes
+            self.output(job, FAILURE, [], f"{message} (the exception itself could not be sent: {error})")
+
+    def _say(self, job: Job, text: str) -> None:
+        err = self.channel.streams.err
+        err.flush()
+        err.write(text)
+
+    def output(self, job: Job, status: str, parts: Optional[list[Any]] = None, error: str = "") -> None:
+        """Send what became of the job. Everything that it printed goes first."""
+        channel = self.channel
+        channel.streams.finish(job.input_id, job.call_id)
+        header: dict[str, Any] = {"a": job.attempt, "s": status, "n": 0}
+        if error:
+            header["error"] = error[:MAX_ERROR_CHARS]
+        if job.items:
+            header["items"] = job.items
+        if job.began_at:
+            header["t0"], header["t1"] = job.began_at, time.time()
+        now = not self.waiting or time.monotonic() - channel.outbox.last_sent > TOGETHER_S
+        if parts:
+            parts = self._inline(job, header, parts, now)
+        self.running.pop(job.attempt, None)
+        channel.outbox.put("out", header, parts or [], now)
+
+    def _inline(self, job: Job, header: dict[str, Any], parts: list[Any], now: bool) -> list[Any]:
+        """The parts for the frame: none when they had to go by the lane. Those not sent at once are copied out of the
+        user's memory, which may change."""
+        size = sum(map(len, parts))
+        if size > INLINE_VALUE_BYTES:
+            header["blob"], header["size"] = self.channel.lane.put(parts, job.durable)
+            return []
+        return parts if now or len(parts) < 3 else [b"".join(parts)]
+
+
+def handles() -> Optional[Callable[[Any], Any]]:
+    """How handles inside values are read. The SDK brings it; values without handles do not load the SDK."""
+    return context.persistent_load or _load_handle
+
+
+def _load_handle(reference: Any) -> Any:
+    if context.persistent_load is None:
+        import importlib
+
+        importlib.import_module("cadenza.sdk.handle")
+    if context.persistent_load is None:
+        raise InvalidError("a handle came in a value, and this version of the package cannot read it")
+    return context.persistent_load(reference)
+
+
+def _is_cancelled_error(exc: BaseException) -> bool:
+    asyncio = sys.modules.get("asyncio.exceptions")
+    return asyncio is not None and isinstance(exc, asyncio.CancelledError)
+
+
+class OnMainThread(Executor):
+    """A synchronous function, one input at a time, on the main thread. Cancelled by SIGUSR1."""
+
+    def __init__(self, function: Callable[..., Any], is_generator: bool, channel: Channel) -> None:
+        super().__init__(function, is_generator, channel)
+        self.active: Optional[Job] = None
+        """The job whose user code runs now: only then may a cancellation be raised."""
+
+    def serve(self) -> None:
+        wire, outbox = self.channel.wire, self.channel.outbox
+        while not self.ended:
+            if not self.waiting:
+                if self.draining:
+                    return
+                outbox.flush()
+            frames = wire.receive(wait=not self.waiting)
+            if frames is None:
+                self.ended = True
+                return
+            for header, payload in frames:
+                self.handle(header, payload)
+            frames = None
+            if self.waiting:
+                self.run(self.take())
+
+    def run(self, job: Job) -> None:
+        """Run one job to its output. KeyboardInterrupt and GeneratorExit come through: they end the container."""
+        job.began_at = time.time()
+        context.enter(job.input_id, job.call_id)
+        try:
+            args, kwargs = self.arguments(job)
+            try:
+                self.active = job
+                value = self.function(*args, **kwargs)
+                if self.is_generator:
+                    for one in value:
+                        self.item(job, one)
+            finally:
+                self.active = None
+            if job.cancelled:
+                raise InputCancellation("Input was cancelled by user")
+            self.result(job, value)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as exc:
+            self.failure(job, exc)
+        finally:
+            context.leave()
+
+    def cancel_running(self, job: Job) -> None:
+        """Raised by `on_poke` once all frames are read."""
+
+    def on_poke(self) -> None:
+        job = self.active
+        if job is None:
+            return
+        mask = self.channel.outbox.mask
+        mask.depth += 1
+        try:
+            frames = self.channel.wire.receive(wait=False)
+            for header, payload in frames or ():
+                self.handle(header, payload)
+            self.channel.outbox.flush()
+        finally:
+            mask.depth -= 1
+        if frames is None:
+            self.ended = True
+        if job.cancelled and self.active is job:
+            self.active = None  # once only: the user's clean-up is not interrupted
+            raise InputCancellation("Input was cancelled by user")
+
+
+class OnThreads(Executor):
+    """A synchronous function, up to ``most`` inputs at once, each on a daemon thread of its own."""
+
+    def __init__(self, function: Callable[..., Any], is_generator: bool, channel: Channel, most: int) -> None:
+        super().__init__(function, is_generator, channel)
+        self.most = most
+        self._idle = 0
+        import _queue
+        import threading
+
+        self._threading = threading
+        self._queue: Any = _queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self.interrupted = False
+
+    def serve(self) -> None:
+        wire = self.channel.wire
+        self._start()
+        while not self.ended:
+            if self.draining:
+                import select
+
+                if not self.running:
+                    return
+                if not select.select([wire.sock], [], [], DRAIN_POLL_S)[0]:
+                    continue
+            frames = wire.receive()
+            if frames is None:
+                self.ended = True
+                return
+            with self._lock:
+                for header, payload in frames:
+                    self.handle(header, payload)
+            self._start()
+
+    def _start(self) -> None:
+        while True:
+            with self._lock:
+                if not self.waiting or len(self.running) >= self.most:
+                    return
+                job = self.take()
+                fresh = self._idle == 0
+                if not fresh:
+                    self._idle -= 1
+            self._queue.put(job)
+            if fresh:
+                self._threading.Thread(target=self._work, name="cadenza-input", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self._run(self._queue.get())
+            with self._lock:
+                self._idle += 1
+            self._start()
+
+    def _run(self, job: Job) -> None:
+        job.began_at = time.time()
+        context.enter(job.input_id, job.call_id)
+        try:
+            args, kwargs = self.arguments(job)
+            value = self.function(*args, **kwargs)
+            if self.is_generator:
+                for one in value:
+                    self.item(job, one)
+            self.result(job, value)
+        except (KeyboardInterrupt, GeneratorExit):
+            import _thread
+
+            self.interrupted = True
+            _thread.interrupt_main()
+        except BaseException as exc:
+            self.failure(job, exc)
+        finally:
+            context.leave()
+
+    def cancel_running(self, job: Job) -> None:
+        """A thread cannot be stopped safely: the container ends, and the others are given back without charge."""
+        self._say(job, f"Successfully canceled input {job.input_id}\n")
+        self.output(job, TERMINATED, error="cancelled")
+        for other in [*self.running.values(), *self.waiting.values()]:
+            if not other.cancelled:
+                self.output(other, REVOKED)
+        self.waiting.clear()
+        self.ended = True

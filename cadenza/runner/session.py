@@ -1,0 +1,270 @@
+"""One runner's life: connect, hello, become a function's container, run its inputs, bye."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import os
+import sys
+import time
+
+from cadenza import __version__
+from cadenza.runner import LANE_SOCKET, RUNNER_SOCKET, SUPPORT_DIR, context
+from cadenza.runner.outbox import Outbox
+from cadenza.runner.wire import Connection, Mask
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn, Optional
+
+    from cadenza.runner.execute import Executor
+
+PROTOCOL = 1  # cadenza.protocol.frame.PROTOCOL, as said in the hello
+CONNECT_TRIES = 40
+CONNECT_PAUSE_S = 0.05
+
+EXIT_OK, EXIT_FAILED, EXIT_NO_AGENT, EXIT_INTERRUPTED = 0, 1, 3, 130
+
+
+def main() -> None:
+    """Live one life and exit. As the first process of its container: also collect orphans."""
+    began = _process_age_s()
+    if os.getpid() == 1:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _FORWARDED)
+        child = os.fork()
+        if child:
+            from cadenza.runner import orphans
+
+            os._exit(orphans.collect(child, _FORWARDED))
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
+    Session(began).run()
+
+
+_FORWARDED = [
+    getattr(_signal, name)
+    for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGCHLD")
+]  # fmt: skip
+
+
+def _process_age_s() -> float:
+    """Seconds since this process began, to the kernel's hundredth."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.process_time()
+
+
+class Session:
+    """The life. ``age_s``: how old the process is already."""
+
+    def __init__(self, age_s: float) -> None:
+        self._age_s = age_s
+        self._started = time.monotonic()
+        self._support = os.environ.get("CADENZA_SUPPORT") or SUPPORT_DIR
+        self._executor: Optional[Executor] = None
+        self._stopping = False
+        self._said_bye = False
+        self.mask = Mask()
+
+    def run(self) -> None:
+        """Exits the process, in order where it can: with the user's exit functions run."""
+        self.mask.action = self._signalled
+        self._signals = 0
+        _signal.signal(_signal.SIGUSR1, self._on_usr1)
+        _signal.signal(_signal.SIGTERM, self._on_term)
+        self._connect()
+        try:
+            header, payload = self._until_attached()
+            self._attach(header, payload)
+            code = self._serve()
+        except KeyboardInterrupt:
+            code = self._interrupted()
+        self._end(code)
+
+    # Signals. Handlers run between two instructions of the main thread; inside of the mask they only leave a note.
+
+    def _on_usr1(self, number: int, frame: Any) -> None:
+        self._poke()
+
+    def _on_term(self, number: int, frame: Any) -> None:
+        self._stopping = True
+        self._poke()
+
+    def _poke(self) -> None:
+        if self.mask.depth:
+            self.mask.poked = True
+        else:
+            self._signalled()
+
+    def _signalled(self) -> None:
+        if self._stopping and not self._said_bye:
+            raise KeyboardInterrupt("the container is being stopped")
+        if self._executor is not None:
+            self._executor.on_poke()
+
+    # The connection.
+
+    def _connect(self) -> None:
+        path = f"{self._support}/{RUNNER_SOCKET}"
+        for left in reversed(range(CONNECT_TRIES)):
+            try:
+                self.wire = Connection.open(path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                fault: OSError = error
+                if not left:
+                    _die(f"The runner cannot connect to the agent at {path}: {fault}.")
+                time.sleep(CONNECT_PAUSE_S)
+            except OSError as error:
+                _die(f"The runner cannot connect to the agent at {path}: {error}.")
+        self.outbox = Outbox(self.wire, self.mask)
+        boot = {"boot_s": round(self._age_s + time.monotonic() - self._started, 6), "cpu_s": time.process_time()}
+        major, minor, micro = sys.version_info[:3]
+        self._send(
+            {
+                "t": "hello", "protocol": PROTOCOL, "version": __version__, "role": "runner",
+                "python": f"{major}.{minor}.{micro}", "pid": os.getpid(), "boot": boot,
+            }
+        )  # fmt: skip
+
+    def _send(self, header: dict[str, Any], payloads: Any = ()) -> None:
+        try:
+            self.outbox.frame(header, payloads)
+        except OSError as error:
+            _die(f"The agent closed the runner's connection: {error}.")
+
+    def _until_attached(self) -> tuple[dict[str, Any], bytes]:
+        self._later: list[tuple[dict[str, Any], bytes]] = []
+        while True:
+            frames = self.wire.receive()
+            if frames is None:
+                os._exit(EXIT_NO_AGENT)  # nobody has any use for this container
+            for position, (header, payload) in enumerate(frames):
+                kind = header.get("t")
+                if kind == "refuse":
+                    _die(f"The agent refused the runner: {header.get('message')}")
+                if kind == "drain":
+                    self._end(EXIT_OK)
+                if kind == "attach":
+                    self._later = frames[position + 1 :]
+                    return header, payload
+
+    # Becoming a container.
+
+    def _attach(self, header: dict[str, Any], payload: bytes) -> None:
+        from cadenza.runner import surroundings
+        from cadenza.runner.streams import Streams
+
+        self.streams = Streams(self.outbox)
+        self.streams.install()
+        os.register_at_fork(after_in_child=self._after_fork)
+        function = header["function"]
+        began = time.monotonic()
+        most = int(function.get("max_concurrent") or 1)
+        context.become(
+            context.Container(
+                header["container_id"], header["app_id"], header["function_id"], header.get("image_id", ""),
+                header.get("layout") or {}, function,
+            ),
+            concurrent=most > 1,
+        )  # fmt: skip
+        try:
+            rest = surroundings.arrange(header, payload)
+            import atexit
+
+            atexit.register(self._last)
+            from cadenza.runner import loader
+
+            call = loader.load(function, rest[: int(header.get("serialized") or 0)])
+            self._executor = self._make_executor(call, function, most)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as exc:
+            self._failed(exc)
+        self._send({"t": "ready", "import_s": round(time.monotonic() - began, 6), "enter_s": 0.0})
+
+    def _make_executor(self, call: Any, function: dict[str, Any], most: int) -> Executor:
+        from cadenza.runner.execute import Channel, OnMainThread, OnThreads
+        from cadenza.runner.lane import Lane
+
+        generator = bool(function.get("is_generator"))
+        channel = Channel(self.wire, self.outbox, self.streams, Lane(f"{self._support}/{LANE_SOCKET}"))
+        if function.get("is_async"):
+            from cadenza.runner.tasks import OnLoop
+
+            return OnLoop(call, generator, channel, most)
+        if most > 1:
+            return OnThreads(call, generator, channel, most)
+        return OnMainThread(call, generator, channel)
+
+    def _failed(self, exc: BaseException) -> NoReturn:
+        from cadenza.runner import faults, values
+
+        text = faults.text_of(exc)
+        sys.stderr.flush()
+        sys.stderr.write(text)
+        self.streams.finish_all()
+        packed = values.pack_exception(exc)
+        limit = 256 << 10
+        self._send({"t": "failed", "where": "import", "text": text[-limit:], "n": len(packed)}, [packed])
+        os._exit(EXIT_FAILED)
+
+    # Working.
+
+    def _serve(self) -> int:
+        executor = self._executor
+        assert executor is not None
+        for header, payload in self._later:
+            executor.handle(header, payload)
+        self._later = []
+        executor.serve()
+        return EXIT_NO_AGENT if self.wire.closed else EXIT_OK
+
+    def _interrupted(self) -> int:
+        """SIGTERM, or a KeyboardInterrupt of the user's own: what has not begun is given back."""
+        ordered = self._stopping
+        if not ordered and hasattr(self, "streams"):
+            sys.stderr.write("The function raised KeyboardInterrupt: the container ends.\n")
+        self._stopping = True
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+        if self._executor is not None:
+            self._executor.handle({"t": "drain", "grace_s": 0}, b"")
+        return EXIT_OK if ordered else EXIT_INTERRUPTED
+
+    def _end(self, code: int) -> NoReturn:
+        """The user's exit functions run, threads are waited for as Python does, then `_last`."""
+        self._code = code
+        if self.wire.closed or not hasattr(self, "streams"):
+            self._last()
+            os._exit(code)
+        sys.exit(code)
+
+    def _last(self) -> None:
+        """The last exit function of all: what was printed goes out, then the good-bye."""
+        if self.outbox.broken:
+            return
+        if hasattr(self, "streams"):
+            self.streams.finish_all()
+        self._said_bye = True
+        if getattr(self, "_code", EXIT_FAILED) == EXIT_OK:
+            try:
+                self.outbox.frame({"t": "bye"})
+            except OSError:
+                pass
+
+    def _after_fork(self) -> None:
+        """A child of the user's code: it has neither the connection nor our signal handlers."""
+        self.outbox.after_fork()
+        self.streams.after_fork()
+        self.wire.closed = True
+        self.wire.sock.close()
+        self._executor = None
+        for number in (_signal.SIGUSR1, _signal.SIGTERM):
+            if getattr(_signal.getsignal(number), "__self__", None) is self:
+                _signal.signal(number, _signal.SIG_DFL)
+
+
+def _die(message: str) -> NoReturn:
+    os.write(2, (message + "\n").encode("utf-8", "backslashreplace"))
+    os._exit(EXIT_NO_AGENT)
