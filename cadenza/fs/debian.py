@@ -78,7 +78,9 @@ def check_python(python: str) -> str:
     if not python:
         return f"{sys.version_info[0]}.{sys.version_info[1]}"
     if not re.fullmatch(r"3\.\d{1,2}t?", python):
-        raise InvalidError(f"debian_slim needs a Python version of the form 'major.minor', as in '3.11', not {python!r}")
+        raise InvalidError(
+            f"debian_slim needs a Python version of the form 'major.minor', as in '3.11', not {python!r}"
+        )
     return python
 
 
@@ -118,7 +120,15 @@ class Apt:
 
     def prepare(self) -> None:
         """Write the private configuration."""
-        for name in ("lists/partial", "archives/partial", "cache", "log", "etc/sources.list.d", "etc/conf.d"):
+        for name in (
+            "lists/partial",
+            "archives/partial",
+            "cache",
+            "log",
+            "nothing/partial",
+            "etc/sources.list.d",
+            "etc/conf.d",
+        ):
             os.makedirs(os.path.join(self.directory, name), exist_ok=True)
         signed_by = self.mirror.signed_by or KEYRINGS[self.mirror.distribution]
         if "\n" not in signed_by and not all(os.path.exists(one) for one in signed_by.split()):
@@ -173,7 +183,9 @@ class Apt:
 
     async def closure(self, packages: Sequence[str]) -> list[Archive]:
         """All packages that the named ones need, themselves included."""
-        command = ["apt-get", "install", "-qq", "--print-uris", "--no-install-recommends", *packages]
+        # With its own archives in view, apt would leave out what is downloaded already.
+        nowhere = f"Dir::Cache::archives={self.directory}/nothing"
+        command = ["apt-get", "install", "-qq", "--print-uris", "--no-install-recommends", "-o", nowhere, *packages]
         code, text = await run(command, self._env)
         found = parse_uris(text)
         if code != 0 or not found:
@@ -228,15 +240,16 @@ async def build_base(
     settings: str,
     environ: Mapping[str, str],
     progress: Callable[[str], None],
-    mirror: Optional[Mirror] = None,
+    use: Optional[Mirror] = None,
 ) -> Base:
     """Make a root filesystem in the empty directory ``root``, with the wanted Python minor in it.
 
     ``cache``: a directory for lists and packages. ``settings``: lines of apt.conf. ``progress`` takes lines for people.
+    ``use``: this mirror, not the host's.
     InvalidError when the Python cannot be had; ImageBuildError when the mirror fails. OSError when the disk is full.
     """
     timings = Timings()
-    mirror = mirror or await asyncio.to_thread(host_mirror)
+    mirror = use or await asyncio.to_thread(host_mirror)
     suite = suite_for(mirror.distribution, python)
     standalone = None
     if not suite:
@@ -246,7 +259,7 @@ async def build_base(
         standalone = await standalone_python(python, os.path.join(cache, "python"), mirror.distribution, environ)
         timings.add("python", begun)
     apt = Apt(os.path.join(cache, "apt", f"{mirror.distribution}-{suite}"), mirror, suite, settings, environ)
-    apt.prepare()
+    await asyncio.to_thread(apt.prepare)
     names = [one for one in PACKAGES if one not in NOT_IN.get(suite, ())]
     names += () if standalone else PYTHON_PACKAGES
     archives = await _resolve(apt, names, progress, timings)
@@ -281,7 +294,9 @@ async def build_base(
     progress("compiling Python's modules")
     await _compile(root, interpreter)
     timings.add("compile", begun)
-    return Base("/usr/local/bin/python3" if standalone else "/usr/bin/python3", python, mirror.distribution, suite, timings)
+    return Base(
+        "/usr/local/bin/python3" if standalone else "/usr/bin/python3", python, mirror.distribution, suite, timings
+    )
 
 
 async def _resolve(apt: Apt, names: Sequence[str], progress: Callable[[str], None], timings: Timings) -> list[Archive]:
@@ -398,22 +413,47 @@ async def _compile(root: str, interpreter: str) -> None:
         command, home = [root + interpreter], os.path.join(root, "usr/local")
     else:
         command, home = finish.inside(root, interpreter.lstrip("/")), os.path.join(root, "usr")
-    folders = [one for one in glob.glob(os.path.join(root, "usr/lib/python3*"))]
-    folders += glob.glob(os.path.join(root, "usr/local/lib/python3*"))
-    command += ["-S", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-x", "/lib2to3/tests/|/test/"]
-    command += ["-s", root, "-p", "/", *folders]
-    # A file that does not compile (templates, bad test data) is left as it is; so the exit code says nothing.
-    await run(command, {"PATH": "/usr/bin:/bin", "PYTHONHOME": home, "LC_ALL": "C.UTF-8"})
+    command += [
+        "-S",
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+        "-s",
+        root,
+        "-p",
+        "/",
+        "-i",
+        "-",
+    ]
+    lots = await asyncio.to_thread(_modules, root, os.cpu_count() or 1)
+    env = {"PATH": "/usr/bin:/bin", "PYTHONHOME": home, "LC_ALL": "C.UTF-8"}
+    # A file that does not compile (templates, bad test data) is left as it is; so the exit codes say nothing. The
+    # module's own -j would start the interpreter again by its plain path, which the host's loader may refuse.
+    await _all(run(command, env, given="\n".join(lot).encode()) for lot in lots)
+
+
+def _modules(root: str, count: int) -> list[list[str]]:
+    """The Python files to compile, in lots of about equal bytes."""
+    found = []
+    for folder in ("usr/lib", "usr/local/lib"):
+        for top in glob.glob(os.path.join(root, folder, "python3*")):
+            for parent, directories, names in os.walk(top):
+                directories[:] = [one for one in directories if one not in ("test", "tests", "__pycache__")]
+                paths = [os.path.join(parent, one) for one in names if one.endswith(".py")]
+                found += [Archive("", path, os.stat(path).st_size, "") for path in paths if not os.path.islink(path)]
+    return [[one.file for one in lot] for lot in shares(found, count)] if found else []
 
 
 async def standalone_python(python: str, cache: str, distribution: str, environ: Mapping[str, str]) -> str:
-    """The directory of a self-contained build of this minor, fetched once by the host's uv. InvalidError if it fails."""
+    """The directory of a self-contained build of this minor, fetched once by uv. InvalidError when that fails."""
     here = os.path.join(cache, python)
     found = sorted(glob.glob(os.path.join(here, "cpython-*")))
     if found:
         return found[-1]
     choices = f"this machine's {distribution} packages have Python {supported(distribution)}"
-    program = host_uv(environ)
+    program = shutil.which("uv", path=environ.get("PATH", "")) or host_uv(environ)
     if program is None:
         raise InvalidError(
             f"there is no Python {python} for images here: {choices}; for others install uv on this machine "
@@ -454,15 +494,24 @@ def host_uv(environ: Mapping[str, str]) -> Optional[str]:
 
 
 async def run(
-    command: Sequence[str], env: Mapping[str, str], *, mixed: bool = True, timeout_s: float = 600.0
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    mixed: bool = True,
+    timeout_s: float = 600.0,
+    given: Optional[bytes] = None,
 ) -> tuple[int, str]:
-    """A program's exit code and output; ``mixed``: stderr with it, else stderr alone when it fails."""
+    """A program's exit code and output. ``given``: its stdin. ``mixed``: stderr too, else stderr alone when it fails."""
     error = asyncio.subprocess.STDOUT if mixed else asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *command, env=dict(env), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=error
+        *command,
+        env=dict(env),
+        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=error,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+        out, err = await asyncio.wait_for(process.communicate(given), timeout_s)
     except BaseException as why:
         if process.returncode is None:
             process.kill()

@@ -142,7 +142,15 @@ def write_database(root: str, packages: Iterable[Package], arch: str) -> None:
     stanzas = "\n".join(status_stanza(one, root) for one in every)
     _write(os.path.join(base, "status"), (stanzas + "\n").encode(), 0o644)
     _write(os.path.join(base, "arch"), (arch + "\n").encode(), 0o644)
-    for name in ("available", "diversions", "statoverride", "lock", "lock-frontend", "triggers/Lock", "triggers/Unincorp"):
+    for name in (
+        "available",
+        "diversions",
+        "statoverride",
+        "lock",
+        "lock-frontend",
+        "triggers/Lock",
+        "triggers/Unincorp",
+    ):
         _write(os.path.join(base, name), b"", 0o644)
     for name, text in triggers(every).items():
         _write(os.path.join(base, "triggers", name), text.encode(), 0o644)

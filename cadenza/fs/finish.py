@@ -14,13 +14,19 @@ import subprocess
 import tempfile
 import zipfile
 
-MOUNT_POINTS = ("proc", "sys", "dev", "run", "tmp", ".cadenza/run", ".cadenza/lib", ".cadenza/build", ".cadenza/cache")
+MOUNT_POINTS = (
+    "proc", "sys", "dev", "run", "tmp", ".cadenza/run", ".cadenza/lib", ".cadenza/build", ".cadenza/cache/pip",
+    ".cadenza/cache/uv", ".cadenza/cache/tools",
+)  # fmt: skip
 MOUNT_FILES = ("etc/resolv.conf", "etc/hosts", "etc/hostname", ".cadenza/uv")
 """What containers and build steps mount on; there beforehand, so that no step's layer gets them."""
 
 MERGED = ("bin", "sbin", "lib", "lib64")
 
-EXCLUDED = ("usr/share/man/*", "usr/share/info/*", "usr/share/locale/*", "usr/share/lintian/*", "usr/share/linda/*", "usr/share/groff/*")  # fmt: skip
+EXCLUDED = (
+    "usr/share/man/*", "usr/share/info/*", "usr/share/locale/*", "usr/share/lintian/*", "usr/share/linda/*",
+    "usr/share/groff/*",
+)  # fmt: skip
 """Left out of images; also said to the dpkg inside, for what is installed later."""
 
 DPKG_CONFIG = (
@@ -33,13 +39,24 @@ DPKG_CONFIG = (
     "force-unsafe-io\n"
 )
 
+_APT_CONFIG = """\
+Acquire::Languages "none";
+APT::AutoRemove::SuggestsImportant "false";
+// What apt can make again in a moment would be most of a layer.
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"""
+
 # libpam-runtime makes these from its templates with the modules that are installed; here that is pam_unix alone.
+_PAM_SESSION = "session [default=1] pam_permit.so\nsession requisite pam_deny.so\nsession required pam_permit.so\n"
+_PAM_REST = "{0} requisite pam_deny.so\n{0} required pam_permit.so\n"
 _PAM = {
-    "common-auth": "auth\t[success=1 default=ignore]\tpam_unix.so nullok\nauth\trequisite\tpam_deny.so\nauth\trequired\tpam_permit.so\n",
-    "common-account": "account\t[success=1 new_authtok_reqd=done default=ignore]\tpam_unix.so\naccount\trequisite\tpam_deny.so\naccount\trequired\tpam_permit.so\n",
-    "common-password": "password\t[success=1 default=ignore]\tpam_unix.so obscure yescrypt\npassword\trequisite\tpam_deny.so\npassword\trequired\tpam_permit.so\n",
-    "common-session": "session\t[default=1]\tpam_permit.so\nsession\trequisite\tpam_deny.so\nsession\trequired\tpam_permit.so\nsession\trequired\tpam_unix.so\n",
-    "common-session-noninteractive": "session\t[default=1]\tpam_permit.so\nsession\trequisite\tpam_deny.so\nsession\trequired\tpam_permit.so\nsession\trequired\tpam_unix.so\n",
+    "common-auth": "auth [success=1 default=ignore] pam_unix.so nullok\n" + _PAM_REST.format("auth"),
+    "common-account": "account [success=1 new_authtok_reqd=done default=ignore] pam_unix.so\n"
+    + _PAM_REST.format("account"),
+    "common-password": "password [success=1 default=ignore] pam_unix.so obscure\n" + _PAM_REST.format("password"),
+    "common-session": _PAM_SESSION + "session required pam_unix.so\n",
+    "common-session-noninteractive": _PAM_SESSION + "session required pam_unix.so\n",
 }
 
 
@@ -78,7 +95,10 @@ def _copy(root: str, source: str, target: str) -> None:
 
 def _directories(root: str) -> None:
     """base-files, apt, and what a container needs to mount on."""
-    plain = ("home", "media", "mnt", "opt", "srv", "boot", "var/local", "var/mail", "var/spool/mail", "var/opt", "usr/local/share/ca-certificates", "etc/opt")  # fmt: skip
+    plain = (
+        "home", "media", "mnt", "opt", "srv", "boot", "var/local", "var/mail", "var/spool/mail", "var/opt", "etc/opt",
+        "usr/local/share/ca-certificates",
+    )  # fmt: skip
     local = ("bin", "etc", "games", "include", "lib", "sbin", "share", "share/man", "src")
     apt = ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/log/apt", "var/cache/debconf")
     for path in (*plain, *("usr/local/" + one for one in local), *apt, *MOUNT_POINTS):
@@ -92,6 +112,10 @@ def _directories(root: str) -> None:
     for link, target in (("var/run", "/run"), ("var/lock", "/run/lock"), ("etc/mtab", "../proc/self/mounts")):
         if not os.path.lexists(os.path.join(root, link)):
             os.symlink(target, os.path.join(root, link))
+    if os.geteuid() == 0:  # apt fetches as this user (see _accounts)
+        for path in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial"):
+            os.chown(os.path.join(root, path), 42, 0)
+            os.chmod(os.path.join(root, path), 0o700)
     for path in MOUNT_FILES:
         if not os.path.lexists(os.path.join(root, path)):
             _write(root, path, "")
@@ -126,7 +150,9 @@ def _settings(root: str) -> None:
     ):
         _copy(root, source, target)
     with open(os.path.join(root, "etc/shells"), "a", encoding="utf-8") as file:
-        file.write("/bin/sh\n/usr/bin/sh\n/bin/bash\n/usr/bin/bash\n/bin/rbash\n/usr/bin/rbash\n/bin/dash\n/usr/bin/dash\n")
+        file.write(
+            "/bin/sh\n/usr/bin/sh\n/bin/bash\n/usr/bin/bash\n/bin/rbash\n/usr/bin/rbash\n/bin/dash\n/usr/bin/dash\n"
+        )
     if os.path.isdir(os.path.join(root, "usr/share/zoneinfo")):
         if not os.path.lexists(os.path.join(root, "etc/localtime")):
             os.symlink("/usr/share/zoneinfo/Etc/UTC", os.path.join(root, "etc/localtime"))
@@ -134,7 +160,7 @@ def _settings(root: str) -> None:
     _write(root, "etc/environment", "")
     _write(root, "etc/machine-id", "")
     _write(root, "etc/dpkg/dpkg.cfg.d/image", DPKG_CONFIG)
-    _write(root, "etc/apt/apt.conf.d/80image", 'Acquire::Languages "none";\nAPT::AutoRemove::SuggestsImportant "false";\n')
+    _write(root, "etc/apt/apt.conf.d/80image", _APT_CONFIG)
     _write(root, "usr/sbin/policy-rc.d", "#!/bin/sh\n# No service starts while an image is made.\nexit 101\n", 0o755)
 
 
@@ -197,7 +223,9 @@ def _certificates(root: str) -> None:
 def _loader_cache(root: str) -> None:
     """libc-bin: /etc/ld.so.cache. Needs root, for chroot; without it the loader searches its built-in directories."""
     if os.geteuid() == 0:
-        subprocess.run(["ldconfig", "-r", root], capture_output=True, check=False, env={"PATH": "/usr/sbin:/sbin:/usr/bin"})
+        subprocess.run(
+            ["ldconfig", "-r", root], capture_output=True, check=False, env={"PATH": "/usr/sbin:/sbin:/usr/bin"}
+        )
 
 
 def inside(root: str, program: str, *args: str) -> list[str]:
@@ -210,8 +238,12 @@ def inside(root: str, program: str, *args: str) -> list[str]:
     )
     if not loaders:
         raise FileNotFoundError(f"no dynamic loader in {root}")
+    loader = loaders[0]
+    while os.path.islink(loader):  # an absolute link means a path of the tree
+        target = os.readlink(loader)
+        loader = root + target if target.startswith("/") else os.path.join(os.path.dirname(loader), target)
     libraries = [one for one in glob.glob(os.path.join(root, "usr/lib/*-linux-*")) if os.path.isdir(one)]
-    return [loaders[0], "--library-path", ":".join(libraries), os.path.join(root, program), *args]
+    return [loader, "--library-path", ":".join(libraries), os.path.join(root, program), *args]
 
 
 def unpack_wheels(root: str, packages_dir: str) -> list[str]:

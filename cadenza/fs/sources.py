@@ -99,7 +99,7 @@ def parse_deb822(text: str) -> list[Source]:
 
 
 def parse_one_line(text: str) -> list[Source]:
-    """The binary sources of a ``.list`` file: ``deb [option=value ...] uri suite component...``. Source: sources.list(5)."""
+    """The binary sources of a ``.list`` file, ``deb [options] uri suite component...``. Source: sources.list(5)."""
     found = []
     for line in text.splitlines():
         words = line.split("#", 1)[0].strip()
@@ -145,7 +145,7 @@ def mirror_of(sources: Iterable[Source]) -> Mirror:
             name = _distribution(suite)
             if not name or not uris or (distribution and name != distribution):
                 continue
-            if suite.endswith("-security") or suite.endswith("/updates"):
+            if suite.endswith(("-security", "/updates")):
                 security += [uri for uri in uris if uri not in security]
             elif "-" not in suite and "main" in (one.components or ("main",)):
                 archive += [uri for uri in uris if uri not in archive]
