@@ -27,6 +27,7 @@ from cadenza.sdk.context_api import container
 from cadenza.sdk.decorators import PartialFunction
 from cadenza.sdk.function import Definition, Function
 from cadenza.sdk.image import Image
+from cadenza.sdk.later import LaterApp
 from cadenza.sdk.local_entrypoint import LocalEntrypoint
 from cadenza.sdk.names import check_name, check_tags
 from cadenza.sdk.options import DEFAULT_TIMEOUT_S, check_mounts, flag, read_options
@@ -99,7 +100,7 @@ class _RunMethod(_dual.BothContextMethod[P, T]):
         return self(*args, **kwargs)
 
 
-class App:
+class App(LaterApp):
     """A group of functions with shared defaults.
 
     ``image``, ``secrets`` and ``volumes`` hold for functions that do not say otherwise: an app's secrets come before a
@@ -340,7 +341,7 @@ class App:
         """In the container of this function: the ImportError that ``image.imports()`` passed over (section 13.3)."""
         here = container()
         if here is not None and here.function.get("name") == declaration.name:
-            declaration.image()._raise_import_errors()
+            declaration.image()._use_here()
 
     @_strict
     def local_entrypoint(self, *, name: Optional[str] = None) -> Callable[[Callable[..., E]], LocalEntrypoint[E]]:
@@ -358,84 +359,6 @@ class App:
             return entrypoint
 
         return decorate
-
-    @_strict
-    def cls(
-        self,
-        *,
-        image: Optional[Image] = None,
-        env: Optional[Mapping[str, Optional[str]]] = None,
-        secrets: Optional[Sequence[Secret]] = None,
-        gpu: Union[str, Sequence[Optional[str]], None] = None,
-        serialized: bool = False,
-        network_file_systems: Mapping[Any, Any] = {},
-        volumes: Mapping[Any, Any] = {},
-        cpu: Union[float, tuple[float, float], None] = None,
-        memory: Union[int, tuple[int, int], None] = None,
-        ephemeral_disk: Optional[int] = None,
-        min_containers: Optional[int] = None,
-        max_containers: Optional[int] = None,
-        buffer_containers: Optional[int] = None,
-        scaledown_window: Optional[int] = None,
-        proxy: Any = None,
-        retries: Union[int, Retries, None] = None,
-        timeout: int = DEFAULT_TIMEOUT_S,
-        startup_timeout: Optional[int] = None,
-        cloud: Optional[str] = None,
-        region: Union[str, Sequence[str], None] = None,
-        routing_region: Optional[str] = None,
-        nonpreemptible: bool = False,
-        enable_memory_snapshot: bool = False,
-        block_network: bool = False,
-        restrict_modal_access: bool = False,
-        single_use_containers: bool = False,
-        i6pn: Optional[bool] = None,
-        include_source: Optional[bool] = None,
-        experimental_options: Optional[Mapping[str, Any]] = None,
-        _experimental_restrict_output: bool = False,
-        max_inputs: Optional[int] = None,
-    ) -> Callable[[Any], Any]:
-        """Not built yet."""
-        raise UnimplementedError("@app.cls is not built yet: use @app.function with a function for now")
-
-    @_strict
-    def server(
-        self,
-        *,
-        image: Optional[Image] = None,
-        env: Optional[Mapping[str, Optional[str]]] = None,
-        secrets: Optional[Sequence[Secret]] = None,
-        gpu: Union[str, Sequence[Optional[str]], None] = None,
-        serialized: bool = False,
-        volumes: Mapping[Any, Any] = {},
-        cpu: Union[float, tuple[float, float], None] = None,
-        memory: Union[int, tuple[int, int], None] = None,
-        ephemeral_disk: Optional[int] = None,
-        target_concurrency: Optional[int] = None,
-        max_concurrency: Optional[int] = None,
-        min_containers: Optional[int] = None,
-        max_containers: Optional[int] = None,
-        buffer_containers: Optional[int] = None,
-        scaleup_window: Optional[int] = None,
-        scaledown_window: Optional[int] = None,
-        startup_timeout: int = 30,
-        name: Optional[str] = None,
-        port: int = 8000,
-        unauthenticated: bool = False,
-        h2_enabled: bool = False,
-        exit_grace_period: int = 0,
-        routing_region: str = "us-east",
-        compute_region: Union[str, Sequence[str], None] = None,
-        cloud: Optional[str] = None,
-        nonpreemptible: bool = False,
-        proxy: Any = None,
-        i6pn: Optional[bool] = None,
-        enable_memory_snapshot: bool = False,
-        include_source: Optional[bool] = None,
-        experimental_options: Optional[Mapping[str, Any]] = None,
-    ) -> Callable[[Any], Any]:
-        """Not built yet."""
-        raise UnimplementedError("@app.server is not built yet: web functions come later")
 
     def include(self, other_app: App, inherit_tags: bool = True) -> App:
         """Add another app's functions. Where both have one of a name, the other's is used, with a warning."""
@@ -473,25 +396,6 @@ class App:
         return running.run(self, name, client, detach, interactive, environment_name)
 
     @_dual.method
-    async def deploy(
-        self,
-        *,
-        name: Optional[str] = None,
-        environment_name: Optional[str] = None,
-        tag: str = "",
-        client: Optional[Client] = None,
-        strategy: str = "rolling",
-    ) -> App:
-        """Not built yet. InvalidError for an app without a name."""
-        if name is None and self._name is None:
-            raise InvalidError(
-                'an app needs a name to be deployed: app = App("my-app"), or app.deploy(name="my-app"), '
-                "or on the command line --name my-app"
-            )
-        check_name(name or self._name)
-        raise UnimplementedError("app.deploy is not built yet: use app.run, or detach=True to let it go on by itself")
-
-    @_dual.method
     async def stop(self, *, client: Optional[Client] = None) -> None:
         """Stop the app that runs: its containers end and what waits is dropped. InvalidError if it does not run."""
         from cadenza.protocol.methods import AppRef
@@ -501,17 +405,6 @@ class App:
         used = client or self._client
         assert used is not None
         await used._request("app.stop", AppRef(self._app_id))
-
-    @_dual.static_method
-    async def lookup(
-        name: str,
-        *,
-        client: Optional[Client] = None,
-        environment_name: Optional[str] = None,
-        create_if_missing: bool = False,
-    ) -> App:
-        """Not built yet."""
-        raise UnimplementedError("App.lookup is not built yet: it comes with deployed apps")
 
     @_dual.method
     async def get_dashboard_url(self) -> Optional[str]:

@@ -7,17 +7,17 @@ resolved: at ``app.run`` or ``image.build``. `cadenza.sdk.recipe` has the steps 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, TypeVar, Union
 
-from cadenza.base.errors import InvalidError, UnimplementedError
+from cadenza.base.errors import InvalidError
 from cadenza.runner.context import current as container
 from cadenza.sdk import _dual, recipe
 from cadenza.sdk.handle import Object
-from cadenza.sdk.patterns import NON_PYTHON_FILES, FilePatternMatcher, Ignore, as_predicate
+from cadenza.sdk.later import LaterImage, unbuilt
+from cadenza.sdk.patterns import NON_PYTHON_FILES, Ignore, as_predicate
 from cadenza.sdk.recipe import Gpu, Mount, Step, StepOptions
 from cadenza.sdk.secret import Secret
 
@@ -32,22 +32,13 @@ Packages = Union[str, "list[str]"]
 Env = Optional[Mapping[str, Optional[str]]]
 Secrets = Optional[Sequence[Secret]]
 
-AUTO_DOCKERIGNORE = FilePatternMatcher()
-"""Stands for: the ``.dockerignore`` next to the Dockerfile or in the context."""
 
-
-def _unbuilt(what: str, instead: str) -> UnimplementedError:
-    return UnimplementedError(f"{what} is not built yet; {instead}")
-
-
-_START = "start from Image.debian_slim() and add pip_install, apt_install or run_commands"
-
-
-class Image(Object):
+class Image(LaterImage, Object):
     """The filesystem in which a function runs, as a recipe. Begin with `debian_slim`; each method adds a step."""
 
     _links: tuple[Union[Step, Mount], ...]
     _import_errors: list[BaseException]
+    _used_here: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError("Image(...) cannot be called: use Image.debian_slim()")
@@ -58,6 +49,7 @@ class Image(Object):
         image._init_handle()
         image._links = links
         image._import_errors = []
+        image._used_here = False
         return image
 
     def _add(self, link: Union[Step, Mount]) -> Image:
@@ -77,86 +69,6 @@ class Image(Object):
         if python_version is not None and not isinstance(python_version, str):
             raise InvalidError(f'debian_slim takes a string such as "3.12", not {python_version!r}')
         return Image._make((recipe.debian_slim(python_version, force_build),))
-
-    @staticmethod
-    def micromamba(python_version: Optional[str] = None, force_build: bool = False) -> Image:
-        """Not built yet."""
-        raise _unbuilt("Image.micromamba", _START)
-
-    @staticmethod
-    def from_scratch(force_build: bool = False) -> Image:
-        """Not built yet."""
-        raise _unbuilt("Image.from_scratch", _START)
-
-    @staticmethod
-    def from_registry(
-        tag: str,
-        secret: Optional[Secret] = None,
-        *,
-        setup_dockerfile_commands: Sequence[str] = [],
-        force_build: bool = False,
-        add_python: Optional[str] = None,
-        **kwargs: Any,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("Image.from_registry", _START)
-
-    @staticmethod
-    def from_gcp_artifact_registry(
-        tag: str,
-        secret: Optional[Secret] = None,
-        *,
-        setup_dockerfile_commands: Sequence[str] = [],
-        force_build: bool = False,
-        add_python: Optional[str] = None,
-        **kwargs: Any,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("Image.from_gcp_artifact_registry", _START)
-
-    @staticmethod
-    def from_aws_ecr(
-        tag: str,
-        secret: Optional[Secret] = None,
-        *,
-        setup_dockerfile_commands: Sequence[str] = [],
-        force_build: bool = False,
-        add_python: Optional[str] = None,
-        **kwargs: Any,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("Image.from_aws_ecr", _START)
-
-    @staticmethod
-    def from_dockerfile(
-        path: Union[str, Path],
-        force_build: bool = False,
-        *,
-        context_dir: Union[str, Path, None] = None,
-        ignore: Ignore = AUTO_DOCKERIGNORE,
-        build_args: Mapping[str, str] = {},
-        registry_secret: Optional[Secret] = None,
-        secrets: Secrets = None,
-        env: Env = None,
-        gpu: Gpu = None,
-        add_python: Optional[str] = None,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("Image.from_dockerfile", _START)
-
-    @_dual.class_method_at_once
-    def from_id(cls, image_id: str, client: Any = None) -> Image:
-        """Not built yet."""
-        raise _unbuilt("Image.from_id", _START)
-
-    @staticmethod
-    def from_name(name: str, *, environment_name: Optional[str] = None, client: Any = None) -> Image:
-        """Not built yet."""
-        if isinstance(name, str) and name.startswith("im-"):
-            raise InvalidError(
-                f"Image.from_name({name!r}): names do not begin with im-; that is an id: use Image.from_id"
-            )
-        raise _unbuilt("Image.from_name", _START)
 
     # --- Python packages ---
 
@@ -231,90 +143,6 @@ class Image(Object):
         step = StepOptions.read(name, force_build, env, secrets, gpu)
         return self._add(recipe.pip(name, [], options, step, (os.fspath(requirements_txt),)))
 
-    def pip_install_from_pyproject(
-        self,
-        pyproject_toml: str,
-        optional_dependencies: Sequence[str] = [],
-        *,
-        find_links: Optional[str] = None,
-        index_url: Optional[str] = None,
-        extra_index_url: Optional[str] = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("pip_install_from_pyproject", "name the packages in pip_install(...)")
-
-    def pip_install_private_repos(
-        self,
-        *repositories: str,
-        git_user: str,
-        find_links: Optional[str] = None,
-        index_url: Optional[str] = None,
-        extra_index_url: Optional[str] = None,
-        pre: bool = False,
-        extra_options: str = "",
-        gpu: Gpu = None,
-        env: Env = None,
-        secrets: Secrets = None,
-        force_build: bool = False,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("pip_install_private_repos", "use run_commands with a token from secrets=[...]")
-
-    def poetry_install_from_file(
-        self,
-        poetry_pyproject_toml: str,
-        poetry_lockfile: Optional[str] = None,
-        *,
-        ignore_lockfile: bool = False,
-        force_build: bool = False,
-        with_: Sequence[str] = [],
-        without: Sequence[str] = [],
-        only: Sequence[str] = [],
-        poetry_version: Optional[str] = "latest",
-        old_installer: bool = False,
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("poetry_install_from_file", "export a requirements file and use pip_install_from_requirements")
-
-    def uv_sync(
-        self,
-        uv_project_dir: str = "./",
-        *,
-        force_build: bool = False,
-        groups: Optional[Sequence[str]] = None,
-        extras: Optional[Sequence[str]] = None,
-        frozen: bool = True,
-        extra_options: str = "",
-        uv_version: Optional[str] = None,
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("uv_sync", "use uv_pip_install(requirements=[...]) with what `uv export` writes")
-
-    def micromamba_install(
-        self,
-        *packages: Packages,
-        spec_file: Optional[str] = None,
-        channels: Sequence[str] = [],
-        force_build: bool = False,
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("micromamba_install", "use pip_install or apt_install")
-
     # --- the system ---
 
     def apt_install(
@@ -344,51 +172,10 @@ class Image(Object):
         """Run shell commands, one after the other, as one step."""
         lines = recipe.flatten("run_commands", commands)
         if volumes:
-            raise _unbuilt("run_commands(volumes=...)", "leave volumes out")
+            raise unbuilt("run_commands(volumes=...)", "leave volumes out")
         if not lines:
             return self
         return self._add(recipe.run(lines, StepOptions.read("run_commands", force_build, env, secrets, gpu)))
-
-    def dockerfile_commands(
-        self,
-        *dockerfile_commands: Packages,
-        context_files: Mapping[str, str] = {},
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-        context_dir: Union[str, Path, None] = None,
-        force_build: bool = False,
-        ignore: Ignore = AUTO_DOCKERIGNORE,
-        build_args: Mapping[str, str] = {},
-    ) -> Image:
-        """Not built yet."""
-        raise _unbuilt("dockerfile_commands", "use run_commands, env, workdir and add_local_file(copy=True)")
-
-    def run_function(
-        self,
-        raw_f: Callable[..., Any],
-        *,
-        env: Env = None,
-        secrets: Secrets = None,
-        volumes: Mapping[Any, Any] = {},
-        network_file_systems: Mapping[Any, Any] = {},
-        gpu: Gpu = None,
-        cpu: Optional[float] = None,
-        memory: Optional[int] = None,
-        timeout: int = 3600,
-        cloud: Optional[str] = None,
-        region: Union[str, Sequence[str], None] = None,
-        force_build: bool = False,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] = {},
-        include_source: bool = True,
-    ) -> Image:
-        """Not built yet."""
-        if getattr(raw_f, "__name__", "") == "<lambda>":
-            raise InvalidError("run_function cannot take a lambda: define a function with a name in global scope")
-        raise _unbuilt(
-            "run_function", 'use run_commands("python -c ...") or add_local_file(copy=True) with run_commands'
-        )
 
     # --- settings ---
 
@@ -457,7 +244,9 @@ class Image(Object):
         container whose function uses this image, the ImportError is raised when the function is loaded."""
         return _Imports(self)
 
-    def _raise_import_errors(self) -> None:
+    def _use_here(self) -> None:
+        """The function of this container uses this image: an ImportError that was passed over counts after all."""
+        self._used_here = True
         if self._import_errors:
             raise self._import_errors[0]
 
@@ -465,23 +254,12 @@ class Image(Object):
     async def build(self, app: Optional[App] = None) -> Image:
         """Build it now, and show the build where output is enabled. ImageBuildError if a step fails."""
         from cadenza.sdk.client import Client
+        from cadenza.sdk.output import current
         from cadenza.sdk.publish import build_image
 
         client = app._client if app is not None else None
-        await build_image(client or await Client._environment(), self)
+        await build_image(client or await Client._environment(), self, current())
         return self
-
-    @_dual.method
-    async def publish(
-        self,
-        name: str,
-        *,
-        environment_name: Optional[str] = None,
-        experimental_options: Optional[Mapping[str, Any]] = None,
-        client: Any = None,
-    ) -> None:
-        """Not built yet."""
-        raise _unbuilt("Image.publish", "share the code that makes the image; equal steps are built once")
 
 
 class _Imports:
@@ -501,14 +279,9 @@ class _Imports:
         if isinstance(error, ImportError):
             if container() is not None:
                 self._image._import_errors.append(error)
-            return True
+            return not self._image._used_here
         warnings.warn(
             f"{type(error).__name__} inside image.imports(): {error}. Only ImportError is passed over.",
             stacklevel=2,
         )
         return False
-
-
-def python_minor() -> str:
-    """This process's Python as "3.11"."""
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"

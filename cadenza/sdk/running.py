@@ -23,11 +23,10 @@ from cadenza.base.errors import (
     UnimplementedError,
 )
 from cadenza.protocol.methods import AppCreate, AppFinish, AppRef
-from cadenza.sdk import publish
+from cadenza.sdk import output, publish
 from cadenza.sdk.context_api import container
 
 if TYPE_CHECKING:
-    from cadenza.base.config import Config
     from cadenza.sdk.app import App
     from cadenza.sdk.client import Client
 
@@ -56,7 +55,7 @@ async def run(
     app_id: str = created.app_id
     app._app_id, app._client, app._interactive = app_id, used, interactive
     heart = asyncio.ensure_future(_heartbeat(used, app_id, config.heartbeat_interval))
-    shown = _Shown(used, app_id, title, config)
+    shown = _Shown(used, app_id, title, config.logs_timeout)
     failure: Optional[BaseException] = None
     try:
         _warn_schedules(app)
@@ -65,7 +64,7 @@ async def run(
             function = app._functions.get(function_name)
             if function is not None:
                 function._hydrate(function_id, used)
-        shown.started()
+        shown.started(len(ids))
         yield app
     except BaseException as error:
         failure = error
@@ -74,9 +73,8 @@ async def run(
         heart.cancel()
         try:
             await _finish(used, app_id, failure)
-            await shown.ended(failure)
+            await shown.ended()
         finally:
-            shown.close()
             app._app_id, app._client, app._interactive = None, None, False
             for function in app._functions.values():
                 function._init_handle()
@@ -137,16 +135,22 @@ async def _finish(client: Client, app_id: str, failure: Optional[BaseException])
 
 
 class _Shown:
-    """What the user sees of a run, where output is enabled."""
+    """What the user sees of a run, where output is enabled: phases, builds, logs."""
 
-    def __init__(self, client: Client, app_id: str, title: str, config: Config) -> None:
-        self.progress: publish.Progress = publish.Quiet()
+    def __init__(self, client: Client, app_id: str, title: str, logs_timeout_s: float) -> None:
+        self._sink = output.current()
+        self.progress: publish.Progress = self._sink or publish.Quiet()
+        self._title = title
+        self._patience_s = logs_timeout_s
+        self._follower = output.Follower(client, app_id, self._sink) if self._sink is not None else None
 
-    def started(self) -> None:
-        """The functions are there."""
+    def started(self, functions: int) -> None:
+        """The functions are there: from here on, logs."""
+        self.progress.finished(f"{self._title} runs: {functions} function{'' if functions == 1 else 's'}")
+        if self._follower is not None:
+            self._follower.start()
 
-    async def ended(self, failure: Optional[BaseException]) -> None:
+    async def ended(self) -> None:
         """The app was told to stop: show the rest of its logs."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
+        if self._follower is not None:
+            await self._follower.end(self._patience_s)
