@@ -1,0 +1,113 @@
+"""Containers as a client sees them: list, stop, and a command run inside one with its streams."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Callable
+
+from cadenza.base.errors import InvalidError, ResourceExhaustedError
+from cadenza.control.calls import Calls
+from cadenza.control.request import Request
+from cadenza.protocol.frame import CHUNK_BYTES
+from cadenza.protocol.methods import (
+    ContainerExec,
+    ContainerList,
+    Containers as ContainersReply,
+    ContainerStop,
+    Empty,
+    ExecInput,
+    ExecOutput,
+)
+from cadenza.protocol.nodes import Exec, Node
+
+MAX_UNSENT_BYTES = 64 << 20
+"""Output of a command that its reader does not take: beyond this the command is ended."""
+
+
+class Containers:
+    """Handlers of ``container.*``."""
+
+    def __init__(self, calls: Calls, node: Callable[[], Node], app_id: Callable[[str], str]) -> None:
+        self._calls = calls
+        self._node = node
+        self._app_id = app_id
+
+    async def list(self, request: Request[ContainerList]) -> ContainersReply:
+        app = request.body.app
+        return ContainersReply(tuple(self._calls.containers(self._app_id(app) if app else "")))
+
+    async def stop(self, request: Request[ContainerStop]) -> Empty:
+        self._calls.stop_container(request.body.container_id, request.body.graceful)
+        return Empty()
+
+    async def exec(self, request: Request[ContainerExec]) -> None:
+        body = request.body
+        if not body.argv or not body.argv[0]:
+            raise InvalidError("a command needs at least its program's name")
+        output: list[tuple[int, bytes]] = []
+        wake = asyncio.Event()
+        unsent = 0
+
+        def on_output(fd: int, data: bytes) -> None:
+            nonlocal unsent
+            if data:
+                unsent += len(data)
+                output.append((fd, data))
+                wake.set()
+
+        command = await self._node().exec(body.container_id, body.argv, body.pty, on_output)
+        if body.pty:
+            command.resize(body.rows, body.columns)
+        loop = asyncio.get_running_loop()
+        reader = loop.create_task(_feed(request, command))
+        waiter = loop.create_task(command.wait())
+        waiter.add_done_callback(lambda task: wake.set())
+        try:
+            while True:
+                if output:
+                    fd, data = output.pop(0)
+                    while output and output[0][0] == fd and len(data) + len(output[0][1]) <= CHUNK_BYTES:
+                        data += output.pop(0)[1]
+                    unsent -= len(data)
+                    for start in range(0, len(data), CHUNK_BYTES):
+                        await request.send(ExecOutput(fd), (data[start : start + CHUNK_BYTES],))
+                    if unsent > MAX_UNSENT_BYTES:
+                        raise ResourceExhaustedError(
+                            f"the command wrote {unsent} bytes that nobody took: it was ended; write to a file instead"
+                        )
+                    continue
+                if waiter.done():
+                    await request.send(ExecOutput(exit_code=waiter.result()))
+                    return
+                wake.clear()
+                await wake.wait()
+        finally:
+            reader.cancel()
+            if not waiter.done():
+                command.kill()
+                waiter.cancel()
+
+
+async def _feed(request: Request[ContainerExec], command: Exec) -> None:
+    """The client's items to the command, until it has no more."""
+    while True:
+        got = await request.receive()
+        if got is None:
+            command.close_stdin()
+            return
+        item: ExecInput = got[0]
+        if got[1]:
+            command.write(got[1])
+        if item.rows > 0 and item.columns > 0:
+            command.resize(item.rows, item.columns)
+        if item.eof:
+            command.close_stdin()
+
+
+def handlers(containers: Containers) -> dict[str, Any]:
+    """This noun's rows of the table of methods."""
+    return {
+        "container.list": containers.list,
+        "container.stop": containers.stop,
+        "container.exec": containers.exec,
+    }

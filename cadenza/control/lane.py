@@ -1,0 +1,404 @@
+"""The lane (docs/formats/wire.md): large values beside the frames, as file descriptors or as raw bytes.
+
+Small frames and descriptors are handled on the event loop; raw bodies and copies to disk run in worker threads. A memfd
+that is put without ``durable`` is kept as it is, and given out as a read-only descriptor.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Optional
+
+import msgspec
+
+from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError, kind_of
+from cadenza.base.ids import IdSource
+from cadenza.control.blobs import Blobs
+from cadenza.control.listen import accept_each, listen_private, same_user
+from cadenza.observe.log import Log
+from cadenza.protocol.frame import FrameError, encode
+from cadenza.storage.blobs import copy
+
+MAX_LANE_FRAME_BYTES = 64 << 10
+MAX_FDS = 16
+MAX_VALUE_BYTES = 1 << 40
+MAX_LANES = 2_048
+STALL_S = 30.0
+"""A peer that sends or takes nothing of a body for this long is given up."""
+BODY_BYTES = 1 << 20
+WORKERS = 16
+
+_log = Log("cadenza.control.lane")
+_F_GET_SEALS = 1034
+
+
+class Ask(msgspec.Struct):
+    """Any request on a lane."""
+
+    t: str
+    size: int = 0
+    fd: bool = False
+    durable: bool = False
+    blob: str = ""
+
+
+_decode = msgspec.json.Decoder(Ask).decode
+
+
+class LaneServer:
+    """Serves lanes over one `Blobs`."""
+
+    def __init__(self, blobs: Blobs, ids: IdSource) -> None:
+        self._blobs = blobs
+        self._ids = ids
+        self._listener: Optional[socket.socket] = None
+        self._path = ""
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(WORKERS, "lane")
+        blobs.forget = lambda blob_id: self._later(blobs.store.delete, blob_id)
+
+    def listen(self, path: str) -> None:
+        """Accept on ``path``: this user and root only."""
+        self._listener, self._path = listen_private(path), path
+        accept_each(self._listener, self._accepted)
+
+    def _accepted(self, sock: socket.socket) -> None:
+        if same_user(sock):
+            self.serve(sock, "")
+        else:
+            sock.close()
+
+    def serve(self, sock: socket.socket, container_id: str) -> None:
+        """Take over an accepted socket of a container, or of the host when ``container_id`` is empty."""
+        if len(self._lanes) >= MAX_LANES:
+            _log.warning("refused a lane: too many", lanes=len(self._lanes))
+            sock.close()
+            return
+        sock.setblocking(False)
+        lane = _Lane(sock, self._ids.new("connection"), self._blobs, self._ids, self._threads)
+        task = asyncio.get_running_loop().create_task(lane.run())
+        self._lanes.add(task)
+        task.add_done_callback(self._lanes.discard)
+
+    def _later(self, fn: Callable[..., Any], *args: Any) -> None:
+        try:
+            self._threads.submit(fn, *args)
+        except RuntimeError:
+            pass  # closing; the next start sweeps the store
+
+    async def persist(self, blob_id: str) -> None:
+        """Make a value durable if it is not yet. NotFoundError when there is no such value."""
+        blob = self._blobs.find(blob_id)
+        if blob is None:
+            self._blobs.store.size(blob_id)
+            return
+        holder = "persist:" + blob_id
+        self._blobs.hold(blob_id, holder)
+        try:
+            if blob.fd >= 0:
+                await self._call(_store_copy, self._blobs, blob.fd, blob.size, blob_id)
+            blob.durable = True
+        finally:
+            self._blobs.drop(holder)
+
+    def _call(self, fn: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, fn, *args)
+
+    async def close(self) -> None:
+        """End all lanes."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:
+                pass
+        for task in list(self._lanes):
+            task.cancel()
+        if self._lanes:
+            await asyncio.wait(list(self._lanes))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Lane:
+    """One connection: one request at a time."""
+
+    def __init__(self, sock: socket.socket, lane_id: str, blobs: Blobs, ids: IdSource, threads: ThreadPoolExecutor):
+        self._sock = sock
+        self._id = lane_id
+        self._blobs = blobs
+        self._ids = ids
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+
+    async def run(self) -> None:
+        self._blobs.lane_opened(self._id)
+        try:
+            while True:
+                raw = await self._frame()
+                if raw is None or not await self._one(raw):
+                    return
+        except FrameError as error:
+            await self._say({"t": "err", "e": {"kind": "invalid", "message": str(error)}})
+        except (OSError, EOFError) as error:
+            _log.debug("a lane ended", lane=self._id, error=str(error))
+        finally:
+            self._drop_fds()
+            self._sock.close()
+            self._blobs.lane_closed(self._id)
+
+    async def _one(self, raw: bytes) -> bool:
+        """Serve one request; False when the connection cannot go on."""
+        try:
+            ask = _decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise FrameError(f"not a request of a lane: {error}") from None
+        body_left = ask.t == "put" and not ask.fd
+        try:
+            if ask.t == "put":
+                blob_id = await (self._put_fd(ask) if ask.fd else self._put_raw(ask))
+                body_left = False
+                await self._say({"t": "ok", "blob": blob_id, "free": self._blobs.freed(self._id)})
+            elif ask.t == "get":
+                await self._get(ask)
+            elif ask.t == "release":
+                self._blobs.release(self._id, ask.blob)
+            else:
+                raise FrameError(f"a lane has no request {ask.t[:40]!r}")
+        except Error as error:
+            if isinstance(error, FrameError):
+                raise
+            await self._say({"t": "err", "e": {"kind": kind_of(error), "message": str(error)}})
+            return not body_left  # after a body that was not read the two ends no longer agree where a frame begins
+        finally:
+            self._drop_fds()
+        return True
+
+    # --- requests ---
+
+    async def _put_fd(self, ask: Ask) -> str:
+        if not self._fds:
+            raise InvalidError("a put with fd=true needs a descriptor beside its frame")
+        fd = self._fds.pop(0)
+        keep = -1
+        try:
+            check_memfd(fd, ask.size)
+            blob_id = self._ids.new("blob")
+            if not ask.durable and self._blobs.room(ask.size):
+                try:
+                    os.fchmod(fd, 0o400)  # receivers of another user cannot open it for writing again
+                except OSError:
+                    pass
+                keep = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+                self._blobs.keep(self._id, blob_id, ask.size, keep)
+                return blob_id
+            await self._thread(_store_copy, self._blobs, fd, ask.size, blob_id)
+            self._blobs.stored(self._id, blob_id, ask.size, ask.durable, recycle=True)
+            return blob_id
+        finally:
+            os.close(fd)
+
+    async def _put_raw(self, ask: Ask) -> str:
+        if not 0 <= ask.size <= MAX_VALUE_BYTES:
+            raise InvalidError(f"a value of {ask.size} bytes: at most {MAX_VALUE_BYTES}")
+        blob_id = self._ids.new("blob")
+        ahead = bytes(self._buffer[: ask.size])
+        del self._buffer[: len(ahead)]
+        if not ask.durable and self._blobs.room(ask.size):
+            fd = os.memfd_create("cadenza-value", os.MFD_CLOEXEC)
+            try:
+                await self._thread(receive_body, self._sock, ahead, fd, ask.size)
+                keep = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.close(fd)
+            self._blobs.keep(self._id, blob_id, ask.size, keep)
+            return blob_id
+        await self._thread(_store_body, self._blobs, self._sock, ahead, ask.size, blob_id)
+        self._blobs.stored(self._id, blob_id, ask.size, ask.durable, recycle=False)
+        return blob_id
+
+    async def _get(self, ask: Ask) -> None:
+        fd = self._blobs.open(self._id, ask.blob)
+        try:
+            if fd is None:
+                fd = await self._thread(self._blobs.store.open, ask.blob)
+                blob = self._blobs.find(ask.blob)
+                size = blob.size if blob is not None else os.fstat(fd).st_size
+            else:
+                blob = self._blobs.find(ask.blob)
+                assert blob is not None
+                size = blob.size
+            if ask.fd:
+                await self._say({"t": "ok", "size": size, "fd": True}, fd)
+            else:
+                await self._say({"t": "ok", "size": size, "fd": False})
+                await self._thread(send_body, self._sock, fd, size)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    # --- the socket ---
+
+    async def _thread(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Run in a worker thread; a cancelled lane still waits for it, because it uses our descriptors."""
+        future = self._loop.run_in_executor(self._threads, fn, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            try:
+                self._sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            await asyncio.wait([future])
+            raise
+
+    async def _frame(self) -> Optional[bytes]:
+        """The next header, or None at the end."""
+        buffer = self._buffer
+        while True:
+            if len(buffer) >= 8:
+                total = int.from_bytes(buffer[:4], "big")
+                head = int.from_bytes(buffer[4:8], "big")
+                if total > MAX_LANE_FRAME_BYTES or head + 4 != total:
+                    raise FrameError(
+                        f"not a lane's frame: total {total} (at most {MAX_LANE_FRAME_BYTES}), header {head}"
+                    )
+                if len(buffer) >= 4 + total:
+                    raw = bytes(buffer[8 : 4 + total])
+                    del buffer[: 4 + total]
+                    return raw
+            try:
+                data = self._receive()
+            except BlockingIOError:
+                await self._ready(self._loop.add_reader, self._loop.remove_reader)
+                continue
+            if not data:
+                return None
+            buffer += data
+
+    def _receive(self) -> bytes:
+        data, ancillary, flags, _ = self._sock.recvmsg(
+            MAX_LANE_FRAME_BYTES, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, raw in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+                self._fds += fds
+        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+            raise FrameError("too many descriptors at once")
+        return data
+
+    async def _ready(self, add: Callable[..., Any], remove: Callable[..., Any]) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        add(self._sock, _resolve, future)
+        try:
+            await future
+        finally:
+            remove(self._sock)
+
+    async def _say(self, header: dict[str, Any], fd: int = -1) -> None:
+        data = encode(header)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+        while data:
+            try:
+                sent = self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+                continue
+            ancillary = []
+            data = data[sent:]
+
+    def _drop_fds(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def check_memfd(fd: int, size: int) -> None:
+    """InvalidError unless ``fd`` is memory of at least ``size`` bytes: reading any other file could block us."""
+    try:
+        fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        raise InvalidError("the descriptor is not a memfd") from None
+    found = os.fstat(fd).st_size
+    if not 0 <= size <= found:
+        raise InvalidError(f"the memfd has {found} bytes, not {size}")
+
+
+def receive_body(sock: socket.socket, ahead: bytes, fd: int, size: int) -> None:
+    """``size`` bytes of a connection into a file, ``ahead`` first. EOFError when it ends early. Blocks."""
+    _write(fd, memoryview(ahead))
+    left = size - len(ahead)
+    buffer = memoryview(bytearray(min(BODY_BYTES, max(1, left))))
+    sock.settimeout(STALL_S)
+    try:
+        while left > 0:
+            count = sock.recv_into(buffer[: min(left, BODY_BYTES)])
+            if not count:
+                raise EOFError("the connection ended within a body")
+            _write(fd, buffer[:count])
+            left -= count
+    finally:
+        sock.setblocking(False)
+
+
+def send_body(sock: socket.socket, fd: int, size: int) -> None:
+    """The first ``size`` bytes of a file into a connection. Blocks."""
+    sock.settimeout(STALL_S)
+    try:
+        with os.fdopen(os.dup(fd), "rb") as file:
+            if sock.sendfile(file, 0, size) < size:
+                raise EOFError("the value is shorter than it was")
+    finally:
+        sock.setblocking(False)
+
+
+def _write(fd: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _full(error: OSError) -> Error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ResourceExhaustedError("the server's disk is full: free some space and try again")
+    raise error
+
+
+def _store_copy(blobs: Blobs, fd: int, size: int, blob_id: str) -> None:
+    draft = blobs.store.draft()
+    try:
+        copy(fd, draft.fd, size)
+        draft.commit(blob_id)
+    except OSError as error:
+        draft.discard()
+        raise _full(error) from None
+    except BaseException:
+        draft.discard()
+        raise
+
+
+def _store_body(blobs: Blobs, sock: socket.socket, ahead: bytes, size: int, blob_id: str) -> None:
+    draft = blobs.store.draft()
+    try:
+        receive_body(sock, ahead, draft.fd, size)
+        draft.commit(blob_id)
+    except OSError as error:
+        draft.discard()
+        raise _full(error) from None
+    except BaseException:
+        draft.discard()
+        raise

@@ -1,0 +1,251 @@
+"""Logs for readers: what is kept, filtered, and then what comes, with a bounded buffer for each follower."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Callable, Iterable, Optional
+
+from cadenza.base.errors import InvalidError, NotFoundError
+from cadenza.control.request import Request
+from cadenza.protocol.frame import CHUNK_BYTES
+from cadenza.protocol.methods import LogBatch, LogEntry, LogQuery
+from cadenza.protocol.nodes import LogChunk
+from cadenza.storage.logs import ENTRY_COST_BYTES, Entry, LogStore
+
+FOLLOWER_BYTES = 4 << 20
+"""What waits for a follower that does not keep up. What comes beyond is left out, and the reader is told how much."""
+BATCH_ENTRIES = 2_000
+MAX_TAIL = 1_000_000
+END_CHECK_S = 0.25
+END_GRACE_S = 0.5
+"""How long a follower waits for last words after its app's last container is gone."""
+SOURCES = {"": None, "stdout": 1, "stderr": 2, "system": 0}
+
+
+class Follower:
+    """One reader of what comes."""
+
+    def __init__(self, app_id: str, wanted: Callable[[Entry], Optional[Entry]]) -> None:
+        self.app_id = app_id
+        self.wanted = wanted
+        self.waiting: deque[Entry] = deque()
+        self.waiting_bytes = 0
+        self.dropped_bytes = 0
+        self.wake = asyncio.Event()
+
+    def offer(self, entry: Entry) -> None:
+        """Take an entry if it is wanted and there is room."""
+        found = self.wanted(entry)
+        if found is None:
+            return
+        cost = len(found.text) + ENTRY_COST_BYTES
+        if self.waiting_bytes + cost > FOLLOWER_BYTES:
+            self.dropped_bytes += len(found.text)
+        else:
+            self.waiting.append(found)
+            self.waiting_bytes += cost
+        self.wake.set()
+
+
+class Logs:
+    """Takes what nodes send, and handles ``log.read``."""
+
+    def __init__(
+        self,
+        store: LogStore,
+        app_id: Callable[[str], str],
+        ended: Callable[[str], bool],
+        functions: Callable[[str], dict[str, str]],
+        containers: Callable[[str], str],
+    ) -> None:
+        """``app_id`` finds an app by id or name, ``ended`` whether it can still write, ``functions`` its names and ids,
+        ``containers`` the app of a container that is there (or an empty string)."""
+        self._store = store
+        self._app_id = app_id
+        self._ended = ended
+        self._functions = functions
+        self._container_app = containers
+        self._followers: dict[str, set[Follower]] = {}
+
+    def add(self, chunks: Iterable[LogChunk]) -> None:
+        """Keep output of containers and hand it to followers."""
+        kept = self._store.add(chunks)
+        if self._followers:
+            for app_id, entry in kept:
+                for one in self._followers.get(app_id, ()):
+                    one.offer(entry)
+
+    async def read(self, request: Request[LogQuery]) -> None:
+        query = request.body
+        app_id = self._which(query)
+        wanted = matcher(query, self._functions(app_id))
+        follower: Optional[Follower] = None
+        if query.follow:
+            follower = Follower(app_id, wanted)
+            self._followers.setdefault(app_id, set()).add(follower)
+        # In one step with the line above, so that nothing is missed and nothing comes twice.
+        before, recent = self._store.unwritten(app_id)
+        try:
+            if query.tail:
+                entries = await self._tail(query, app_id, before, recent, wanted)
+                await self._send(request, app_id, entries)
+            else:
+                async for block in self._store.blocks(app_id, before, query.since, query.until):
+                    await self._send(request, app_id, _filter(block, wanted))
+                await self._send(request, app_id, _filter(recent, wanted))
+            if follower is not None:
+                await self._follow(request, follower)
+        finally:
+            if follower is not None:
+                left = self._followers[app_id]
+                left.discard(follower)
+                if not left:
+                    del self._followers[app_id]
+
+    def _which(self, query: LogQuery) -> str:
+        if query.source not in SOURCES:
+            raise InvalidError(f"a log's source is stdout, stderr or system, not {query.source[:40]!r}")
+        if query.tail < 0 or query.tail > MAX_TAIL:
+            raise InvalidError(f"tail must be between 0 and {MAX_TAIL}")
+        if query.app:
+            return self._app_id(query.app)
+        if query.container:
+            found = self._container_app(query.container)
+            if found:
+                return found
+            raise NotFoundError(
+                f"there is no running container {query.container}: name its app too, to read what is kept"
+            )
+        raise InvalidError("name an app or a container")
+
+    async def _tail(
+        self,
+        query: LogQuery,
+        app_id: str,
+        before: int,
+        recent: list[Entry],
+        wanted: Callable[[Entry], Optional[Entry]],
+    ) -> list[Entry]:
+        """The last ``query.tail`` lines, oldest first; blocks are read from the end only as far as they are needed."""
+        parts = [_filter(recent, wanted)]
+        lines = sum(count_lines(one.text) for one in parts[0])
+        if lines < query.tail:
+            async for block in self._store.blocks(app_id, before, query.since, query.until, backward=True):
+                part = _filter(block, wanted)
+                parts.append(part)
+                lines += sum(count_lines(one.text) for one in part)
+                if lines >= query.tail:
+                    break
+        return last_lines([entry for part in reversed(parts) for entry in part], query.tail)
+
+    async def _follow(self, request: Request[LogQuery], follower: Follower) -> None:
+        loop = asyncio.get_running_loop()
+        ended_at: Optional[float] = None
+        while True:
+            if follower.waiting or follower.dropped_bytes:
+                entries = list(follower.waiting)
+                dropped, follower.dropped_bytes = follower.dropped_bytes, 0
+                follower.waiting.clear()
+                follower.waiting_bytes = 0
+                await self._send(request, follower.app_id, entries, dropped)
+                continue
+            if self._ended(follower.app_id):
+                ended_at = ended_at if ended_at is not None else loop.time()
+                if loop.time() - ended_at >= END_GRACE_S:
+                    return
+            else:
+                ended_at = None
+            follower.wake.clear()
+            try:
+                await asyncio.wait_for(follower.wake.wait(), END_CHECK_S)
+            except asyncio.TimeoutError:
+                pass
+
+    async def _send(self, request: Request[LogQuery], app_id: str, entries: list[Entry], dropped: int = 0) -> None:
+        at = 0
+        while at < len(entries) or dropped:
+            size = 0
+            heads: list[LogEntry] = []
+            texts: list[bytes] = []
+            for one in entries[at : at + BATCH_ENTRIES]:
+                if heads and size + len(one.text) > CHUNK_BYTES:
+                    break
+                size += len(one.text)
+                heads.append(
+                    LogEntry(
+                        one.time,
+                        one.fd,
+                        len(one.text),
+                        app_id,
+                        one.container_id,
+                        one.function_id,
+                        one.call_id,
+                        one.input_id,
+                    )
+                )
+                texts.append(one.text)
+            at += len(heads)
+            await request.send(LogBatch(tuple(heads), dropped), texts)
+            dropped = 0
+
+
+def matcher(query: LogQuery, functions: dict[str, str]) -> Callable[[Entry], Optional[Entry]]:
+    """A filter for ``query``: the entry, or the lines of it that match, or None. Pure."""
+    fd = SOURCES[query.source]
+    function = functions.get(query.function, query.function)
+    container, call, since, until = query.container, query.call, query.since, query.until
+    search = query.search.encode()
+
+    def wanted(entry: Entry) -> Optional[Entry]:
+        if (
+            (fd is not None and entry.fd != fd)
+            or (container and entry.container_id != container)
+            or (function and entry.function_id != function)
+            or (call and entry.call_id != call)
+            or entry.time < since
+            or (until and entry.time > until)
+        ):
+            return None
+        if not search:
+            return entry
+        if search not in entry.text:
+            return None
+        return entry._replace(text=b"".join(one for one in split_lines(entry.text) if search in one))
+
+    return wanted
+
+
+def split_lines(text: bytes) -> list[bytes]:
+    """Lines with their ends, cut at line feeds only: a carriage return is progress within a line."""
+    lines = text.split(b"\n")
+    found = [one + b"\n" for one in lines[:-1]]
+    return [*found, lines[-1]] if lines[-1] else found
+
+
+def count_lines(text: bytes) -> int:
+    """How many lines a text has; one without its end counts."""
+    return text.count(b"\n") + (not text.endswith(b"\n") and bool(text))
+
+
+def last_lines(entries: list[Entry], count: int) -> list[Entry]:
+    """The last ``count`` lines of ``entries``. Pure."""
+    found: list[Entry] = []
+    for entry in reversed(entries):
+        if count <= 0:
+            break
+        lines = count_lines(entry.text)
+        if lines > count:
+            entry = entry._replace(text=b"".join(split_lines(entry.text)[-count:]))
+        count -= lines
+        found.append(entry)
+    return found[::-1]
+
+
+def _filter(entries: Iterable[Entry], wanted: Callable[[Entry], Optional[Entry]]) -> list[Entry]:
+    return [found for found in map(wanted, entries) if found is not None]
+
+
+def handlers(logs: Logs) -> dict[str, Any]:
+    """This noun's rows of the table of methods."""
+    return {"log.read": logs.read}

@@ -1,0 +1,356 @@
+"""The control plane of one server: makes its parts, wires them, starts and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+from typing import Any, Callable, Optional, Sequence
+
+import cadenza
+from cadenza.base.clock import Clock
+from cadenza.base.config import Config
+from cadenza.base.errors import ConflictError, Error, NotFoundError
+from cadenza.base.ids import IdSource
+from cadenza.control import apps, containers, images, invocations, logs, objects
+from cadenza.control.blobs import Blobs
+from cadenza.control.calls import Calls
+from cadenza.control.lane import LaneServer
+from cadenza.control.request import Request
+from cadenza.control.rpc import Rpc
+from cadenza.observe.log import Log
+from cadenza.observe.metrics import Metrics
+from cadenza.protocol.calls import INTERNAL_FAILURE, AttemptOutput, GeneratorItem
+from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
+from cadenza.protocol.nodes import LogChunk, Node, NodeReport
+from cadenza.protocol.objects import FileEntry
+from cadenza.storage.blobs import DirectoryBlobs
+from cadenza.storage.db import Database
+from cadenza.storage.logs import LogStore
+from cadenza.storage.objects import ObjectStore
+
+TICK_S = 1.0
+SWEEP_EVERY_S = 3600.0
+SWEEP_AGE_S = 3600.0
+"""A stored value that no call names is removed when it is older than this."""
+STOP_DELAY_S = 0.1
+"""Between the reply to ``server.stop`` and the end, so that the reply still arrives."""
+
+_log = Log("cadenza.control.main")
+
+
+class ControlPlane:
+    """One control plane. Implements `cadenza.protocol.nodes.Control`; all methods on the event loop's thread."""
+
+    def __init__(self, config: Config, clock: Clock, ids: IdSource) -> None:
+        self._config = config
+        self._clock = clock
+        self._ids = ids
+        self.kept = False
+        """Whether the server goes on when it is idle."""
+        self.metrics = Metrics()
+        self._node: Optional[Node] = None
+        self._parts: Optional[_Parts] = None
+        self._started_at = clock.now()
+        self._active_at = clock.monotonic()
+        self._early: list[tuple[bool, socket.socket, str]] = []
+        self._early_calls: list[Callable[[Calls], None]] = []
+        self._early_logs: list[LogChunk] = []
+        self._stoppers: list[Callable[[], None]] = []
+        self._ticker: Optional[asyncio.Task[None]] = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
+        self._objects = ObjectStore(os.path.join(config.data_dir, "objects"))
+
+    # --- life ---
+
+    async def start(self, node: Node) -> None:
+        """Open what is kept, go on with it on ``node``, then listen. InvalidError when a socket cannot be had."""
+        self._node = node
+        raise_file_limit()
+        db = await Database.open(os.path.join(self._config.data_dir, "cadenza.db"), self._config.durability)
+        parts = self._parts = _Parts(self, db, self._config, self._clock, self._ids, self._objects, self._need_node)
+        await parts.log_store.start()
+        await parts.calls.start(node)
+        await parts.apps.start()
+        parts.ready = True
+        early, self._early_calls = self._early_calls, []
+        for call in early:
+            call(parts.calls)
+        self.logs(self._early_logs)
+        self._early_logs = []
+        os.makedirs(self._config.runtime_dir, mode=0o700, exist_ok=True)
+        parts.lanes.listen(parts.lane_path)
+        parts.rpc.listen(self._config.socket_path)
+        self._active_at = self._clock.monotonic()
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        for is_lane, sock, container_id in self._early:
+            (parts.lanes if is_lane else parts.rpc).serve(sock, container_id)
+        self._early.clear()
+
+    async def close(self) -> None:
+        """Stop serving. Detached calls stay in the database for the next start."""
+        if self._closed:
+            return
+        self._closed = True
+        for _, sock, _ in self._early:
+            sock.close()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        parts = self._parts
+        if parts is None:
+            return
+        await parts.rpc.close()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=5.0)
+        await parts.calls.stop()
+        await parts.lanes.close()
+        await parts.log_store.flush()
+        parts.blobs.close()
+        await parts.db.close()
+
+    def on_stop(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when a client asks the server to end."""
+        self._stoppers.append(callback)
+
+    def idle_since(self) -> Optional[float]:
+        """Monotonic seconds since when there is no client, app, container or waiting call; None while there is one."""
+        return None if self._busy() else self._active_at
+
+    def idle_s(self) -> float:
+        """For how many seconds nobody has needed this server; 0 while somebody does."""
+        if self._busy():
+            self._active_at = self._clock.monotonic()
+        return self._clock.monotonic() - self._active_at
+
+    def _busy(self) -> bool:
+        parts = self._parts
+        if parts is None:
+            return True
+        return bool(parts.rpc.clients or parts.apps.alive or parts.calls.containers())
+
+    async def _tick(self) -> None:
+        swept_at = -SWEEP_EVERY_S
+        while True:
+            try:
+                parts = self._parts
+                assert parts is not None
+                if self._busy():
+                    self._active_at = self._clock.monotonic()
+                await parts.apps.tick()
+                parts.blobs.expire()
+                if self._clock.monotonic() - swept_at >= SWEEP_EVERY_S:
+                    swept_at = self._clock.monotonic()
+                    await self._sweep(parts)
+            except Error as error:
+                _log.error("housekeeping failed", exc=error)
+            except OSError as error:
+                _log.error("housekeeping failed", exc=error)
+            await asyncio.sleep(TICK_S)
+
+    async def _sweep(self, parts: _Parts) -> None:
+        """Remove stored values that no call names any more."""
+        named = {row[0] for row in await parts.db.fetch("blobs_named")}
+        oldest = self._clock.now() - SWEEP_AGE_S
+        stored = await asyncio.to_thread(lambda: list(parts.blobs.store.list()))
+        for one in stored:
+            if one.created_at < oldest and one.blob_id not in named and parts.blobs.find(one.blob_id) is None:
+                await asyncio.to_thread(parts.blobs.store.delete, one.blob_id)
+
+    # --- connections ---
+
+    def accept_client(self, sock: socket.socket, container_id: str) -> None:
+        """Serve a client inside a container, from the socket that the agent put there."""
+        self._accept(False, sock, container_id)
+
+    def accept_lane(self, sock: socket.socket, container_id: str) -> None:
+        """Serve a lane of a container."""
+        self._accept(True, sock, container_id)
+
+    def _accept(self, is_lane: bool, sock: socket.socket, container_id: str) -> None:
+        if self._closed:
+            sock.close()
+        elif self._parts is None or self._ticker is None:
+            self._early.append((is_lane, sock, container_id))
+        else:
+            (self._parts.lanes if is_lane else self._parts.rpc).serve(sock, container_id)
+
+    # --- what a node says ---
+
+    def report(self, report: NodeReport) -> None:
+        """A node's current state."""
+        self._to_calls(lambda calls: calls.report(report))
+
+    def outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
+        """What became of attempts. Large values of detached calls are made durable first."""
+        parts = self._parts
+        if parts is None or not parts.ready:
+            self._to_calls(lambda calls: self.outputs(container_id, outputs))
+            return
+        later = [one for one in outputs if one.blob is not None and not parts.invocations.attached(one.attempt_id)]
+        if later:
+            task = asyncio.get_running_loop().create_task(self._persist(parts, container_id, later))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            outputs = [one for one in outputs if one.blob is None or parts.invocations.attached(one.attempt_id)]
+        if outputs:
+            self._to_calls(lambda calls: calls.take_outputs(container_id, outputs))
+
+    async def _persist(self, parts: _Parts, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
+        for one in outputs:
+            assert one.blob is not None
+            try:
+                await parts.lanes.persist(one.blob.blob_id)
+            except (Error, OSError) as error:
+                _log.warning("a result could not be kept", attempt=one.attempt_id, error=str(error))
+                one.status, one.blob = INTERNAL_FAILURE, None
+                one.error = f"the result could not be kept: {error}"
+            self._to_calls(lambda calls, one=one: calls.take_outputs(container_id, [one]))  # type: ignore[misc]
+
+    def items(self, container_id: str, items: Sequence[GeneratorItem]) -> None:
+        """Values of generators."""
+        self._to_calls(lambda calls: calls.take_items(container_id, items))
+
+    def logs(self, chunks: Sequence[LogChunk]) -> None:
+        """Output of containers."""
+        if self._parts is None:
+            self._early_logs += chunks
+        elif not self._closed:
+            self._parts.logs.add(chunks)
+
+    def object_path(self, digest: str) -> Optional[str]:
+        """The path of an uploaded object, or None."""
+        return self._objects.path(digest)
+
+    def missing_objects(self, files: Sequence[FileEntry]) -> list[str]:
+        """Digests of ``files`` that are not uploaded."""
+        return self._objects.missing(one.digest for one in files)
+
+    def _to_calls(self, say: Callable[[Calls], None]) -> None:
+        """Pass on what a node says; before the start is over it waits, after the end it is dropped."""
+        if self._closed:
+            return
+        if self._parts is None or not self._parts.ready:
+            self._early_calls.append(say)
+        else:
+            say(self._parts.calls)
+
+    def _need_node(self) -> Node:
+        if self._node is None:
+            raise NotFoundError("the server has no node yet: try again")
+        return self._node
+
+    # --- server.* ---
+
+    async def status(self, request: Request[Empty]) -> ServerStatus:
+        parts = self._parts
+        assert parts is not None
+        node = self._need_node()
+        found = parts.calls.containers()
+        alive = parts.apps.alive
+        queued = sum(parts.calls.stats(one).backlog for app in alive for one in app.functions.values())
+        return ServerStatus(
+            version=cadenza.__version__,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            kept=self.kept,
+            apps=len(alive),
+            containers=len(found),
+            queued_inputs=queued,
+            clients=parts.rpc.clients,
+            data_dir=self._config.data_dir,
+            runtimes=dict(node.info().runtimes),
+            notes=tuple(getattr(node, "notes", ())),
+        )
+
+    async def keep(self, request: Request[ServerKeep]) -> Empty:
+        self.kept = request.body.keep
+        return Empty()
+
+    async def stop(self, request: Request[ServerStop]) -> Empty:
+        parts = self._parts
+        assert parts is not None
+        running = [one for one in parts.apps.alive if not one.detached]
+        if running and not request.body.force:
+            names = ", ".join(one.name or one.app_id for one in running[:5])
+            raise ConflictError(
+                f"{len(running)} running apps would end with the server ({names}): stop them, or use --force"
+            )
+        asyncio.get_running_loop().call_later(STOP_DELAY_S, self._ask_to_stop)
+        return Empty()
+
+    def _ask_to_stop(self) -> None:
+        for one in self._stoppers:
+            one()
+
+
+class _Parts:
+    """What a started control plane is made of."""
+
+    def __init__(
+        self,
+        home: ControlPlane,
+        db: Database,
+        config: Config,
+        clock: Clock,
+        ids: IdSource,
+        store: ObjectStore,
+        node: Callable[[], Node],
+    ) -> None:
+        self.ready = False
+        self.db = db
+        self.lane_path = os.path.join(os.path.dirname(config.socket_path), "lane.sock")
+        self.calls = Calls(config, db, clock, ids)
+        self.blobs = Blobs(
+            DirectoryBlobs(os.path.join(config.data_dir, "blobs"), config.durability == "power"),
+            clock.monotonic,
+            memory_bytes(),
+        )
+        self.lanes = LaneServer(self.blobs, ids)
+        self.apps = apps.Apps(db, clock, ids, self.calls, store.missing)
+        self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
+        self.log_store = LogStore(os.path.join(config.data_dir, "logs"), db, clock.now)
+        self.logs = logs.Logs(
+            self.log_store,
+            lambda word: self.apps.find(word).app_id,
+            self.apps.ended,
+            self.apps.names,
+            self._app_of_container,
+        )
+        table: dict[str, Any] = {
+            **apps.handlers(self.apps),
+            **invocations.handlers(self.invocations),
+            **containers.handlers(containers.Containers(self.calls, node, lambda word: self.apps.find(word).app_id)),
+            **images.handlers(images.Images(node, store.missing)),
+            **objects.handlers(objects.Objects(store, self.blobs)),
+            **logs.handlers(self.logs),
+            "server.status": home.status,
+            "server.keep": home.keep,
+            "server.stop": home.stop,
+        }
+        self.rpc = Rpc(table, ids, self._connection_closed, self.lane_path, home.metrics)
+
+    def _connection_closed(self, connection_id: str) -> None:
+        self.calls.abandon(connection_id)
+        self.apps.connection_closed(connection_id)
+        self.blobs.connection_closed(connection_id)
+
+    def _app_of_container(self, container_id: str) -> str:
+        return next((one.app_id for one in self.calls.containers() if one.container_id == container_id), "")
+
+
+def memory_bytes() -> int:
+    """Half of this machine's memory: what large values in memory may take together."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as this process may: each value in memory and each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError) as error:
+            _log.warning("the limit of open files stays low", limit=soft, error=str(error))

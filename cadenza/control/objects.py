@@ -1,0 +1,63 @@
+"""Uploads of files by content: which are missing, and storing one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from cadenza.base.errors import InvalidError
+from cadenza.control.blobs import Blobs
+from cadenza.control.request import Request
+from cadenza.protocol.methods import Empty, Missing, ObjectPut, ObjectsMissing
+from cadenza.storage.objects import ObjectStore
+
+MAX_DIGESTS = 50_000
+
+
+class Objects:
+    """Handlers of ``object.*``."""
+
+    def __init__(self, store: ObjectStore, blobs: Blobs) -> None:
+        self._store = store
+        self._blobs = blobs
+
+    async def missing(self, request: Request[ObjectsMissing]) -> Missing:
+        digests = request.body.digests
+        if len(digests) > MAX_DIGESTS:
+            raise InvalidError(f"at most {MAX_DIGESTS} digests at once, not {len(digests)}")
+        return Missing(tuple(await asyncio.to_thread(self._store.missing, digests)))
+
+    async def put(self, request: Request[ObjectPut]) -> Empty:
+        body = request.body
+        if not body.blob_id:
+            await asyncio.to_thread(self._store.put, body.digest, request.payload)
+            return Empty()
+        if request.payload:
+            raise InvalidError("object.put takes a payload or a blob, not both")
+        holder = f"{request.caller.connection_id}:{request.id}"
+        self._blobs.hold(body.blob_id, holder)
+        try:
+            blob = self._blobs.find(body.blob_id)
+            if blob is not None and blob.fd >= 0:
+                fd, size = os.dup(blob.fd), blob.size
+            else:
+                fd = await asyncio.to_thread(self._blobs.store.open, body.blob_id)
+                size = os.fstat(fd).st_size
+            # The descriptor is the thread's: a cancelled request does not wait for it.
+            await asyncio.to_thread(_put_and_close, self._store, body.digest, fd, size)
+        finally:
+            self._blobs.drop(holder)
+        return Empty()
+
+
+def _put_and_close(store: ObjectStore, digest: str, fd: int, size: int) -> None:
+    try:
+        store.put_file(digest, fd, size)
+    finally:
+        os.close(fd)
+
+
+def handlers(objects: Objects) -> dict[str, Any]:
+    """This noun's rows of the table of methods."""
+    return {"object.missing": objects.missing, "object.put": objects.put}

@@ -1,0 +1,510 @@
+"""The server of the wire (docs/formats/wire.md): unix sockets, handshake, typed requests, replies, streams, limits.
+
+A connection is a `asyncio.BufferedProtocol`; each request runs in a task of its own. What goes out is gathered and
+written once for each turn of the event loop. A client that does not read its replies is not read from either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any, Awaitable, Callable, Mapping, Optional, Sequence, cast
+
+import msgspec
+
+import cadenza
+from cadenza.base.errors import Error, InvalidError, kind_of
+from cadenza.base.ids import IdSource
+from cadenza.control.listen import accept_each, listen_private, peer_uid, same_user
+from cadenza.control.request import Caller, Reply, Request
+from cadenza.observe.log import Log
+from cadenza.observe.metrics import Metrics
+from cadenza.protocol.frame import PROTOCOL, Decoder, FrameError, encode, encode_parts
+from cadenza.protocol.methods import CLIENT, CONTAINER, METHODS, Method
+
+HELLO_LIMIT_S = 10.0
+MAX_OPEN_REQUESTS = 10_000
+MAX_CONNECTIONS = 4_096
+READ_BUFFER_BYTES = 256 << 10
+WRITE_HIGH_BYTES = 4 << 20
+"""With more than this unsent, streams wait and the connection is not read from."""
+WRITE_ABORT_BYTES = 512 << 20
+"""With more than this unsent, the client is given up: replies to requests already taken have no other brake."""
+LINGER_S = 2.0
+"""How long the last words to a connection that is closed may take."""
+MAX_REQUEST_ID = 1 << 53
+
+Handler = Callable[[Request[Any]], Awaitable[Any]]
+
+_log = Log("cadenza.control.rpc")
+_encode_body = msgspec.json.Encoder().encode
+
+
+class Head(msgspec.Struct):
+    """Any frame's header from a client, once it has said hello."""
+
+    t: str
+    id: int = 0
+    m: str = ""
+    b: msgspec.Raw = msgspec.Raw(b"{}")
+    n: int = 0
+
+
+class Hello(msgspec.Struct):
+    """The first header."""
+
+    t: str
+    protocol: int
+    version: str = ""
+    role: str = ""
+
+
+_decode_head = msgspec.json.Decoder(Head).decode
+_decode_hello = msgspec.json.Decoder(Hello).decode
+
+
+class _Row:
+    """A row of the table of methods with its decoders and its handler."""
+
+    __slots__ = ("decode", "decode_item", "handler", "method")
+
+    def __init__(self, method: Method, handler: Handler) -> None:
+        self.method = method
+        self.handler = handler
+        self.decode: Callable[[Any], Any] = msgspec.json.Decoder(method.request).decode
+        self.decode_item: Optional[Callable[[Any], Any]] = (
+            msgspec.json.Decoder(method.item).decode if method.item is not None else None
+        )
+
+
+class Rpc:
+    """Serves connections. ``handlers`` maps the table's names to coroutines that take a `Request`.
+
+    ``closed(connection_id)`` is called once for each connection that had said hello, when it is gone.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        ids: IdSource,
+        closed: Callable[[str], None] = lambda connection_id: None,
+        lane_path: str = "",
+        metrics: Optional[Metrics] = None,
+    ) -> None:
+        self.rows = {name: _Row(METHODS[name], handler) for name, handler in handlers.items()}
+        self.ids = ids
+        self.closed = closed
+        self.lane_path = lane_path
+        self.metrics = metrics or Metrics()
+        self.connections: set[Connection] = set()
+        # Every read is decoded before the next one begins, so that all connections can share one buffer.
+        self.view = memoryview(bytearray(READ_BUFFER_BYTES))
+        self._listeners: list[tuple[socket.socket, str]] = []
+        self._starting: set[asyncio.Task[None]] = set()
+
+    @property
+    def clients(self) -> int:
+        """Connections of users' processes on this host that have said hello."""
+        return sum(1 for one in self.connections if one.greeted and not one.caller.container_id)
+
+    def listen(self, path: str) -> None:
+        """Accept on ``path``; its directory is made private (0700) and the socket too (0600).
+
+        InvalidError when the directory belongs to somebody else or others may enter it.
+        """
+        sock = listen_private(path)
+        self._listeners.append((sock, path))
+        accept_each(sock, self._accepted)
+
+    def _accepted(self, sock: socket.socket) -> None:
+        if not same_user(sock):
+            _log.warning("refused a connection of another user", uid=peer_uid(sock))
+            sock.close()
+            return
+        self.serve(sock, "")
+
+    def serve(self, sock: socket.socket, container_id: str) -> None:
+        """Take over an accepted socket. ``container_id`` says which container it came from; empty: the host."""
+        sock.setblocking(False)
+        if len(self.connections) >= MAX_CONNECTIONS:
+            try:
+                sock.send(
+                    encode({"t": "refuse", "message": f"the server has {MAX_CONNECTIONS} connections: try again later"})
+                )
+            except OSError:
+                pass
+            sock.close()
+            return
+        connection = Connection(self, container_id)
+        self.connections.add(connection)
+        task = asyncio.get_running_loop().create_task(self._start(sock, connection))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _start(self, sock: socket.socket, connection: Connection) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+        except OSError as error:
+            _log.warning("a connection failed at its start", error=str(error))
+            self.connections.discard(connection)
+            sock.close()
+
+    async def close(self) -> None:
+        """Stop accepting, cancel what is under way, say so, and close."""
+        loop = asyncio.get_running_loop()
+        for sock, path in self._listeners:
+            loop.remove_reader(sock)
+            sock.close()
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+        self._listeners.clear()
+        tasks = [task for one in list(self.connections) for task in one.end("the server stops")]
+        if tasks:
+            await asyncio.wait(tasks, timeout=LINGER_S)
+        deadline = loop.time() + LINGER_S
+        while self.connections and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        for one in list(self.connections):
+            one.abort()
+        for _ in range(3):  # uvloop tells of a lost connection one turn later
+            await asyncio.sleep(0)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client. Owns its decoder, its open requests and what is waiting to be written."""
+
+    def __init__(self, server: Rpc, container_id: str) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self.caller = Caller("", container_id)
+        self.greeted = False
+        self.writable = True
+        self._decoder = Decoder()
+        self._requests: dict[int, tuple[Request[Any], _Row]] = {}
+        self._out: list[Any] = []
+        self._out_bytes = 0
+        self._transport: Optional[asyncio.Transport] = None
+        self._ending = False
+        self.lost = False
+        self._paused = False
+        self._timer: Optional[asyncio.TimerHandle] = None
+
+    # --- asyncio's side ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._timer = self._loop.call_later(HELLO_LIMIT_S, self._late)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._ending:
+            return
+        try:
+            decoder = self._decoder
+            for header, payload in decoder.feed(self._server.view[:nbytes]):
+                if not self._frame(header, payload):
+                    return
+            if decoder.pending_bytes >= 8:
+                decoder.feed(b"")  # a fault behind good frames shows itself only now
+        except FrameError as error:
+            self.end(str(error))
+
+    def eof_received(self) -> Optional[bool]:
+        return False
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        self.lost = self._ending = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._server.connections.discard(self)
+        self._cancel_all()
+        self._out.clear()
+        if self.greeted:
+            self._server.closed(self.caller.connection_id)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        self._brake()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self._brake()
+        for request, _ in list(self._requests.values()):
+            request.wake()
+
+    # --- frames in ---
+
+    def _frame(self, header: bytes, payload: bytes) -> bool:
+        """Take one frame; whether the connection goes on."""
+        if not self.greeted:
+            return self._hello(header)
+        try:
+            head = _decode_head(header)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise FrameError(f"the header is not one of ours: {error}") from None
+        kind = head.t
+        if kind == "req":
+            self._request(head, payload)
+        elif kind == "item":
+            found = self._requests.get(head.id)
+            if found is not None:
+                self._item(found[0], found[1], head, payload)
+        elif kind == "credit":
+            if head.n < 0:
+                raise FrameError("a credit below zero")
+            found = self._requests.get(head.id)
+            if found is not None:
+                found[0].credited(head.n)
+        elif kind == "end":
+            found = self._requests.get(head.id)
+            if found is not None:
+                found[0].finished()
+        elif kind == "cancel":
+            found = self._requests.get(head.id)
+            if found is not None and found[0].task is not None:
+                found[0].task.cancel()
+        elif kind == "ping":
+            self._send(encode(b'{"t":"pong"}'))
+        elif kind != "pong":
+            raise FrameError(f"no frame from a client is of type {kind[:40]!r}")
+        return not self._ending
+
+    def _hello(self, header: bytes) -> bool:
+        try:
+            hello = _decode_hello(header)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise FrameError(f"the first frame must be a hello: {error}") from None
+        if hello.t != "hello":
+            raise FrameError("the first frame must be a hello")
+        refusal = refuse(hello.protocol, hello.version, hello.role)
+        if refusal:
+            self._ending = True
+            self._send(encode({"t": "refuse", "message": refusal}))
+            self._close_soon()
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.caller = Caller(self._server.ids.new("connection"), self.caller.container_id)
+        self.greeted = True
+        self._send(
+            encode(
+                {
+                    "t": "welcome",
+                    "protocol": PROTOCOL,
+                    "version": cadenza.__version__,
+                    "connection": self.caller.connection_id,
+                    "lane": "" if self.caller.container_id else self._server.lane_path,
+                }
+            )
+        )
+        return True
+
+    def _late(self) -> None:
+        self.end(f"no hello within {HELLO_LIMIT_S:g} seconds")
+
+    def _request(self, head: Head, payload: bytes) -> None:
+        request_id = head.id
+        if not 0 < request_id < MAX_REQUEST_ID or request_id in self._requests:
+            raise FrameError(f"request number {request_id} is not free")
+        row = self._server.rows.get(head.m)
+        if row is None:
+            known = head.m in METHODS
+            self._error(request_id, "unimplemented" if known else "not_found", f"there is no method {head.m[:80]!r}")
+            return
+        if (CONTAINER if self.caller.container_id else CLIENT) not in row.method.callers:
+            self._error(request_id, "permission_denied", f"{head.m} may not be called from inside a container")
+            return
+        if len(self._requests) >= MAX_OPEN_REQUESTS:
+            self._error(
+                request_id,
+                "resource_exhausted",
+                f"this connection has {MAX_OPEN_REQUESTS} requests open: wait for some",
+            )
+            return
+        try:
+            body = row.decode(head.b)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._error(request_id, "invalid", f"{head.m}: {error}")
+            return
+        request: Request[Any] = Request(request_id, body, payload, self.caller, self)
+        self._requests[request_id] = (request, row)
+        request.task = self._loop.create_task(self._run(row, request))
+
+    def _item(self, request: Request[Any], row: _Row, head: Head, payload: bytes) -> None:
+        try:
+            if row.decode_item is None:
+                raise InvalidError(f"{row.method.name} takes no items")
+            request.arrived(row.decode_item(head.b), payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidError) as error:
+            del self._requests[request.id]
+            if request.task is not None:
+                request.task.cancel()
+            self._error(request.id, "invalid", f"{row.method.name}: {error}")
+
+    # --- one request ---
+
+    async def _run(self, row: _Row, request: Request[Any]) -> None:
+        try:
+            result = await row.handler(request)
+        except asyncio.CancelledError:
+            if self._forget(request):
+                self._error(request.id, "cancelled", "the request was cancelled")
+            return
+        except Error as error:
+            if self._forget(request):
+                image_id = getattr(error, "image_id", None)
+                self._error(request.id, kind_of(error), str(error), {"image_id": image_id} if image_id else {})
+            return
+        except Exception as error:
+            fault = self._server.ids.new("connection")[3:11]
+            _log.error("a handler failed", exc=error, method=row.method.name, fault=fault)
+            if self._forget(request):
+                self._error(
+                    request.id, "internal", f"a fault in the server; its log has the rest under the number {fault}"
+                )
+            return
+        if not self._forget(request):
+            return
+        if row.method.stream:
+            self._send(encode(b'{"t":"end","id":%d}' % request.id))
+            return
+        payloads: Sequence[bytes] = ()
+        if type(result) is Reply:
+            result, payloads = result.body, result.payloads
+        try:
+            self._write(b"rep", request.id, result, payloads)
+        except FrameError as error:
+            self._error(request.id, "request_size", f"the reply does not fit in a frame: {error}")
+
+    def _forget(self, request: Request[Any]) -> bool:
+        """Whether the request was still open; its number is free from here on."""
+        found = self._requests.get(request.id)
+        if found is None or found[0] is not request:
+            return False
+        del self._requests[request.id]
+        return not self.lost
+
+    def _cancel_all(self) -> list[asyncio.Task[None]]:
+        tasks = [request.task for request, _ in self._requests.values() if request.task is not None]
+        self._requests.clear()
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    # --- frames out ---
+
+    def send_item(self, request_id: int, body: Any, payloads: Sequence[bytes]) -> int:
+        """One item of a stream; returns the size of its payload."""
+        return self._write(b"item", request_id, body, payloads)
+
+    def send_credit(self, request_id: int, size: int) -> None:
+        """Let the client send ``size`` bytes more."""
+        self._send(encode(b'{"t":"credit","id":%d,"n":%d}' % (request_id, size)))
+
+    def _write(self, kind: bytes, request_id: int, body: Any, payloads: Sequence[bytes]) -> int:
+        header = b'{"t":"%s","id":%d,"b":%s}' % (kind, request_id, _encode_body(body))
+        if not payloads:
+            self._send(encode(header))
+            return 0
+        if len(payloads) == 1:
+            payload = payloads[0]
+            self._send(encode(header, payload))
+            return len(payload)
+        parts = encode_parts(header, payloads)
+        self._send(b"".join(parts))
+        return sum(len(one) for one in payloads)
+
+    def _error(self, request_id: int, kind: str, message: str, detail: Optional[dict[str, Any]] = None) -> None:
+        body = {"kind": kind, "message": message, "detail": detail or {}}
+        self._send(encode(_encode_body({"t": "err", "id": request_id, "e": body})))
+
+    def _send(self, frame: bytes) -> None:
+        if self.lost:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._out_bytes >= WRITE_HIGH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        out = self._out
+        transport = self._transport
+        if not out or transport is None:
+            return
+        if len(out) == 1:
+            transport.write(out[0])
+        elif self._out_bytes <= READ_BUFFER_BYTES:
+            transport.write(b"".join(out))
+        else:
+            transport.writelines(out)
+        self._out = []
+        self._out_bytes = 0
+        if not self.writable and transport.get_write_buffer_size() > WRITE_ABORT_BYTES:
+            _log.warning("gave up a client that does not read", connection=self.caller.connection_id)
+            self.abort()
+
+    def _brake(self) -> None:
+        """Read from the client only while it reads from us."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if not self.writable and not self._paused:
+            self._paused = True
+            transport.pause_reading()
+        elif self.writable and self._paused:
+            self._paused = False
+            transport.resume_reading()
+
+    # --- the end ---
+
+    def end(self, message: str) -> list[asyncio.Task[None]]:
+        """Say why, with request number 0, and close. Returns the tasks that were cancelled."""
+        if self._ending:
+            return []
+        self._ending = True
+        tasks = self._cancel_all()
+        self._error(0, "invalid" if not message.startswith("the server") else "unavailable", message)
+        self._close_soon()
+        return tasks
+
+    def _close_soon(self) -> None:
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()  # writes what is left first
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(LINGER_S, self.abort)
+
+    def abort(self) -> None:
+        """Close at once; what is unsent is lost."""
+        if self._transport is not None and not self.lost:
+            self._transport.abort()
+
+
+def refuse(protocol: int, version: str, role: str) -> str:
+    """Why a hello is not welcome, as a sentence for people; empty when it is."""
+    ours = cadenza.__version__
+    if protocol != PROTOCOL:
+        older = "client" if protocol < PROTOCOL else "server"
+        remedy = (
+            "upgrade the package that your program imports"
+            if older == "client"
+            else "upgrade the server's package and restart it (cadenza down)"
+        )
+        return (
+            f"the server (cadenza {ours}) speaks protocol {PROTOCOL}, the client (cadenza {version[:40] or 'unknown'}) "
+            f"protocol {protocol}: {remedy}"
+        )
+    if role != "client":
+        return f"this socket is for the role 'client', not {role[:40]!r}"
+    return ""

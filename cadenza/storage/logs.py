@@ -1,0 +1,266 @@
+"""Logs as append-only segment files of compressed blocks, with an index of the blocks in SQL.
+
+A block holds the entries of one app for a short while: about 256 KiB of text or a quarter of a second. On disk it is
+``u32 length | u32 CRC-32 | zlib(MessagePack list of entries)``; the index has its place, its times and its size. Adding
+is cheap and happens on the event loop's thread; encoding, compressing and writing happen in a worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import zlib
+from collections import deque
+from typing import AsyncIterator, Callable, Iterable, NamedTuple, Optional, Sequence
+
+import msgspec
+
+from cadenza.base.errors import NotFoundError
+from cadenza.base.ids import kind_of
+from cadenza.observe.log import Log
+from cadenza.protocol.nodes import LogChunk
+from cadenza.storage.db import Database
+
+BLOCK_BYTES = 256 << 10
+"""A block is closed when it has this much text."""
+BLOCK_AGE_S = 0.25
+"""A block is closed when its first entry has waited this long."""
+SEGMENT_BYTES = 8 << 20
+MAX_PENDING_BYTES = 64 << 20
+"""Text that waits for the disk, all apps together. What comes beyond is dropped, and the log says so."""
+MAX_APP_BYTES = 256 << 20
+MAX_TOTAL_BYTES = 4 << 30
+MAX_AGE_S = 30 * 24 * 3600.0
+RETAIN_EVERY_S = 60.0
+ENTRY_COST_BYTES = 64
+"""What an entry counts besides its text."""
+
+_log = Log("cadenza.storage.logs")
+_BLOCK = struct.Struct(">II")
+
+
+class Entry(NamedTuple):
+    """Output as it is kept: ``text`` is whole lines, or a part that ends in ``\\r``. ``time`` in epoch seconds."""
+
+    time: float
+    fd: int
+    container_id: str
+    function_id: str
+    call_id: str
+    input_id: str
+    text: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[tuple[float, int, str, str, str, str, bytes]]).decode
+
+
+class _Open:
+    """The block of an app that is being filled."""
+
+    __slots__ = ("closing", "entries", "size", "timer")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.size = 0
+        self.timer: Optional[asyncio.TimerHandle] = None
+
+
+class LogStore:
+    """The logs of all apps. Methods are called on the event loop's thread."""
+
+    def __init__(self, root: str, db: Database, now: Callable[[], float]) -> None:
+        self._root = root
+        self._db = db
+        self._now = now
+        self._open: dict[str, _Open] = {}
+        self._closed: deque[tuple[str, int, list[Entry]]] = deque()
+        self._next_seq: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        self._pending = 0
+        self._writer: Optional[asyncio.Task[None]] = None
+        self._retained_at = 0.0
+        self.dropped_bytes = 0
+        os.makedirs(root, mode=0o700, exist_ok=True)
+
+    async def start(self) -> None:
+        """Read where each app's log ends."""
+        for app_id, seq, segment, end in await self._db.fetch("log_heads"):
+            self._next_seq[app_id] = seq + 1
+            self._places[app_id] = (segment, end)
+
+    # --- adding ---
+
+    def add(self, chunks: Iterable[LogChunk]) -> list[tuple[str, Entry]]:
+        """Keep ``chunks``; returns ``(app id, entry)`` for those that were kept, for whoever follows."""
+        kept: list[tuple[str, Entry]] = []
+        for chunk in chunks:
+            cost = len(chunk.data) + ENTRY_COST_BYTES
+            if self._pending + cost > MAX_PENDING_BYTES:
+                self.dropped_bytes += len(chunk.data)
+                continue
+            entry = Entry(
+                chunk.time, chunk.fd, chunk.container_id, chunk.function_id, chunk.call_id, chunk.input_id, chunk.data
+            )
+            self._pending += cost
+            block = self._open.get(chunk.app_id)
+            if block is None:
+                block = self._open[chunk.app_id] = _Open()
+            if block.timer is None:
+                block.timer = asyncio.get_running_loop().call_later(BLOCK_AGE_S, self._close_block, chunk.app_id)
+            block.entries.append(entry)
+            block.size += cost
+            kept.append((chunk.app_id, entry))
+            if block.size >= BLOCK_BYTES:
+                self._close_block(chunk.app_id)
+        return kept
+
+    def _close_block(self, app_id: str) -> None:
+        block = self._open.pop(app_id, None)
+        if block is None or not block.entries:
+            return
+        if block.timer is not None:
+            block.timer.cancel()
+        seq = self._next_seq.get(app_id, 0)
+        self._next_seq[app_id] = seq + 1
+        self._closed.append((app_id, seq, block.entries))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._closed:
+            app_id, seq, entries = self._closed[0]
+            try:
+                await self._write_block(app_id, seq, entries)
+            except OSError as error:
+                size = sum(len(one.text) for one in entries)
+                self.dropped_bytes += size
+                _log.error("log output lost", app=app_id, bytes=size, error=error.strerror or str(error))
+            finally:
+                self._closed.popleft()
+                self._pending -= sum(len(one.text) + ENTRY_COST_BYTES for one in entries)
+        if self._now() - self._retained_at > RETAIN_EVERY_S:
+            self._retained_at = self._now()
+            await self.retain()
+
+    async def _write_block(self, app_id: str, seq: int, entries: list[Entry]) -> None:
+        segment, offset = self._places.get(app_id, (0, 0))
+        if offset >= SEGMENT_BYTES:
+            segment, offset = segment + 1, 0
+        length, offset = await asyncio.to_thread(append_block, self._segment(app_id, segment), offset, entries)
+        self._places[app_id] = (segment, offset + length)
+        times = [one.time for one in entries]
+        await self._db.execute(
+            "log_block_add", (app_id, seq, segment, offset, length, len(entries), min(times), max(times))
+        )
+
+    def _segment(self, app_id: str, segment: int) -> str:
+        if kind_of(app_id) != "app":
+            raise NotFoundError(f"not an app's id: {app_id[:60]!r}")
+        return os.path.join(self._root, app_id, f"{segment:08d}.log")
+
+    async def flush(self) -> None:
+        """Everything that was added is on disk and in the index."""
+        for app_id in list(self._open):
+            self._close_block(app_id)
+        if self._writer is not None:
+            await self._writer
+
+    # --- reading ---
+
+    def unwritten(self, app_id: str) -> tuple[int, list[Entry]]:
+        """``(number of the first block that is not in the index, entries from there on)``, as of this instant."""
+        waiting = [(seq, entries) for one, seq, entries in self._closed if one == app_id]
+        first = waiting[0][0] if waiting else self._next_seq.get(app_id, 0)
+        entries = [entry for _, block in waiting for entry in block]
+        if app_id in self._open:
+            entries += self._open[app_id].entries
+        return first, entries
+
+    async def blocks(
+        self, app_id: str, before: int, since: float = 0.0, until: float = 0.0, backward: bool = False
+    ) -> AsyncIterator[list[Entry]]:
+        """The entries of each written block numbered below ``before`` that touches the time range, oldest first.
+
+        A block that retention removed, or that the disk damaged, is left out.
+        """
+        rows = await self._db.fetch("log_blocks", (app_id, before, since, until or 1e18))
+        for segment, offset, length in reversed(rows) if backward else rows:
+            try:
+                yield await asyncio.to_thread(read_block, self._segment(app_id, segment), offset, length)
+            except (OSError, ValueError) as error:
+                _log.warning("a block of a log cannot be read", app=app_id, segment=segment, error=str(error))
+
+    # --- retention ---
+
+    async def retain(
+        self, app_bytes: int = MAX_APP_BYTES, total_bytes: int = MAX_TOTAL_BYTES, age_s: float = MAX_AGE_S
+    ) -> int:
+        """Remove the oldest segments beyond the limits; the one being written stays. Returns how many went."""
+        rows = await self._db.fetch("log_segments")
+        gone = expired_segments(rows, self._places, app_bytes, total_bytes, self._now() - age_s)
+        for app_id, segment in gone:
+            await self._db.execute("log_segment_delete", (app_id, segment))
+            try:
+                await asyncio.to_thread(os.unlink, self._segment(app_id, segment))
+            except OSError:
+                pass
+        return len(gone)
+
+
+def expired_segments(
+    rows: Sequence[tuple[str, int, int, float]],
+    places: dict[str, tuple[int, int]],
+    app_bytes: int,
+    total_bytes: int,
+    oldest: float,
+) -> list[tuple[str, int]]:
+    """Which ``(app, segment)`` to remove. ``rows``: app, segment, bytes, time of the last entry, any order. Pure."""
+    by_app: dict[str, int] = {}
+    total = 0
+    for app_id, _, size, _ in rows:
+        by_app[app_id] = by_app.get(app_id, 0) + size
+        total += size
+    gone = []
+    for app_id, segment, size, last in sorted(rows, key=lambda row: (row[3], row[1])):
+        old = last < oldest
+        current = segment == places.get(app_id, (-1, 0))[0] and not old
+        if current or not (old or by_app[app_id] > app_bytes or total > total_bytes):
+            continue
+        by_app[app_id] -= size
+        total -= size
+        gone.append((app_id, segment))
+    return gone
+
+
+def append_block(path: str, offset: int, entries: Sequence[Entry]) -> tuple[int, int]:
+    """Write one block at ``offset`` or, where a crash left bytes behind, after the file's end. ``(length, offset)``."""
+    body = zlib.compress(_encode(entries), 1)
+    block = _BLOCK.pack(len(body), zlib.crc32(body)) + body
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        offset = max(offset, os.fstat(fd).st_size)
+        done = 0
+        while done < len(block):
+            done += os.pwrite(fd, block[done:], offset + done)
+    finally:
+        os.close(fd)
+    return len(block), offset
+
+
+def read_block(path: str, offset: int, length: int) -> list[Entry]:
+    """One block's entries. ValueError when its check fails."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        block = os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+    if len(block) < _BLOCK.size:
+        raise ValueError("the block is cut off")
+    size, check = _BLOCK.unpack_from(block)
+    body = block[_BLOCK.size :]
+    if len(body) != size or zlib.crc32(body) != check:
+        raise ValueError("the block's check fails")
+    return [Entry(*one) for one in _decode(zlib.decompress(body))]
