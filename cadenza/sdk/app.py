@@ -24,6 +24,7 @@ from typing import (
 from cadenza.base.errors import DeprecationError, InvalidError, UnimplementedError
 from cadenza.sdk import _dual
 from cadenza.sdk.context_api import container
+from cadenza.sdk.declaration import Declaration
 from cadenza.sdk.decorators import PartialFunction
 from cadenza.sdk.function import Definition, Function
 from cadenza.sdk.image import Image
@@ -31,13 +32,13 @@ from cadenza.sdk.later import LaterApp
 from cadenza.sdk.local_entrypoint import LocalEntrypoint
 from cadenza.sdk.names import check_name, check_tags
 from cadenza.sdk.options import DEFAULT_TIMEOUT_S, check_mounts, flag, read_options
-from cadenza.sdk.publish import Declaration, prepare
 from cadenza.sdk.secret import Secret, check_secrets
 from cadenza.sdk.target import check_kind, check_place, is_interactive_definition, unwrap
 
 if TYPE_CHECKING:
     from typing import Coroutine, ParamSpec, Protocol, overload
 
+    from cadenza.protocol.objects import FunctionSpec
     from cadenza.sdk.client import Client
     from cadenza.sdk.retries import Retries
     from cadenza.sdk.schedule import Schedule
@@ -328,7 +329,7 @@ class App(LaterApp):
             qualname=raw.__qualname__,
             is_generator=declaration.is_generator,
             is_async=declaration.is_async,
-            spec=lambda: prepare(declaration).spec,
+            spec=lambda: _spec(declaration),
             is_web=bool(declaration.marks.web),
         )
         function = Function._from_definition(self, definition)
@@ -429,6 +430,12 @@ class App(LaterApp):
     def __repr__(self) -> str:
         shown = self.description or "without a name"
         return f"<App {shown}{', ' + self._app_id if self._app_id else ''}>"
+
+
+def _spec(declaration: Declaration) -> FunctionSpec:
+    from cadenza.sdk.publish import prepare  # late: a container never needs it
+
+    return prepare(declaration).spec
 
 
 def _deprecated(name: str) -> None:

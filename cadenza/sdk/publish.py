@@ -17,13 +17,11 @@ from cadenza.protocol.nodes import BuildLine
 from cadenza.protocol.objects import FunctionSpec, ImageSpec
 from cadenza.protocol.plain import from_plain
 from cadenza.sdk import recipe, secret, source
-from cadenza.sdk.decorators import Marks
-from cadenza.sdk.options import FunctionOptions
+from cadenza.sdk.declaration import Declaration
 from cadenza.sdk.recipe import Resolved
 
 if TYPE_CHECKING:
     from cadenza.sdk.image import Image
-    from cadenza.sdk.secret import Secret
 
 MAX_SERIALIZED_BYTES = 16 << 20
 LARGE_SERIALIZED_BYTES = 256 << 10
@@ -60,22 +58,6 @@ class Quiet:
 
     def finished(self, text: str) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """One function as its decorators describe it. Nothing is read from disk before `prepare`."""
-
-    name: str
-    raw: Callable[..., Any]
-    is_generator: bool
-    is_async: bool
-    serialized: bool
-    include_source: bool
-    options: FunctionOptions
-    marks: Marks
-    image: Callable[[], Image]
-    app_secrets: Callable[[], Sequence[Secret]]
 
 
 @dataclass

@@ -6,8 +6,6 @@ told.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import posixpath
 import sys
@@ -51,6 +49,9 @@ class StepOptions:
         variables, _ = merge(self.secrets, env=self.env)
         found = dict(options or {})
         if self.env:
+            import hashlib
+            import json
+
             found["env_digest"] = hashlib.sha256(json.dumps(self.env, sort_keys=True).encode()).hexdigest()
         return ImageStep(
             kind,
