@@ -1,7 +1,8 @@
 """What a user sees of a run: `enable_output`, and the interface behind it. Source: semantics.md sections 23 and 26.
 
-An `OutputSink` takes what happens: phases of publishing, lines of an image's build, the app's logs. `PlainSink` is the
-one for files, pipes and programs; ``cadenza run`` installs its own for terminals. Nothing is shown where none is installed.
+An `OutputSink` takes what happens: phases of publishing, lines of image builds, logs. `PlainSink` is the
+one for files, pipes and programs; ``cadenza run`` installs its own for terminals. Nothing is shown where none is
+installed.
 """
 
 from __future__ import annotations
