@@ -118,7 +118,7 @@ class Builder:
         run_step: RunStep,
         object_path: Callable[[str], Optional[str]],
     ) -> StoredLayer:
-        """Make a layer on top of those ``below`` (the base first) and keep it. Nothing half-made stays, come what may."""
+        """Make a layer on top of those ``below``, the base first, and keep it. Nothing half-made stays."""
         try:
             place = await asyncio.to_thread(self._layers.begin)
         except OSError as error:

@@ -249,7 +249,7 @@ async def build_base(
     InvalidError when the Python cannot be had; ImageBuildError when the mirror fails. OSError when the disk is full.
     """
     timings = Timings()
-    mirror = use or await asyncio.to_thread(host_mirror)
+    mirror: Mirror = use if use is not None else await asyncio.to_thread(host_mirror)
     suite = suite_for(mirror.distribution, python)
     standalone = None
     if not suite:
@@ -501,7 +501,7 @@ async def run(
     timeout_s: float = 600.0,
     given: Optional[bytes] = None,
 ) -> tuple[int, str]:
-    """A program's exit code and output. ``given``: its stdin. ``mixed``: stderr too, else stderr alone when it fails."""
+    """A program's exit code and output. ``given``: its stdin. ``mixed``: stderr too; else stderr if it fails."""
     error = asyncio.subprocess.STDOUT if mixed else asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *command,

@@ -1,6 +1,6 @@
 """What of this machine's network settings a build step sees: proxies, certificates, package indexes.
 
-Pure, but for `read`. None of it goes into the image. File paths of the host never pass, since nothing inside would be at them.
+Pure, but for `read`. None of it goes into the image. File paths of the host never pass: nothing would be at them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ _LOCAL_PIP_ENV = {
     "PIP_PROGRESS_BAR": "off", "PIP_CACHE_DIR": "/.cadenza/cache/pip",
 }  # fmt: skip
 _LOCAL_UV_ENV = {
-    "UV_CACHE_DIR": "/.cadenza/cache/uv", "UV_LINK_MODE": "copy", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never",
+    "UV_CACHE_DIR": "/.cadenza/cache/uv", "TMPDIR": "/.cadenza/cache/uv",
+    "UV_LINK_MODE": "copy", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never",
 }  # fmt: skip
 
 
