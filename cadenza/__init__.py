@@ -73,6 +73,8 @@ _HOMES = {
 }
 """Name to the module of `cadenza.sdk` that has it."""
 
+_MODULES = {"config": "cadenza.sdk.settings", "exception": "cadenza.exception"}
+
 _UNBUILT = (
     "CloudBucketMount", "Cls", "Cluster", "Dict", "Environment", "NetworkFileSystem", "Probe", "Proxy", "Queue",
     "Sandbox", "SandboxSnapshot", "SchedulerPlacement", "Server", "Tunnel", "Volume", "Workspace", "experimental",
@@ -98,12 +100,12 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         value: Any = getattr(import_module("cadenza.sdk." + home), name)
+    elif name in _MODULES:
+        from importlib import import_module
+
+        value = import_module(_MODULES[name])
     elif name == "Error":
         from cadenza.base.errors import Error as value
-    elif name == "config":
-        from cadenza.sdk import settings as value
-    elif name == "exception":
-        import cadenza.exception as value
     elif name in _REMOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {_REMOVED[name]}")
     elif name in _UNBUILT:
