@@ -205,6 +205,11 @@ class Link(asyncio.Protocol):
                 self._break(str(error)[:MAX_FRAME_ERROR_CHARS])
                 return
         self._up(outputs, items, logs)
+        if self._decoder.pending_bytes:
+            try:
+                self._decoder.feed(b"")  # what follows good frames may be no frame at all
+            except FrameError as error:
+                self._break(str(error))
 
     def _up(self, outputs: list[AttemptOutput], items: list[GeneratorItem], logs: list[tuple[Log, bytes]]) -> None:
         if logs:

@@ -8,8 +8,7 @@ import signal
 import socket
 from typing import Any, Coroutine, Optional, Sequence
 
-from cadenza import runner
-from cadenza.agent import bridge, container, files, rootfs, variables
+from cadenza.agent import attachment, bridge, container, files, rootfs, variables
 from cadenza.agent.container import Life
 from cadenza.agent.doors import CLIENT, LANE, RUNNER, Door
 from cadenza.agent.pipes import Pipe
@@ -19,9 +18,9 @@ from cadenza.base.resources import Resources
 from cadenza.protocol import calls
 from cadenza.protocol.calls import Attempt, AttemptOutput, GeneratorItem
 from cadenza.protocol.frame import FrameError
-from cadenza.protocol.objects import FileEntry
 from cadenza.protocol.nodes import ContainerReport, ContainerSpec, LogChunk
-from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, Mount, RuntimeFault, Stdio
+from cadenza.protocol.objects import FileEntry
+from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, RuntimeFault, Stdio
 
 PIDS_LIMIT = 16_384
 """Processes and threads in one container."""
@@ -196,33 +195,18 @@ class Cell(bridge.Host):
             sock.close()  # a generic container has no identity to act with
 
     def _config(self) -> ContainerConfig:
-        image = self.site.store.image(self.image_id)
-        image_env = dict(image.env) if image is not None else {}
-        resources = self.spec.function.resources if self.spec is not None else Resources(cpu_milli=1000)
+        site = self.site
+        image = site.store.image(self.image_id)
+        env = image.env if image is not None else {}
+        most = limits(self.spec.function.resources if self.spec is not None else Resources(cpu_milli=1000))
         if not self.isolated:
-            env = variables.base(image_env, home=self.paths.root, support=self.paths.support)
-            env.update(CADENZA_ROOT=self.paths.root, PATH=os.environ.get("PATH", variables.DEFAULT_PATH))
-            python = self.site.python(self.image_id)
-            command = runner.command(python, self.site.lib)
-            return ContainerConfig(
-                self.cell_id, "", tuple(command), env, cwd=self.paths.root, netns="host", limits=limits(resources)
-            )
-        mounts = [
-            Mount(self.site.lib, variables.LIB, read_only=True),
-            Mount(self.paths.run, variables.SUPPORT, read_only=True),
-        ]
+            path = os.environ.get("PATH", variables.DEFAULT_PATH)
+            python = site.python(self.image_id)
+            return attachment.bare_config(self.cell_id, self.paths, site.lib, env, most, python, path)
+        netns, mounts = "", []
         if self._lease is not None:
-            mounts += self.site.name_mounts(self._lease)
-        return ContainerConfig(
-            container_id=self.cell_id,
-            rootfs=self.paths.rootfs,
-            argv=tuple(runner.command("python3", variables.LIB)),
-            env=variables.base(image_env),
-            cwd="/",
-            mounts=tuple(mounts),
-            limits=limits(resources),
-            netns=self._lease.netns if self._lease is not None else "",
-        )
+            netns, mounts = self._lease.netns, site.name_mounts(self._lease)
+        return attachment.isolated_config(self.cell_id, self.paths, site.lib, env, most, netns, mounts)
 
     async def _create(self) -> None:
         self._pipes = [Pipe(lambda data: self._raw(1, data)), Pipe(lambda data: self._raw(2, data))]
@@ -260,33 +244,11 @@ class Cell(bridge.Host):
         link = self._link
         if link is None:
             return  # its end is on the way
+        cwd = image.workdir if image is not None else ""
+        sizes = [(one, len(data)) for one, data in zip(entries, contents)]
+        header = attachment.frame(spec, sizes, len(serialized), self._function_env(spec), cwd, self.inner_path)
         try:
-            link.attach(
-                {
-                    "container_id": spec.container_id,
-                    "app_id": spec.app_id,
-                    "function_id": spec.function_id,
-                    "function": {
-                        "name": function.name,
-                        "module": function.module,
-                        "qualname": function.qualname,
-                        "is_generator": function.is_generator,
-                        "is_async": function.is_async,
-                        "max_concurrent": function.max_concurrent,
-                        "python": function.python,
-                    },
-                    "env": self._function_env(spec),
-                    "files": [
-                        {"path": self.inner_path(one.path), "size": len(data), "mode": one.mode}
-                        for one, data in zip(entries, contents)
-                    ],
-                    "layout": spec.layout,
-                    "cwd": self.inner_path((image.workdir if image is not None else "") or variables.HOME),
-                    "serialized": len(serialized),
-                    "image_id": spec.image_id,
-                },
-                [*contents, serialized],
-            )
+            link.attach(header, [*contents, serialized])
         except FrameError as error:
             self.dispatch(container.Failed("import", f"the function and its settings are too large to send: {error}"))
 

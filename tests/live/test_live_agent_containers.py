@@ -1,4 +1,4 @@
-"""The agent with crun and the real runner, as root, on a small root file system: nothing is simulated but the control plane."""
+"""The agent with crun and the real runner, as root, on a small root file system; only the control plane is a twin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "agent"))
 
-from agent_fakes import FakeNetworks, FakeStore, Recorder, World, attempt, spec
+from agent_fakes import FakeNetworks, FakeStore, World, attempt, spec
 
 from cadenza.agent import support
 from cadenza.base.resources import Resources
@@ -364,7 +364,8 @@ def test_a_build_step_writes_to_its_layer(root: str, home: Path) -> None:
             said: list[bytes] = []
             step = StepRun(
                 "im-1", (root,), str(home / "upper"), str(home / "work"),
-                ("sh", "-c", "echo made > /made; echo $TOKEN; exit 5"), {"TOKEN": "t", "PATH": "/usr/bin"}, "/", said.append,
+                ("sh", "-c", "echo made > /made; echo $TOKEN; exit 5"), {"TOKEN": "t", "PATH": "/usr/bin"}, "/",
+                said.append,
             )  # fmt: skip
             assert await world.agent._run_step(step) == 5
             assert (home / "upper" / "made").read_text() == "made\n"

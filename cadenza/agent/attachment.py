@@ -1,0 +1,77 @@
+"""What a container is told about itself: how its runner is started, and the attach frame. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping, Sequence
+
+from cadenza import runner
+from cadenza.agent import variables
+from cadenza.agent.rootfs import Paths
+from cadenza.protocol.nodes import ContainerSpec
+from cadenza.protocol.objects import FileEntry
+from cadenza.runtime.driver import ContainerConfig, Limits, Mount
+
+
+def isolated_config(
+    cell_id: str,
+    paths: Paths,
+    lib: str,
+    image_env: Mapping[str, str],
+    limits: Limits,
+    netns: str,
+    mounts: Sequence[Mount],
+) -> ContainerConfig:
+    """A runner in a container with a root file system of its own."""
+    support = [Mount(lib, variables.LIB, read_only=True), Mount(paths.run, variables.SUPPORT, read_only=True)]
+    return ContainerConfig(
+        container_id=cell_id,
+        rootfs=paths.rootfs,
+        argv=tuple(runner.command("python3", variables.LIB)),
+        env=variables.base(image_env),
+        cwd="/",
+        mounts=(*support, *mounts),
+        limits=limits,
+        netns=netns,
+    )
+
+
+def bare_config(
+    cell_id: str, paths: Paths, lib: str, image_env: Mapping[str, str], limits: Limits, python: str, path: str
+) -> ContainerConfig:
+    """A runner as a plain process of this machine. ``path``: what PATH is, if the image does not say."""
+    env = variables.base({"PATH": path, **image_env}, home=paths.root, support=paths.support)
+    env["CADENZA_ROOT"] = paths.root
+    command = tuple(runner.command(python, lib))
+    return ContainerConfig(cell_id, "", command, env, cwd=paths.root, netns="host", limits=limits)
+
+
+def frame(
+    spec: ContainerSpec,
+    files: Sequence[tuple[FileEntry, int]],
+    serialized_bytes: int,
+    env: Mapping[str, str],
+    cwd: str,
+    inner_path: Callable[[str], str],
+) -> dict[str, Any]:
+    """The header of the attach frame (docs/formats/wire.md). ``files``: each with the size of its content."""
+    function = spec.function
+    return {
+        "container_id": spec.container_id,
+        "app_id": spec.app_id,
+        "function_id": spec.function_id,
+        "function": {
+            "name": function.name,
+            "module": function.module,
+            "qualname": function.qualname,
+            "is_generator": function.is_generator,
+            "is_async": function.is_async,
+            "max_concurrent": function.max_concurrent,
+            "python": function.python,
+        },
+        "env": dict(env),
+        "files": [{"path": inner_path(one.path), "size": size, "mode": one.mode} for one, size in files],
+        "layout": spec.layout,
+        "cwd": inner_path(cwd or variables.HOME),
+        "serialized": serialized_bytes,
+        "image_id": spec.image_id,
+    }
