@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from cadenza.sdk.context_api import is_local as is_local
     from cadenza.sdk.decorators import asgi_app as asgi_app
     from cadenza.sdk.decorators import batched as batched
-    from cadenza.sdk.decorators import clustered as clustered
     from cadenza.sdk.decorators import concurrent as concurrent
     from cadenza.sdk.decorators import enter as enter
     from cadenza.sdk.decorators import exit as exit
     from cadenza.sdk.decorators import fastapi_endpoint as fastapi_endpoint
     from cadenza.sdk.decorators import method as method
-    from cadenza.sdk.decorators import parameter as parameter
     from cadenza.sdk.decorators import web_endpoint as web_endpoint
     from cadenza.sdk.decorators import web_server as web_server
     from cadenza.sdk.decorators import wsgi_app as wsgi_app
     from cadenza.sdk.function import Function as Function
     from cadenza.sdk.image import Image as Image
+    from cadenza.sdk.later import clustered as clustered
+    from cadenza.sdk.later import parameter as parameter
+    from cadenza.sdk.later import sessioned as sessioned
     from cadenza.sdk.output import enable_output as enable_output
     from cadenza.sdk.patterns import FilePatternMatcher as FilePatternMatcher
     from cadenza.sdk.retries import Retries as Retries
@@ -52,18 +53,19 @@ _HOMES = {
     "is_local": "context_api",
     "asgi_app": "decorators",
     "batched": "decorators",
-    "clustered": "decorators",
     "concurrent": "decorators",
     "enter": "decorators",
     "exit": "decorators",
     "fastapi_endpoint": "decorators",
     "method": "decorators",
-    "parameter": "decorators",
     "web_endpoint": "decorators",
     "web_server": "decorators",
     "wsgi_app": "decorators",
     "Function": "function",
     "Image": "image",
+    "clustered": "later",
+    "parameter": "later",
+    "sessioned": "later",
     "enable_output": "output",
     "FilePatternMatcher": "patterns",
     "Retries": "retries",
@@ -78,7 +80,7 @@ _MODULES = {"config": "cadenza.sdk.settings", "exception": "cadenza.exception"}
 _UNBUILT = (
     "CloudBucketMount", "Cls", "Cluster", "Dict", "Environment", "NetworkFileSystem", "Probe", "Proxy", "Queue",
     "Sandbox", "SandboxSnapshot", "SchedulerPlacement", "Server", "Tunnel", "Volume", "Workspace", "experimental",
-    "forward", "sessioned",
+    "forward",
 )  # fmt: skip
 
 _REMOVED = {

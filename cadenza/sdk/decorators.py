@@ -10,7 +10,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, Sequence, TypeVar, cast
 
-from cadenza.base.errors import DeprecationError, InvalidError, UnimplementedError
+from cadenza.base.errors import DeprecationError, InvalidError
 from cadenza.sdk.options import MAX_CONCURRENT_INPUTS
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class PartialFunction(Generic[P, O]):
         self.marks = marks
         functools.update_wrapper(self, raw, updated=())
 
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self.raw.__get__(instance, owner)
+    def __get__(self, obj: Any, objtype: Any = None) -> Any:
+        return self.raw.__get__(obj, objtype)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name = getattr(self.raw, "__name__", "it")
@@ -229,18 +229,3 @@ def enter(*, snap: bool = False) -> Callable[[Any], Any]:
 def exit() -> Callable[[Any], Any]:
     """A method that runs when a container ends. Classes cannot be run yet."""
     return _class_part("exit")
-
-
-class _NoDefault:
-    def __repr__(self) -> str:
-        return "modal.cls._NO_DEFAULT()"
-
-
-def parameter(*, default: Any = _NoDefault(), init: bool = True) -> Any:
-    """A parameter of a class. Not built yet."""
-    raise UnimplementedError("parameter() is not built yet: classes under @app.cls come later; use functions for now")
-
-
-def clustered(*, size: int, rdma: bool = False) -> Callable[[Any], Any]:
-    """A function that runs on several machines at once. Not built yet."""
-    raise UnimplementedError("clustered() is not built yet")

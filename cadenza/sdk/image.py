@@ -23,6 +23,7 @@ from cadenza.sdk.secret import Secret
 
 if TYPE_CHECKING:
     from cadenza.sdk.app import App
+    from cadenza.sdk.client import Client
 
     from typing import Concatenate, ParamSpec
 
@@ -251,14 +252,28 @@ class Image(LaterImage, Object):
             raise self._import_errors[0]
 
     @_dual.method
-    async def build(self, app: Optional[App] = None) -> Image:
-        """Build it now, and show the build where output is enabled. ImageBuildError if a step fails."""
+    async def hydrate(self, client: Optional[Client] = None) -> Image:
+        """Build it now if that was not done, so that it has an id."""
+        if not self._hydrated:
+            await self._find(client or await self._any_client())
+        return self
+
+    async def _any_client(self) -> Client:
         from cadenza.sdk.client import Client
+
+        return await Client._environment()
+
+    async def _find(self, client: Client) -> None:
         from cadenza.sdk.output import current
         from cadenza.sdk.publish import build_image
 
+        await build_image(client, self, current())
+
+    @_dual.method
+    async def build(self, app: Optional[App] = None) -> Image:
+        """Build it now, and show the build where output is enabled. ImageBuildError if a step fails."""
         client = app._client if app is not None else None
-        await build_image(client or await Client._environment(), self, current())
+        await self._find(client or await self._any_client())
         return self
 
 

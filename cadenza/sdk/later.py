@@ -1,6 +1,6 @@
-"""Methods of `App` and `Image` that are named and typed and not built yet: each says what to use for now.
+"""What is named and typed and not built yet: each says what to use for now.
 
-A method leaves this file when it is built. What can be refused for good already is.
+A name leaves this file when it is built. What can be refused for good already is.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class LaterImage:
     @staticmethod
     def from_dockerfile(
         path: Union[str, Path],
-        force_build: bool = False,
         *,
+        force_build: bool = False,
         context_dir: Union[str, Path, None] = None,
         ignore: Ignore = AUTO_DOCKERIGNORE,
         build_args: Mapping[str, str] = {},
@@ -363,3 +363,23 @@ class LaterApp:
     ) -> App:
         """Not built yet."""
         raise UnimplementedError("App.lookup is not built yet: it comes with deployed apps")
+
+
+class _NoDefault:
+    def __repr__(self) -> str:
+        return "modal.cls._NO_DEFAULT()"
+
+
+def parameter(*, default: Any = _NoDefault(), init: bool = True) -> Any:
+    """A parameter of a class. Not built yet."""
+    raise UnimplementedError("parameter() is not built yet: classes under @app.cls come later; use functions for now")
+
+
+def clustered(*, size: int, rdma: bool = False) -> Callable[[Any], Any]:
+    """A function that runs on several machines at once. Not built yet."""
+    raise unbuilt("clustered()", "use several calls, or one machine")
+
+
+def sessioned() -> Callable[[Any], Any]:
+    """A function whose containers belong to sessions. Not built yet."""
+    raise unbuilt("sessioned()", "use a plain @app.function")

@@ -10,6 +10,7 @@ from typing import Any, Mapping, Optional, Sequence, Union
 
 from cadenza.base.errors import InvalidError, UnimplementedError
 from cadenza.runner.context import current as container
+from cadenza.sdk import _dual
 from cadenza.sdk.handle import Object
 
 MAX_KEY_CHARS = 16_384
@@ -147,6 +148,12 @@ class Secret(Object):
                 "Secret.from_dotenv or Secret.from_local_environ"
             )
         return self._values
+
+    @_dual.method
+    async def hydrate(self, client: Any = None) -> Secret:
+        """Ask the server for a stored secret. UnimplementedError for now; one that a program made needs no server."""
+        self._variables()
+        return self
 
     def _unhydrated_hint(self) -> str:
         return "it is not stored; pass it to secrets=[...] of a function"

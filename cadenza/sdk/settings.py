@@ -15,7 +15,7 @@ class Config:
     def __init__(self) -> None:
         self._overrides: dict[str, Any] = {}
 
-    def get(self, key: str, profile: Optional[str] = None, use_env: bool = True) -> Any:
+    def get(self, key: str, *, profile: Optional[str] = None, use_env: bool = True) -> Any:
         """The value of a setting; ``profile``: not of the active one; ``use_env=False``: not of the environment."""
         if key in self._overrides:
             return self._overrides[key]
@@ -41,7 +41,7 @@ class Config:
     def __getitem__(self, key: str) -> Any:
         return self.get(key)
 
-    def to_dict(self, include_internal: bool = False) -> dict[str, Any]:
+    def to_dict(self, *, include_internal: bool = False) -> dict[str, Any]:
         """All settings. Secrets are left out unless ``include_internal``."""
         found = {**vars(load()), **self._overrides}
         return found if include_internal else {key: value for key, value in found.items() if key != "token_secret"}
