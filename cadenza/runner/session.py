@@ -219,7 +219,15 @@ class Session:
             executor.handle(header, payload)
         self._later = []
         executor.serve()
+        self._refuse_late()
         return EXIT_NO_AGENT if self.wire.closed else EXIT_OK
+
+    def _refuse_late(self) -> None:
+        """What came while the last input ran is given back as well."""
+        for header, payload in self.wire.receive(wait=False) or ():
+            if self._executor is not None:
+                self._executor.draining = True
+                self._executor.handle(header, payload)
 
     def _interrupted(self) -> int:
         """SIGTERM, or a KeyboardInterrupt of the user's own: what has not begun is given back."""
@@ -230,6 +238,7 @@ class Session:
         _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
         if self._executor is not None:
             self._executor.handle({"t": "drain", "grace_s": 0}, b"")
+            self._refuse_late()
         return EXIT_OK if ordered else EXIT_INTERRUPTED
 
     def _end(self, code: int) -> NoReturn:

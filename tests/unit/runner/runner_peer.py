@@ -222,7 +222,10 @@ class Agent:
 
     def _read(self) -> tuple[dict[str, Any], bytes]:
         while not self._frames:
-            data = self.sock.recv(1 << 20)
+            try:
+                data = self.sock.recv(1 << 20)
+            except ConnectionResetError:  # it ended with frames of ours unread
+                data = b""
             if not data:
                 self.ended = True
                 raise EOFError(f"the runner hung up; exit code {self.process.wait(WAIT_S)}; {self.printed()}")
