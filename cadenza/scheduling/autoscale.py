@@ -1,0 +1,102 @@
+"""How many containers each function should have now, and why. Rules: semantics.md sections 11.1 and 12.1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Iterable
+
+from cadenza.protocol.nodes import READY
+from cadenza.scheduling.cluster import ContainerState, FunctionState
+
+MAX_CONTAINERS_PER_FUNCTION = 4_000
+"""Source: semantics.md section 30."""
+START_WORTH_S = 0.25
+"""Work that the present containers finish within this is not worth another start."""
+MAX_START_FAILURES = 3
+"""Failed starts by the user's fault, with none that succeeded between, until what waits fails with INIT_FAILURE."""
+FIRST_BACKOFF_S = 0.25
+MAX_BACKOFF_S = 60.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Start ``start`` more, stop those named. ``again_at``: when time alone may change this."""
+
+    start: int
+    stop: tuple[str, ...]
+    why: str
+    again_at: float = math.inf
+
+
+def decide(function: FunctionState, now: float) -> Decision:
+    """What a function's pool should become."""
+    spec = function.spec
+    if function.removed:
+        return Decision(0, (), "its app has ended")
+    containers = function.containers
+    alive = [one for one in containers.values() if one.stop is None]
+    held = sum(len(one.attempts) for one in alive)
+    waiting = function.waiting
+    target = max(1, min(spec.target_concurrent, spec.max_concurrent))
+    load = held + waiting
+    needed = -(-load // target)
+    why = f"{waiting} waiting and {held} running at {target} a container need {needed}"
+    ready = sum(1 for one in alive if one.state == READY)
+    if needed > len(alive) and ready and function.average_s is not None and not spec.single_use:
+        soon = load * function.average_s / (ready * spec.max_concurrent)
+        if soon <= START_WORTH_S:
+            needed = len(alive)
+            why = f"{load} inputs at {function.average_s * 1000:.1f} ms each are done in {soon:.2f} s by {ready}"
+    if load and spec.buffer_containers:
+        needed += spec.buffer_containers
+        why += f", and {spec.buffer_containers} as a buffer"
+    wanted = needed
+    if wanted < spec.min_containers:
+        wanted, why = spec.min_containers, f"min_containers is {spec.min_containers}"
+    most = spec.max_containers or MAX_CONTAINERS_PER_FUNCTION
+    if wanted > most:
+        wanted = most
+        why += f"; at most {most}"
+    again = math.inf
+    start = max(0, min(wanted - len(alive), most - len(containers)))
+    if start and function.failing is not None:
+        start, why = 0, "its containers do not start: " + function.failing.error
+    elif start and now < function.blocked_until:
+        start, again = 0, function.blocked_until
+        why += f"; the next start is in {function.blocked_until - now:.1f} s, because the last ones failed"
+    stop: list[str] = []
+    surplus = len(alive) - wanted
+    if surplus > 0:
+        idle = sorted((one for one in alive if one.usable and not one.attempts), key=_idle_order)
+        for one in idle[:surplus]:
+            until = one.idle_since + spec.scaledown_window_s
+            if until <= now:
+                stop.append(one.container_id)
+            else:
+                again = min(again, until)
+    return Decision(start, tuple(stop), why, again)
+
+
+def _idle_order(one: ContainerState) -> tuple[float, str]:
+    return (one.idle_since, one.container_id)
+
+
+def spare(functions: Iterable[FunctionState], count: int) -> list[str]:
+    """Up to ``count`` idle containers above their functions' minimum, longest idle first: room for what waits."""
+    found: list[ContainerState] = []
+    for function in functions:
+        if function.waiting:
+            continue
+        alive = [one for one in function.containers.values() if one.stop is None]
+        idle = sorted((one for one in alive if one.usable and not one.attempts), key=_idle_order)
+        found += idle[: max(0, len(alive) - function.spec.min_containers)]
+    found.sort(key=_idle_order)
+    return [one.container_id for one in found[:count]]
+
+
+def backoff_s(failures: int) -> float:
+    """How long to wait with the next start after so many failed ones in a row: the second comes at once."""
+    if failures <= 1:
+        return 0.0
+    return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 2, 10))

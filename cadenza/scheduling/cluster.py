@@ -1,0 +1,671 @@
+"""The cluster as one value: nodes, containers, functions, attempts; applying an event is its only way to change.
+
+No I/O and no clock: ``now`` is monotonic seconds, given with each event. The decisions (`dispatch`, `autoscale`,
+`placement`) read this value and return events; `cadenza.control.loop` applies them and then acts.
+
+Rules on top of the table of moves (`MOVES`): a container takes inputs only while it is READY and has no order to stop.
+An attempt belongs to one container and is in ``attempts`` of it from its assignment until its output, its revocation or
+the container's end. The first ``max_concurrent`` of them have *begun*; the rest were handed over early and wait in the
+container. A *zombie* is an attempt whose input is decided already (cancelled, timed out) and whose code may still run:
+it holds its slot until the container says that it ended.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Mapping, Optional, Sequence, Union
+
+from cadenza.base.errors import Bug
+from cadenza.base.resources import Gpu, Resources
+from cadenza.protocol.calls import AttemptOutput, attempt_id
+from cadenza.protocol.nodes import GONE, PREPARING, READY, STARTING, STOPPING, ContainerReport, NodeInfo
+from cadenza.protocol.objects import FunctionSpec
+from cadenza.storage.entry import Entry
+
+AVERAGE_WEIGHT = 0.3
+"""How much the newest execution counts in a function's moving average."""
+SLOW_HEAD_S = 0.02
+"""When what runs has run so long, inputs that wait behind it in the same container are called back."""
+
+MOVES: dict[str, tuple[str, ...]] = {
+    PREPARING: (STARTING, READY, STOPPING, GONE),
+    STARTING: (READY, STOPPING, GONE),
+    READY: (STOPPING, GONE),
+    STOPPING: (GONE,),
+    GONE: (),
+}
+"""A container's states as the control plane sees them; a report of an earlier state is old news and ignored."""
+
+
+@dataclass(eq=False)
+class AttemptState:
+    """One attempt in a container."""
+
+    attempt_id: str
+    entry: Entry
+    assigned_at: float
+    timeout_s: float
+    begun_at: float = 0.0
+    """0 while it waits behind others in its container."""
+    deadline: float = math.inf
+    zombie: bool = False
+    revoking: bool = False
+    next_item: int = 0
+    """How many of a generator's values were passed on."""
+
+
+@dataclass(eq=False)
+class ContainerState:
+    """One container, from the wish for it until it is gone."""
+
+    container_id: str
+    function: FunctionState
+    node_id: str
+    wanted_at: float
+    placed_at: float
+    why: str
+    requests: Resources
+    gpus: tuple[Gpu, ...] = ()
+    state: str = PREPARING
+    revision: int = 0
+    """The `Desired.revision` that first named it."""
+    attempts: dict[str, AttemptState] = field(default_factory=dict)
+    queued: deque[AttemptState] = field(default_factory=deque)
+    """Those of ``attempts`` that have not begun, in order."""
+    begun: int = 0
+    taken: int = 0
+    """How many attempts it has been given in its life."""
+    idle_since: float = 0.0
+    ready_since: float = 0.0
+    """When it was seen READY; 0 before."""
+    in_free: bool = False
+    alarm_at: float = math.inf
+    stop: Optional[StopContainer] = None
+    stop_at: float = math.inf
+    """When the order to stop runs out."""
+    report: Optional[ContainerReport] = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes inputs."""
+        return self.state == READY and self.stop is None
+
+    @property
+    def room(self) -> int:
+        """How many more attempts could begin at once."""
+        if not self.usable:
+            return 0
+        spec = self.function.spec
+        if spec.single_use:
+            return 1 if self.taken == 0 else 0
+        return max(0, spec.max_concurrent - len(self.attempts))
+
+
+@dataclass(eq=False)
+class FunctionState:
+    """One function: what waits for it, what runs it."""
+
+    function_id: str
+    app_id: str
+    app_name: str
+    spec: FunctionSpec
+    layout: dict[str, str]
+    ephemeral: bool = True
+    removed: bool = False
+    ready: deque[Entry] = field(default_factory=deque)
+    """Inputs that are due and in memory, in order."""
+    backlog: int = 0
+    """Inputs that wait in the queue's table."""
+    delayed: int = 0
+    """Those of ``backlog`` that are thought not to be due yet."""
+    running: int = 0
+    """Attempts in containers, zombies not counted."""
+    containers: dict[str, ContainerState] = field(default_factory=dict)
+    free: list[ContainerState] = field(default_factory=list)
+    """Containers that may have room, last used last; see `dispatch`."""
+    average_s: Optional[float] = None
+    start_failures: int = 0
+    """Starts that failed by the user's fault since one last succeeded."""
+    internal_failures: int = 0
+    blocked_until: float = 0.0
+    """No start before this."""
+    failing: Optional[FailedStart] = None
+    """Set while what waits is failed because containers do not start."""
+    wanted_since: float = 0.0
+    """Since when it has wanted a container that it does not have; 0: it wants none."""
+    alarm_at: float = math.inf
+    why: str = ""
+    """The autoscaler's last reason."""
+
+    @property
+    def waiting(self) -> int:
+        """Inputs that are due and wait."""
+        return len(self.ready) + max(0, self.backlog - self.delayed)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any input is not finished."""
+        return bool(self.ready) or self.backlog > 0 or self.running > 0
+
+
+@dataclass(eq=False)
+class NodeState:
+    """One machine and what is left of it."""
+
+    info: NodeInfo
+    free: Resources
+    free_gpus: dict[str, int]
+    connected: bool = True
+    containers: dict[str, ContainerState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FailedStart:
+    """Why containers of a function do not start: whose fault, a text, and the packed exception if there is one."""
+
+    status: str
+    error: str
+    data: bytes = b""
+
+
+# --- events ---
+
+
+@dataclass(frozen=True)
+class NodeSeen:
+    """A node is there, with what it has."""
+
+    info: NodeInfo
+    connected: bool = True
+
+
+@dataclass(frozen=True)
+class NodeAway:
+    """A node cannot be reached for the moment. Its containers go on; nothing is given to them."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
+class FunctionAdded:
+    function_id: str
+    app_id: str
+    app_name: str
+    spec: FunctionSpec
+    layout: Mapping[str, str]
+    ephemeral: bool = True
+
+
+@dataclass(frozen=True)
+class FunctionRemoved:
+    function_id: str
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """Inputs that are due; ``front``: they were given out before and come back, in their old order."""
+
+    function_id: str
+    entries: Sequence[Entry]
+    front: bool = False
+
+
+@dataclass(frozen=True)
+class BacklogChanged:
+    """Inputs in the queue's table: more or fewer."""
+
+    function_id: str
+    change: int = 0
+    delayed: int = 0
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """Waiting inputs whose output is decided (``done`` is set) leave the line."""
+
+    function_id: str
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Give the next ``count`` waiting inputs of its function to a container."""
+
+    container_id: str
+    count: int
+    fence_base: int = 0
+
+
+@dataclass(frozen=True)
+class Settle:
+    """Attempts' ends as a container tells them."""
+
+    container_id: str
+    outputs: Sequence[AttemptOutput]
+
+
+@dataclass(frozen=True)
+class Detach:
+    """Attempts leave a container without a word of it: called back, or lost with it."""
+
+    container_id: str
+    attempt_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Bury:
+    """Attempts become zombies that are to end by ``deadline``."""
+
+    container_id: str
+    attempt_ids: Sequence[str]
+    deadline: float = 0.0
+    """0: their own."""
+
+
+@dataclass(frozen=True)
+class CallBack:
+    """Attempts that wait in a container were asked back."""
+
+    container_id: str
+    attempt_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """An attempt of an earlier control plane goes on in its container."""
+
+    container_id: str
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Wanting:
+    """The autoscaler's last word on a function, and whether it lacks a container."""
+
+    function_id: str
+    lacking: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class StartContainer:
+    container_id: str
+    function_id: str
+    node_id: str
+    gpus: tuple[Gpu, ...]
+    why: str
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class StopContainer:
+    container_id: str
+    grace_s: float
+    drain: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class ContainerSeen:
+    """A container's state, from its node."""
+
+    report: ContainerReport
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """A container ended before it was ready. ``blame``: by the user's fault."""
+
+    function_id: str
+    blame: bool
+    blocked_until: float
+    failing: Optional[FailedStart] = None
+
+
+@dataclass(frozen=True)
+class FailingOver:
+    """Nothing waits any more for a function whose containers do not start: the next input tries again."""
+
+    function_id: str
+
+
+Event = Union[
+    NodeSeen, NodeAway, FunctionAdded, FunctionRemoved, Arrived, BacklogChanged, Withdrawn, Assign, Settle, Detach,
+    Bury, CallBack, Adopt, Wanting, StartContainer, StopContainer, ContainerSeen, StartFailed, FailingOver,
+]  # fmt: skip
+
+
+class Cluster:
+    """The state. Read its fields freely; change it by `apply` alone."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeState] = {}
+        self.functions: dict[str, FunctionState] = {}
+        self.containers: dict[str, ContainerState] = {}
+        self._alarms: list[tuple[float, int, str]] = []
+        self._alarm_number = 0
+
+    def apply(self, event: Event, now: float) -> list[AttemptState]:
+        """Change the state. Gives the attempts concerned: those assigned, settled (in step with the outputs, None
+        left out), detached or buried; for the end of a container all that were in it."""
+        handler = _HANDLERS.get(type(event))
+        if handler is None:
+            raise Bug(f"not an event: {event!r}")
+        return handler(self, event, now)  # type: ignore[no-any-return, operator]
+
+    # --- alarms: when something must be looked at again ---
+
+    def next_alarm(self) -> float:
+        """When `due` has something; infinity when nothing is planned."""
+        return self._alarms[0][0] if self._alarms else math.inf
+
+    def due(self, now: float) -> list[str]:
+        """Ids of containers and functions to be looked at now. Each is armed again by who looks."""
+        found = []
+        alarms = self._alarms
+        while alarms and alarms[0][0] <= now:
+            at, _, name = heapq.heappop(alarms)
+            one = self.containers.get(name) or self.functions.get(name)
+            if one is not None and one.alarm_at == at:
+                one.alarm_at = math.inf
+                found.append(name)
+        return found
+
+    def arm(self, one: Union[ContainerState, FunctionState], at: float) -> None:
+        """Look at ``one`` not later than ``at``."""
+        if at < one.alarm_at:
+            one.alarm_at = at
+            self._alarm_number += 1
+            name = one.container_id if isinstance(one, ContainerState) else one.function_id
+            heapq.heappush(self._alarms, (at, self._alarm_number, name))
+
+    # --- handlers ---
+
+    def _node_seen(self, event: NodeSeen, now: float) -> list[AttemptState]:
+        node = self.nodes.get(event.info.node_id)
+        if node is None:
+            node = NodeState(event.info, event.info.capacity, dict(event.info.gpus), event.connected)
+            self.nodes[event.info.node_id] = node
+        else:
+            node.connected = event.connected
+        return []
+
+    def _node_away(self, event: NodeAway, now: float) -> list[AttemptState]:
+        if event.node_id in self.nodes:
+            self.nodes[event.node_id].connected = False
+        return []
+
+    def _function_added(self, event: FunctionAdded, now: float) -> list[AttemptState]:
+        old = self.functions.get(event.function_id)
+        if old is None:
+            self.functions[event.function_id] = FunctionState(
+                event.function_id, event.app_id, event.app_name, event.spec, dict(event.layout), event.ephemeral
+            )
+        else:
+            old.app_id, old.app_name, old.spec, old.layout = (
+                event.app_id,
+                event.app_name,
+                event.spec,
+                dict(event.layout),
+            )
+            old.removed, old.start_failures, old.blocked_until, old.failing = False, 0, 0.0, None
+        return []
+
+    def _function_removed(self, event: FunctionRemoved, now: float) -> list[AttemptState]:
+        function = self.functions.get(event.function_id)
+        if function is not None:
+            function.removed = True
+            self._forget(function)
+        return []
+
+    def _forget(self, function: FunctionState) -> None:
+        if function.removed and not function.containers and not function.busy:
+            self.functions.pop(function.function_id, None)
+
+    def _arrived(self, event: Arrived, now: float) -> list[AttemptState]:
+        function = self.functions[event.function_id]
+        for one in event.entries:
+            one.since = now
+        if event.front:
+            function.ready.extendleft(reversed(event.entries))
+        else:
+            function.ready.extend(event.entries)
+        return []
+
+    def _backlog_changed(self, event: BacklogChanged, now: float) -> list[AttemptState]:
+        function = self.functions[event.function_id]
+        function.backlog = max(0, function.backlog + event.change)
+        function.delayed = min(function.backlog, max(0, function.delayed + event.delayed))
+        return []
+
+    def _withdrawn(self, event: Withdrawn, now: float) -> list[AttemptState]:
+        function = self.functions[event.function_id]
+        function.ready = deque(one for one in function.ready if not one.done)
+        self._forget(function)
+        return []
+
+    def _assign(self, event: Assign, now: float) -> list[AttemptState]:
+        container = self.containers[event.container_id]
+        function = container.function
+        spec = function.spec
+        given = []
+        for _ in range(event.count):
+            if not function.ready:
+                break
+            entry = function.ready.popleft()
+            if entry.done:
+                continue
+            if entry.fresh:
+                entry.fresh = False
+            else:
+                entry.fence = max(entry.fence, event.fence_base) + 1
+            entry.attempts += 1
+            entry.container_id = container.container_id
+            attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, spec.timeout_s)
+            container.attempts[attempt.attempt_id] = attempt
+            container.taken += 1
+            function.running += 1
+            if container.begun < spec.max_concurrent:
+                self._begin(container, attempt, now)
+            else:
+                container.queued.append(attempt)
+                self.arm(container, now + SLOW_HEAD_S)
+            given.append(attempt)
+        return given
+
+    def _begin(self, container: ContainerState, attempt: AttemptState, now: float) -> None:
+        container.begun += 1
+        attempt.begun_at = now
+        attempt.deadline = now + attempt.timeout_s
+        self.arm(container, attempt.deadline)
+
+    def _remove(self, container: ContainerState, attempt: AttemptState, now: float) -> None:
+        """An attempt leaves its container; the next one in it begins."""
+        del container.attempts[attempt.attempt_id]
+        function = container.function
+        if not attempt.zombie:
+            function.running -= 1
+        if attempt.begun_at:
+            container.begun -= 1
+        else:
+            container.queued.remove(attempt)
+        while container.queued and container.begun < function.spec.max_concurrent:
+            self._begin(container, container.queued.popleft(), now)
+        if not container.attempts:
+            container.idle_since = now
+        self._offer(container)
+
+    def _offer(self, container: ContainerState) -> None:
+        if not container.in_free and container.usable:
+            container.in_free = True
+            container.function.free.append(container)
+
+    def _settle(self, event: Settle, now: float) -> list[AttemptState]:
+        container = self.containers.get(event.container_id)
+        if container is None:
+            return []
+        settled = []
+        function = container.function
+        for output in event.outputs:
+            attempt = container.attempts.get(output.attempt_id)
+            if attempt is None:
+                continue
+            if output.started_at and output.finished_at >= output.started_at and not attempt.zombie:
+                took = output.finished_at - output.started_at
+                old = function.average_s
+                function.average_s = took if old is None else old + AVERAGE_WEIGHT * (took - old)
+            self._remove(container, attempt, now)
+            settled.append(attempt)
+        return settled
+
+    def _detach(self, event: Detach, now: float) -> list[AttemptState]:
+        container = self.containers.get(event.container_id)
+        if container is None:
+            return []
+        gone = [container.attempts[one] for one in event.attempt_ids if one in container.attempts]
+        for one in reversed(gone):  # from the back, so that what waits behind does not begin
+            self._remove(container, one, now)
+        return gone
+
+    def _bury(self, event: Bury, now: float) -> list[AttemptState]:
+        container = self.containers[event.container_id]
+        buried = []
+        for name in event.attempt_ids:
+            attempt = container.attempts.get(name)
+            if attempt is None or attempt.zombie:
+                continue
+            attempt.zombie = True
+            container.function.running -= 1
+            if event.deadline:
+                attempt.deadline = min(attempt.deadline, event.deadline)
+                self.arm(container, attempt.deadline)
+            buried.append(attempt)
+        return buried
+
+    def _call_back(self, event: CallBack, now: float) -> list[AttemptState]:
+        container = self.containers[event.container_id]
+        for name in event.attempt_ids:
+            if name in container.attempts:
+                container.attempts[name].revoking = True
+        return []
+
+    def _adopt(self, event: Adopt, now: float) -> list[AttemptState]:
+        container = self.containers[event.container_id]
+        function = container.function
+        entry = event.entry
+        attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, function.spec.timeout_s)
+        container.attempts[attempt.attempt_id] = attempt
+        container.taken += 1
+        function.running += 1
+        if container.begun < function.spec.max_concurrent:
+            self._begin(container, attempt, now)
+        else:
+            container.queued.append(attempt)
+            self.arm(container, now + SLOW_HEAD_S)
+        return [attempt]
+
+    def _wanting(self, event: Wanting, now: float) -> list[AttemptState]:
+        function = self.functions[event.function_id]
+        function.why = event.why
+        if not event.lacking:
+            function.wanted_since = 0.0
+        elif not function.wanted_since:
+            function.wanted_since = now
+        return []
+
+    def _start_container(self, event: StartContainer, now: float) -> list[AttemptState]:
+        function = self.functions[event.function_id]
+        node = self.nodes[event.node_id]
+        container = ContainerState(
+            event.container_id, function, event.node_id, function.wanted_since or now, now, event.why,
+            function.spec.resources, event.gpus, revision=event.revision, idle_since=now,
+        )  # fmt: skip
+        self.containers[container.container_id] = container
+        function.containers[container.container_id] = container
+        node.containers[container.container_id] = container
+        node.free = node.free.minus(container.requests)
+        for gpu in event.gpus:
+            node.free_gpus[gpu.type] = node.free_gpus.get(gpu.type, 0) - gpu.count
+        return []
+
+    def _stop_container(self, event: StopContainer, now: float) -> list[AttemptState]:
+        container = self.containers[event.container_id]
+        if container.stop is None or now + event.grace_s < container.stop_at:
+            container.stop = event
+            container.stop_at = now + event.grace_s
+            container.why = event.why
+        return []
+
+    def _container_seen(self, event: ContainerSeen, now: float) -> list[AttemptState]:
+        report = event.report
+        container = self.containers.get(report.container_id)
+        if container is None or report.state not in MOVES[container.state]:
+            return []
+        container.state = report.state
+        container.report = report
+        function = container.function
+        if report.state == READY:
+            container.ready_since = now
+            function.start_failures = function.internal_failures = 0
+            function.blocked_until = 0.0
+            container.idle_since = now
+            self._offer(container)
+        if report.state != GONE:
+            return []
+        lost = list(container.attempts.values())
+        function.running -= sum(1 for one in lost if not one.zombie)
+        del self.containers[container.container_id]
+        del function.containers[container.container_id]
+        if container.in_free:
+            function.free.remove(container)
+        node = self.nodes[container.node_id]
+        del node.containers[container.container_id]
+        node.free = node.free.plus(container.requests)
+        for gpu in container.gpus:
+            node.free_gpus[gpu.type] += gpu.count
+        self._forget(function)
+        return lost
+
+    def _start_failed(self, event: StartFailed, now: float) -> list[AttemptState]:
+        function = self.functions.get(event.function_id)
+        if function is not None:
+            if event.blame:
+                function.start_failures += 1
+            else:
+                function.internal_failures += 1
+            function.blocked_until = max(function.blocked_until, event.blocked_until)
+            function.failing = event.failing or function.failing
+        return []
+
+    def _failing_over(self, event: FailingOver, now: float) -> list[AttemptState]:
+        function = self.functions.get(event.function_id)
+        if function is not None:
+            function.failing = None
+            function.start_failures = function.internal_failures = 0
+            function.blocked_until = now
+        return []
+
+
+_HANDLERS = {
+    NodeSeen: Cluster._node_seen,
+    NodeAway: Cluster._node_away,
+    FunctionAdded: Cluster._function_added,
+    FunctionRemoved: Cluster._function_removed,
+    Arrived: Cluster._arrived,
+    BacklogChanged: Cluster._backlog_changed,
+    Withdrawn: Cluster._withdrawn,
+    Assign: Cluster._assign,
+    Settle: Cluster._settle,
+    Detach: Cluster._detach,
+    Bury: Cluster._bury,
+    CallBack: Cluster._call_back,
+    Adopt: Cluster._adopt,
+    Wanting: Cluster._wanting,
+    StartContainer: Cluster._start_container,
+    StopContainer: Cluster._stop_container,
+    ContainerSeen: Cluster._container_seen,
+    StartFailed: Cluster._start_failed,
+    FailingOver: Cluster._failing_over,
+}
