@@ -25,7 +25,7 @@ import queue
 import signal
 import threading
 from dataclasses import dataclass, field
-from typing import Callable, ClassVar, Optional, Sequence
+from typing import Any, Callable, ClassVar, Optional, Sequence
 
 from cadenza.runtime.driver import Exit, RuntimeFault, Stdio
 
@@ -37,10 +37,13 @@ MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 PIDFD_GET_INFO = 0xC048FF0B
 PIDFD_INFO_EXIT = 1 << 3
+COLLECT_LIMIT_S = 2.0
+COLLECT_PAUSE_S = 0.001
 HIDDEN_PATH = "/proc/sys/net"
 CGROUP_ROOT = "/sys/fs/cgroup"
 
 # Joins cgroups, then becomes the program. A shell costs 1 ms, and works where the spawning thread could not move alone.
+CHANGE_DIRECTORY = 'cd "$1" || exit 125; shift; '
 JOIN_SCRIPT = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,13 +97,23 @@ class Child:
 
     def _readable(self) -> None:
         self._loop.remove_reader(self.pidfd)
-        Child.watched.discard(self.pid)
+        self._collect(self._loop.time() + COLLECT_LIMIT_S)
+
+    def _collect(self, deadline_s: float) -> None:
+        """It is dead; learn how. Its parent may not be us, or not yet: crun's middle process dies after it."""
+        if self.pidfd < 0:
+            return
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-            # 0: a thread of the group still runs; cannot be, the pidfd is ready when the whole group is dead.
-            end = exit_of(status) if pid else Exit(code=-1)
+            end = exit_of(status) if pid else None
         except ChildProcessError:
             end = self._end_of_stranger()
+        if end is None:
+            if self._loop.time() < deadline_s:
+                self._loop.call_later(COLLECT_PAUSE_S, self._collect, deadline_s)
+                return
+            end = Exit(code=-1)
+        Child.watched.discard(self.pid)
         os.close(self.pidfd)
         self.pidfd = -1
         if self.at_end is not None:
@@ -108,16 +121,20 @@ class Child:
         if not self._ended.done():
             self._ended.set_result(end)
 
-    def _end_of_stranger(self) -> Exit:
-        """A process that is not our child: the kernel tells since 6.15, through the pidfd."""
+    def _end_of_stranger(self) -> Optional[Exit]:
+        """A process that is not our child: since 6.15 the kernel tells through the pidfd, once it is reaped.
+
+        None when it may still become known."""
         info = array.array("Q", [PIDFD_INFO_EXIT, *([0] * 8)])
         try:
             fcntl.ioctl(self.pidfd, PIDFD_GET_INFO, info, True)
+        except ProcessLookupError:
+            return Exit(code=-1)
         except OSError:
-            return Exit(code=-1)
+            return None if os.path.exists(f"/proc/{self.pid}") else Exit(code=-1)
         if not info[0] & PIDFD_INFO_EXIT:
-            return Exit(code=-1)
-        # struct pidfd_info: u64 mask, u64 cgroupid, 12 u32, s32 exit_code, which is at byte 16 + 11 * 4.
+            return None
+        # struct pidfd_info: u64 mask, u64 cgroupid, 11 u32, s32 exit_code.
         return exit_of(int.from_bytes(info.tobytes()[60:64], "little", signed=True))
 
     @property
@@ -134,6 +151,12 @@ class Child:
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._ended)
+
+    async def ends_within(self, limit_s: float) -> bool:
+        """Wait at most so long; whether it has ended."""
+        if not self._ended.done():
+            await asyncio.wait([self._ended], timeout=limit_s)
+        return self._ended.done()
 
     def forget(self) -> None:
         """Stop watching. Whoever waits gets code -1."""
@@ -156,7 +179,11 @@ class Program:
     stdio: Stdio = field(default_factory=Stdio)
     join: tuple[str, ...] = ()
     hide_net: bool = False
-    new_session: bool = True
+    private_mounts: bool = True
+    """Whether what is said at the top of this module applies to it."""
+    cwd: str = "/"
+    terminal: str = ""
+    """Path of a terminal to be its controlling terminal and its three streams, instead of ``stdio``."""
 
 
 class Launcher:
@@ -196,7 +223,7 @@ class Launcher:
     def _private_mounts(self, program: Program) -> bool:
         """Enter a private copy of the mounts, put right; False if this start needs none. OSError."""
         unified = unified_beside_v1() if self._is_root else None
-        if not self._is_root or (unified is None and not program.hide_net):
+        if not self._is_root or not program.private_mounts or (unified is None and not program.hide_net):
             return False
         _call(_libc.unshare(CLONE_NEWNS), "unshare")
         _call(_libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "mount --make-rslave /")
@@ -209,12 +236,20 @@ class Launcher:
     def _spawn(self, program: Program) -> int:
         stdio = program.stdio
         fds = [fd if fd >= 0 else self._null for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
         path, argv = program.path, list(program.argv)
-        if program.join:
+        if program.terminal:
+            # Opened by the leader of a new session, it becomes the controlling one.
+            actions = [
+                (os.POSIX_SPAWN_OPEN, 0, program.terminal, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, 0, 2),
+            ]
+        if program.join or program.cwd != "/":
             # Through our own root: in the private mounts a hierarchy may be missing.
             join = [f"/proc/{os.getpid()}/root{file}" for file in program.join]
-            path, argv = "/bin/sh", ["sh", "-c", JOIN_SCRIPT, "sh", *join, "--", path, *argv[1:]]
+            script = CHANGE_DIRECTORY + JOIN_SCRIPT
+            path, argv = "/bin/sh", ["sh", "-c", script, "sh", program.cwd, *join, "--", path, *argv[1:]]
         private = False
         try:
             private = self._private_mounts(program)
@@ -223,7 +258,7 @@ class Launcher:
                 argv,
                 program.env,
                 file_actions=actions,
-                setsid=program.new_session,
+                setsid=True,
                 setsigmask=[],
                 setsigdef=[signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP],
             )
@@ -287,16 +322,27 @@ def reap(pids: Sequence[int]) -> None:
             pass
 
 
-def dead_children(name: str) -> list[int]:
-    """Zombie children of this process whose program is called ``name`` and that nobody waits for."""
+@dataclass(frozen=True)
+class Dead:
+    """A zombie child of this process that nobody waits for. ``cgroup`` is its v2 path, as far as the kernel tells."""
+
+    pid: int
+    name: str
+    cgroup: str
+
+
+def dead_children() -> list[Dead]:
+    """What runtime programs left to us by forking twice. Reads all of /proc: 15 us for each process of the machine."""
     found = []
     me = str(os.getpid())
     for pid in filter(str.isdigit, os.listdir("/proc")):
         # pid (name) state ppid ...; the list /proc/self/task/*/children is not in every kernel.
         _, _, rest = _read(f"/proc/{pid}/stat").partition(" (")
-        comm, _, fields = rest.rpartition(") ")
-        if comm == name and fields.split()[:2] == ["Z", me] and int(pid) not in Child.watched:
-            found.append(int(pid))
+        name, _, fields = rest.rpartition(") ")
+        if fields.split()[:2] == ["Z", me] and int(pid) not in Child.watched:
+            lines = _read(f"/proc/{pid}/cgroup").splitlines()
+            cgroup = next((line[3:] for line in lines if line.startswith("0::")), "/")
+            found.append(Dead(int(pid), name, cgroup.removesuffix(" (deleted)")))
     return found
 
 

@@ -40,6 +40,7 @@ CGROUP_PARENT = "cadenza"
 START_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 20.0
 SWEEP_AFTER_S = 0.2
+ZOMBIE_WAIT_S = 0.05
 LOG_TAIL_BYTES = 16 * 1024
 
 # What the programs say when it is the user's program that cannot be run. crun, runc, runsc.
@@ -116,7 +117,8 @@ def last_error(log: str) -> str:
 def is_users_fault(message: str) -> bool:
     """Whether a failed start was because of the program asked for, not of the machine; pure."""
     lowered = message.lower()
-    return ("exec" in lowered and any(words in lowered for words in _NO_PROGRAM)) or "chdir" in lowered
+    about_a_program = "exec" in lowered or "failed to load" in lowered
+    return (about_a_program and any(words in lowered for words in _NO_PROGRAM)) or "chdir" in lowered
 
 
 class _Container:
@@ -128,6 +130,7 @@ class _Container:
         self.child: Optional[Child] = None
         self.oom = False
         self.killed = False
+        self.starting = False
         self.fault = ""
         self.execs = 0
 
@@ -178,7 +181,7 @@ class OciDriver:
         self._hierarchy = hierarchy
         self._containers: dict[str, _Container] = {}
         self._starting = 0
-        self._sweep: Optional[asyncio.TimerHandle] = None
+        self._sweep: object = None
         self._env = {"PATH": DEFAULT_PATH, "LANG": "C"}
         self._ids = None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
         os.makedirs(self._state_dir, mode=0o700, exist_ok=True)
@@ -212,11 +215,13 @@ class OciDriver:
             ]
             async with self._launcher.gate:
                 self._starting += 1
+                container.starting = True
                 try:
                     await self._run(container, argv, stdio, START_LIMIT_S, hide_net="--network=sandbox" in argv)
                     child = Child(_pid_in(os.path.join(container.folder, "pid")))
                 finally:
                     self._starting -= 1
+                    container.starting = False
             self._follow(container, child)
             return child.pid
         except BaseException:
@@ -378,19 +383,29 @@ class OciDriver:
             container.child.signal(signal.SIGKILL)
         seen = await container.cgroup.kill()
         if container.child is not None:
-            await container.child.wait()
+            # A pid namespace ends only when its zombies are collected, also those that became ours.
+            while not await container.child.ends_within(ZOMBIE_WAIT_S):
+                await self._collect()
         reap([pid for pid in seen if pid not in Child.watched])
         if self._dialect.leaves and self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_helpers)
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_later)
 
-    def _sweep_helpers(self) -> None:
-        """Collect what the program forks on the side and leaves to us."""
+    def _sweep_later(self) -> None:
+        self._sweep = asyncio.ensure_future(self._collect())
+
+    async def _collect(self) -> None:
+        """Reap what the program forked on the side and left to us."""
         self._sweep = None
-        if self._starting:
-            # A first process that is not watched yet looks the same.
-            self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_helpers)
-        else:
-            reap(dead_children(self._dialect.leaves))
+        for dead in await asyncio.to_thread(dead_children):
+            parent, _, container_id = dead.cgroup.rpartition("/")
+            if parent.endswith("/" + CGROUP_PARENT):
+                container = self._containers.get(container_id)
+                ours = container is None or container.child is not None or not container.starting
+            else:
+                # cgroups v1 forget a zombie's place; then by its name, while no first process can look like it.
+                ours = dead.name == self._dialect.leaves and not self._starting
+            if ours and dead.pid not in Child.watched:
+                reap([dead.pid])
 
     async def _erase(self, container: _Container) -> None:
         await self._kill(container)
