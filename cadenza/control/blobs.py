@@ -82,15 +82,27 @@ class Blobs:
         if recycle and lane in self._free:
             self._free[lane].append(blob_id)
 
-    def freed(self, lane: str) -> list[str]:
-        """Puts of this lane whose memory may be used again; each is named once."""
+    def freed(self, lane: str, put: str) -> list[str]:
+        """Puts of this lane, but ``put``, whose memory may be used again; each is named once.
+
+        A sender learns the id of ``put`` by the same reply and can have noted nothing under it yet.
+        """
         waiting = self._free.get(lane, [])
-        named, waiting[:] = waiting[:FREE_NAMED], waiting[FREE_NAMED:]
+        named = [one for one in waiting if one != put][:FREE_NAMED]
+        taken = set(named)
+        waiting[:] = [one for one in waiting if one not in taken]
         return named
 
     def lane_closed(self, lane: str) -> None:
-        """A lane is gone: what it had open counts as released, and its puts need no recycling."""
+        """A lane's connection is gone: its puts need no recycling."""
         self._free.pop(lane, None)
+
+    def looks(self, lane: str) -> bool:
+        """Whether something that was fetched over the lane is not released."""
+        return bool(self._by_lane.get(lane))
+
+    def receiver_gone(self, lane: str) -> None:
+        """The process behind a lane has no views any more: what it had open counts as released."""
         for blob_id in self._by_lane.pop(lane, set()):
             blob = self._blobs.get(blob_id)
             if blob is not None:

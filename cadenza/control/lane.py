@@ -20,7 +20,7 @@ import msgspec
 from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError, kind_of
 from cadenza.base.ids import IdSource
 from cadenza.control.blobs import Blobs
-from cadenza.control.listen import accept_each, listen_private, same_user
+from cadenza.control.listen import accept_each, listen_private, peer_process, same_user
 from cadenza.observe.log import Log
 from cadenza.protocol.frame import FrameError, encode
 from cadenza.storage.blobs import copy
@@ -61,6 +61,7 @@ class LaneServer:
         self._path = ""
         self._lanes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(WORKERS, "lane")
+        self._lingering: set[int] = set()
         blobs.forget = lambda blob_id: self._later(blobs.store.delete, blob_id)
 
     def listen(self, path: str) -> None:
@@ -81,10 +82,29 @@ class LaneServer:
             sock.close()
             return
         sock.setblocking(False)
-        lane = _Lane(sock, self._ids.new("connection"), self._blobs, self._ids, self._threads)
+        lane = _Lane(sock, self._ids.new("connection"), self._blobs, self._ids, self._threads, self._ended)
         task = asyncio.get_running_loop().create_task(lane.run())
         self._lanes.add(task)
         task.add_done_callback(self._lanes.discard)
+
+    def _ended(self, lane: str, process: int) -> None:
+        """A lane's connection is over. Its views are over only with its process: until then no sender may overwrite
+        what they show. ``process`` is a pidfd, or -1 when the process is gone."""
+        if process < 0 or not self._blobs.looks(lane):
+            if process >= 0:
+                os.close(process)
+            self._blobs.receiver_gone(lane)
+            return
+        loop = asyncio.get_running_loop()
+
+        def gone() -> None:
+            loop.remove_reader(process)
+            self._lingering.discard(process)
+            os.close(process)
+            self._blobs.receiver_gone(lane)
+
+        self._lingering.add(process)
+        loop.add_reader(process, gone)
 
     def _later(self, fn: Callable[..., Any], *args: Any) -> None:
         try:
@@ -123,18 +143,32 @@ class LaneServer:
             task.cancel()
         if self._lanes:
             await asyncio.wait(list(self._lanes))
+        for process in self._lingering:
+            asyncio.get_running_loop().remove_reader(process)
+            os.close(process)
+        self._lingering.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Lane:
     """One connection: one request at a time."""
 
-    def __init__(self, sock: socket.socket, lane_id: str, blobs: Blobs, ids: IdSource, threads: ThreadPoolExecutor):
+    def __init__(
+        self,
+        sock: socket.socket,
+        lane_id: str,
+        blobs: Blobs,
+        ids: IdSource,
+        threads: ThreadPoolExecutor,
+        ended: Callable[[str, int], None],
+    ) -> None:
         self._sock = sock
         self._id = lane_id
         self._blobs = blobs
         self._ids = ids
         self._threads = threads
+        self._ended = ended
+        self._process = peer_process(sock)
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._fds: list[int] = []
@@ -154,6 +188,7 @@ class _Lane:
             self._drop_fds()
             self._sock.close()
             self._blobs.lane_closed(self._id)
+            self._ended(self._id, self._process)
 
     async def _one(self, raw: bytes) -> bool:
         """Serve one request; False when the connection cannot go on."""
@@ -166,7 +201,7 @@ class _Lane:
             if ask.t == "put":
                 blob_id = await (self._put_fd(ask) if ask.fd else self._put_raw(ask))
                 body_left = False
-                await self._say({"t": "ok", "blob": blob_id, "free": self._blobs.freed(self._id)})
+                await self._say({"t": "ok", "blob": blob_id, "free": self._blobs.freed(self._id, blob_id)})
             elif ask.t == "get":
                 await self._get(ask)
             elif ask.t == "release":

@@ -81,6 +81,18 @@ def peer_uid(sock: socket.socket) -> int:
     return int(_PEERCRED.unpack(raw)[1])
 
 
+def peer_process(sock: socket.socket) -> int:
+    """A pidfd of the process that connected, readable once it has ended; -1 when it has, or cannot be seen."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid = _PEERCRED.unpack(raw)[0]
+    if pid <= 0:
+        return -1
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
+
+
 def same_user(sock: socket.socket) -> bool:
     """Whether the other end is this user or root."""
     return peer_uid(sock) in (os.getuid(), 0)
