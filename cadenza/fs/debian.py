@@ -287,6 +287,8 @@ async def build_base(
     begun = time.monotonic()
     if standalone:
         await asyncio.to_thread(shutil.copytree, standalone, os.path.join(root, "usr/local"), True, dirs_exist_ok=True)
+        for path in glob.glob(os.path.join(root, "usr/local/lib/python3*/EXTERNALLY-MANAGED")):
+            os.unlink(path)
         interpreter = f"/usr/local/bin/python{python.rstrip('t')}"
     else:
         interpreter = f"/usr/bin/python{python}"

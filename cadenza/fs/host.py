@@ -90,8 +90,8 @@ def from_settings(
 ) -> Host:
     """The settings in these texts: the environment, pip's configuration files lowest first, ``apt-config dump``."""
     there = exists if callable(exists) else os.path.isfile
-    certificates = next((environ[one] for one in CERTIFICATE_VARIABLES if environ.get(one) and there(environ[one])), "")
     proxies = {}
+    found = [environ.get(one, "") for one in CERTIFICATE_VARIABLES]
     for name in PROXY_VARIABLES:
         value = environ.get(name) or environ.get(name.upper())
         if value:
@@ -105,12 +105,14 @@ def from_settings(
             continue
         for section in ("global", "install"):
             for key, value in parser.items(section) if parser.has_section(section) else ():
-                if key in PIP_KEYS:
+                if key in PIP_KEYS or key == "cert":
                     pip[key] = value
     for key in PIP_KEYS:
         value = environ.get("PIP_" + key.upper().replace("-", "_"), "")
         if value:
             pip[key] = value
+    found.append(pip.pop("cert", ""))
+    certificates = next((one for one in found if one and there(one)), "")
     pip = {key: value if key in _PLAIN else _addresses(value) for key, value in pip.items()}
     uv = {key: environ[key] if key in _PLAIN else _addresses(environ[key]) for key in UV_VARIABLES if environ.get(key)}
     apt = []

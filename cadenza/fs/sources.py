@@ -23,6 +23,7 @@ OTHER_SUITES = {
     "debian": ("buster", "forky", "sid", "stable", "oldstable", "testing", "unstable"),
     "ubuntu": ("focal", "plucky", "questing", "resolute", "devel"),
 }
+NETWORK = ("http", "https", "ftp", "tor+http", "tor+https", "mirror+http", "mirror+https")
 COMPONENTS = {"debian": ("main",), "ubuntu": ("main", "universe")}
 KEYRINGS = {
     "debian": "/usr/share/keyrings/debian-archive-keyring.gpg",
@@ -135,29 +136,39 @@ def _distribution(suite: str) -> str:
 
 
 def mirror_of(sources: Iterable[Source]) -> Mirror:
-    """The host's mirror. InvalidError when it has no source of a Debian or Ubuntu that is reached over the network."""
-    archive: list[str] = []
+    """The host's mirror. InvalidError when it has no source of a Debian or Ubuntu that is reached over the network.
+
+    Others publish packages under the same names of suites. The distribution's own archive is the one that has updates
+    too, is signed by the distribution's keys, and is named by codename.
+    """
+    archive: dict[str, tuple[int, Source, str]] = {}
     security: list[str] = []
-    signed_by, trusted, distribution = "", False, ""
-    for one in sources:
-        uris = [uri for uri in one.uris if uri.partition(":")[0] in ("http", "https", "ftp", "tor+http", "mirror+http")]
-        for suite in one.suites:
-            name = _distribution(suite)
-            if not name or not uris or (distribution and name != distribution):
-                continue
-            if suite.endswith(("-security", "/updates")):
-                security += [uri for uri in uris if uri not in security]
-            elif "-" not in suite and "main" in (one.components or ("main",)):
-                archive += [uri for uri in uris if uri not in archive]
-                distribution = name
-                signed_by = signed_by or one.signed_by
-                trusted = trusted or one.trusted
+    entries = [
+        (uri, suite, one)
+        for one in sources
+        for uri in one.uris
+        for suite in one.suites
+        if uri.partition(":")[0] in NETWORK and _distribution(suite)
+    ]
+    updated = {uri for uri, suite, _ in entries if suite.endswith("-updates")}
+    for uri, suite, one in entries:
+        name = _distribution(suite)
+        if suite.endswith(("-security", "/updates")):
+            security += [uri] if uri not in security else []
+        elif "-" not in suite and "main" in one.components:
+            rank = 4 * (uri in updated) + 2 * (KEYRINGS[name] in one.signed_by) + (suite in SUITES[name].values())
+            if uri not in archive or archive[uri][0] < rank:
+                archive[uri] = (rank, one, name)
     if not archive:
         raise InvalidError(
             "this machine's apt has no source of Debian or Ubuntu packages, from which images are made: add the "
             "distribution's archive to /etc/apt/sources.list.d and try again"
         )
-    return Mirror(distribution, tuple(archive), tuple(security), signed_by, trusted)
+    best = max(rank for rank, _, _ in archive.values())
+    chosen = {uri: (one, name) for uri, (rank, one, name) in archive.items() if rank == best}
+    first, distribution = next(iter(chosen.values()))
+    uris = tuple(uri for uri, (_, name) in chosen.items() if name == distribution)
+    return Mirror(distribution, uris, tuple(security), first.signed_by, first.trusted)
 
 
 def suite_for(distribution: str, python: str) -> str:
@@ -174,10 +185,10 @@ def deb822(sources: Iterable[Source]) -> str:
         if one.trusted:
             lines.append("Trusted: yes")
         if one.signed_by:
-            key = one.signed_by.split("\n")
-            if len(key) > 1:
-                lines += ["Signed-By:"] + [" " + (part or ".") for part in key if part or key.index(part) > 0]
+            first, *more = one.signed_by.strip("\n").split("\n")
+            if more:
+                lines += ["Signed-By:", *(" " + (part or ".") for part in (first, *more))]
             else:
-                lines.append("Signed-By: " + key[0])
+                lines.append("Signed-By: " + first)
         stanzas.append("\n".join(lines) + "\n")
     return "\n".join(stanzas)
