@@ -102,7 +102,7 @@ def test_gather(f):
     assert asyncio.run(FunctionCall.gather.aio(*calls)) == [30, 10, 20]
     with pytest.raises(ValueError, match="negative: -1"):
         FunctionCall.gather(calls[0], f.spawn(-1))
-    with pytest.raises(InvalidError, match="f.spawn"):
+    with pytest.raises(InvalidError, match=r"f\.spawn"):
         FunctionCall.gather(3)
 
 

@@ -59,7 +59,7 @@ def test_a_refusal_is_the_servers_own_sentence(client, server):
 
 def test_nobody_there_names_the_socket_and_the_way_out(tmp_path):
     path = str(tmp_path / "nobody.sock")
-    with pytest.raises(ConnectionError, match="Could not connect to the Cadenza server at .*nobody.sock") as caught:
+    with pytest.raises(ConnectionError, match=r"Could not connect to the Cadenza server at .*nobody\.sock") as caught:
         Client("unix:" + path).hello()
     assert "server_url" in str(caught.value)
 

@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from cadenza.base.errors import DeprecationError, InvalidError, ServiceError
-from cadenza.sdk import mapping
+from cadenza.sdk import feeding, mapping
 from cadenza.sdk.client import Client
 from cadenza.sdk.function import Definition, Function
 from fake_server import FakeServer
@@ -83,7 +83,7 @@ def test_endless_inputs_are_taken_only_as_far_as_allowed(f, server):
     results.close()
     assert server.most_outstanding <= 10
     gc.collect()
-    assert next(taken) <= 25 + mapping.AHEAD_INPUTS + 11 + mapping.MAX_BACKLOG_OUTPUTS
+    assert next(taken) <= 25 + feeding.AHEAD_INPUTS + 11 + mapping.MAX_BACKLOG_OUTPUTS
 
 
 def test_the_first_failure_ends_the_map(f):
@@ -100,7 +100,7 @@ def test_a_failure_does_not_wait_for_its_turn(f, server):
     async def only_the_second(peer, number, body, payload):
         peer.send("item", number, {"opened": {"call_id": "fc-1", "max_outstanding": 10}})
         while True:
-            header, data = await peer.client_items[number].get()
+            header, _ = await peer.client_items[number].get()
             for one in header.get("b", {}).get("inputs", ()):
                 if one["index"] == 1:
                     item = {"index": 1, "input_id": "in", "status": "TIMEOUT", "value": {"size": 0}, "error": "late"}
@@ -186,13 +186,13 @@ def test_async_inputs_need_the_async_form(f):
 
 def test_more_async_inputs_than_fit_ahead(f):
     async def numbers():
-        for one in range(mapping.AHEAD_INPUTS * 2 + 5):
+        for one in range(feeding.AHEAD_INPUTS * 2 + 5):
             yield one
 
     async def main():
         return [x async for x in f.map.aio(numbers())]
 
-    assert asyncio.run(main()) == list(range(mapping.AHEAD_INPUTS * 2 + 5))
+    assert asyncio.run(main()) == list(range(feeding.AHEAD_INPUTS * 2 + 5))
 
 
 def test_for_each_discards_and_raises(f):
