@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, Callable, Protocol
 
+from cadenza.agent.bare import BareImages
 from cadenza.agent.files import Layers
 from cadenza.agent.surroundings import Networks
 from cadenza.base.clock import Clock
@@ -23,7 +24,7 @@ class Site(Protocol):
     config: Config
     clock: Clock
     control: Control
-    store: ImageStore
+    store: ImageStore | BareImages
     networks: Networks
     layers: Layers
     containers_dir: str

@@ -139,6 +139,13 @@ class FakeStore:
 
     def touch(self, image_id: str, now: float) -> None: ...
 
+    def cleanup(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def python(self, image_id: str) -> str:
+        return "/usr/bin/python3"
+
 
 class FakeNetworks:
     """Counts what is out."""
