@@ -70,9 +70,8 @@ def residue(path: Path) -> dict[str, list[str]]:
                 command = (one / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if f"CADENZA_HOME={path}".encode() in environ.split(b"\0") or b"/.cadenza/lib" in command.encode():
-                if str(path) in command or "cadenza" in command:
-                    processes.append(f"{one.name} {command[:120]}")
+            if f"CADENZA_HOME={path}".encode() in environ.split(b"\0") or str(path) in command:
+                processes.append(f"{one.name} {command[:120]}")
     containers = path / "data/containers"
     return {
         "mounts": mounts,
