@@ -1,4 +1,4 @@
-"""A real runner process against an agent in memory: semantics.md sections 5, 6, 9, 10, 12.1 and wire.md, 'Agent and runner'."""
+"""A real runner process against an agent in memory: semantics.md sections 5, 6, 9, 10, 12.1 and wire.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
@@ -157,16 +158,14 @@ def test_drain_finishes_what_runs_and_gives_back_the_rest(agent: Agent) -> None:
     agent.process.send_signal(signal.SIGUSR1)
     assert agent.out()[0] == {"a": "in-1:1", "s": "REVOKED", "n": 0}
     agent.run((5,), start=7)  # too late
-    open(os.path.join(agent.root, "gate"), "w").close()
-    assert {agent.out()[0]["a"]: agent.outs for _ in range(2)}.keys() == {"in-0:1", "in-7:1"}
+    Path(agent.root, "gate").touch()
+    assert {agent.out()[0]["a"] for _ in range(2)} == {"in-0:1", "in-7:1"}
     assert agent.finish() == 0
     assert agent.order[-2:] == ["log", "bye"] and agent.text(1).endswith("bye from user\n")
 
 
 def test_sigterm_ends_at_once_and_gives_back(agent: Agent) -> None:
-    agent.attach(
-        "import time\ndef f(x):\n    print('began')\n    try: time.sleep(60)\n    finally: print('cleaned')\n"
-    )
+    agent.attach("import time\ndef f(x):\n    print('began')\n    try: time.sleep(60)\n    finally: print('cleaned')\n")
     agent.run((0,), (1,))
     until_printed(agent, "began")
     agent.process.send_signal(signal.SIGTERM)
@@ -335,7 +334,7 @@ def test_async_concurrent_and_cancelled(agent: Agent) -> None:
     agent.run((0,), (1,), (0,), (0,))
     until_printed(agent, "began 1\n")
     cancel(agent, "in-1:1")
-    found = {header["i"] if "i" in header else header["a"]: (header["s"], value) for header, value in [agent.out() for _ in range(4)]}
+    found = {header["a"]: (header["s"], value) for header, value in [agent.out() for _ in range(4)]}
     assert found["in-1:1"] == ("TERMINATED", None)
     for number in (0, 2, 3):
         assert found[f"in-{number}:1"] == ("SUCCESS", (f"in-{number}", f"in-{number}", "fc-1"))
@@ -393,7 +392,8 @@ def test_large_values_go_by_the_lane() -> None:
         assert agent.lane is not None
         packed = values.pack_bytes(((b"z" * (3 << 20),), {}))
         agent.lane.blobs["bl-in"] = packed
-        agent.send({"t": "run", "ins": [{"a": "in-9:1", "i": "in-9", "c": "fc", "n": 0, "blob": "bl-in", "size": len(packed)}]})
+        one = {"a": "in-9:1", "i": "in-9", "c": "fc", "n": 0, "blob": "bl-in", "size": len(packed)}
+        agent.send({"t": "run", "ins": [one]})
         assert agent.out()[1][0] == b"zz"
 
 
@@ -463,13 +463,15 @@ def test_user_code_sees_an_ordinary_python(agent: Agent) -> None:
         "def child(x): return x * 2\n"
         "def f():\n"
         "    with multiprocessing.get_context('spawn').Pool(1) as pool: got = pool.map(child, [4])\n"
-        "    out = subprocess.run([sys.executable, '-c', 'import user, cadenza; print(user.child(3))'], capture_output=True)\n"
-        "    return sys.path, got, out.stdout, out.stderr, 'site' in sys.modules, exit is not None, sys.modules['__main__'].__dict__.get('__file__')",
+        "    out = subprocess.run([sys.executable, '-c', 'import user, cadenza; print(user.child(3))'],"
+        " capture_output=True)\n"
+        "    main = sys.modules['__main__'].__dict__.get('__file__')\n"
+        "    return sys.path, got, out.stdout, out.stderr, 'site' in sys.modules, exit is not None, main",
         env={"PYTHONPATH": "/some/where"},
     )
     agent.run(())
     path, got, out, err, site, has_exit, main = agent.out()[1]
-    assert path[:2] == [agent.root, "/some/where"] and path[-1].endswith(os.path.dirname(os.getcwd())[-3:]) or True
+    assert (path[:2] == [agent.root, "/some/where"] and path[-1].endswith(os.path.dirname(os.getcwd())[-3:])) or True
     assert path.index(agent.root) == 0 and "site-packages" in " ".join(path)
     assert got == [8] and out == b"6\n", err
     assert site and has_exit and main is None
@@ -502,7 +504,8 @@ def test_first_process_collects_orphans_and_passes_signals_on() -> None:
             "    code = subprocess.call(['sh', '-c', 'sleep 0 & exit 7'])\n"
             "    deadline = time.monotonic() + 10\n"
             "    def zombies():\n"
-            "        states = [open('/proc/%s/stat' % p).read().rpartition(')')[2].split()[0] for p in os.listdir('/proc') if p.isdigit()]\n"
+            "        stats = [open('/proc/%s/stat' % p).read() for p in os.listdir('/proc') if p.isdigit()]\n"
+            "        states = [one.rpartition(')')[2].split()[0] for one in stats]\n"
             "        return states.count('Z')\n"
             "    while zombies() and time.monotonic() < deadline: time.sleep(0.01)\n"
             "    return code, zombies(), os.getpid() != 1"
@@ -512,7 +515,8 @@ def test_first_process_collects_orphans_and_passes_signals_on() -> None:
         agent.run((1,), start=1)
         until_printed(agent, "began")
         agent.send({"t": "cancel", "a": ["in-1:1"]})
-        first = int(open(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read().split()[0])
+        children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text()
+        first = int(children.split()[0])
         os.kill(first, signal.SIGUSR1)
         assert agent.out()[0]["s"] == "TERMINATED"
         os.kill(first, signal.SIGTERM)
