@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from typing import Callable
 
 RUNNER, CLIENT, LANE = "runner.sock", "client.sock", "lane.sock"
 BACKLOG = 64
+RETRY_S = 0.2
+"""How long nobody is let in after descriptors or memory ran short."""
 
 
 class Door:
@@ -32,7 +35,11 @@ class Door:
         self._socket.setblocking(False)
         self._socket.listen(BACKLOG)
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.fileno(), self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def _accept(self) -> None:
         for _ in range(BACKLOG):
@@ -40,8 +47,11 @@ class Door:
                 sock, _address = self._socket.accept()
             except BlockingIOError:
                 return
-            except OSError:
-                return  # the peer has gone already, or descriptors are short: the backlog keeps the rest
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._loop.remove_reader(self._socket.fileno())  # else the loop would spin: who waits is kept
+                    self._loop.call_later(RETRY_S, self._listen)
+                return
             sock.setblocking(False)
             self._entered(sock)
 

@@ -24,7 +24,7 @@ from cadenza.protocol.calls import Attempt
 from cadenza.protocol.nodes import (
     BuildLine, BuildOrder, ContainerReport, ContainerSpec, Control, Desired, Exec, ImageInfo, NodeInfo, NodeReport,
 )  # fmt: skip
-from cadenza.runtime.driver import Driver, Mount
+from cadenza.runtime.driver import Driver, Mount, Stats
 
 CLOSE_LIMIT_S = 20.0
 """How long the end of the agent waits until all its containers are gone and removed."""
@@ -81,6 +81,7 @@ class Agent:
         self._used: dict[pool.Kind, float] = {}
         self._pool_timer: Optional[asyncio.TimerHandle] = None
         self._closing = False
+        self._compiling = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop
 
     # --- beginning and end ---
@@ -356,7 +357,26 @@ class Agent:
 
     async def build(self, order: BuildOrder, progress: Callable[[BuildLine], None]) -> ImageInfo:
         """Make an image, or return at once when it is there."""
-        return await self.store.build(order, progress, self._run_step, self.control.object_path)
+        info = await self.store.build(order, progress, self._run_step, self.control.object_path)
+        await self._compile(info)
+        return info
+
+    async def _compile(self, info: ImageInfo) -> None:
+        """Once for each Python but the server's own: byte code of the support library, or every runner would."""
+        if not info.python or not support.wants_bytecode(self.lib, info.python):
+            return
+        async with self._compiling:
+            if not support.wants_bytecode(self.lib, info.python):
+                return
+            try:
+                lowers = self.store.lowerdirs(info.image_id)
+                code = await support.compile_in_image(
+                    self.lib, info.python, lowers, self.containers_dir, self._run_step
+                )
+                if code != 0:
+                    self.trouble(f"byte code for Python {info.python} could not be made: exit code {code}")
+            except (Error, OSError) as error:
+                self.trouble(f"byte code for Python {info.python} could not be made: {error}")
 
     async def _run_step(self, step: StepRun) -> int:
         driver = self._around.build_driver()
@@ -365,6 +385,17 @@ class Agent:
     def images(self) -> list[ImageInfo]:
         """The images of this machine."""
         return self.store.images()
+
+    async def stats(self) -> dict[str, Stats]:
+        """What each running container uses now, by container id."""
+        found = {}
+        for container_id, cell in list(self._wanted.items()):
+            if cell.alive:
+                try:
+                    found[container_id] = await cell.driver.stats(cell.cell_id)
+                except (Error, OSError):
+                    continue  # it has just ended
+        return found
 
     async def exec(
         self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None]

@@ -7,8 +7,14 @@ import importlib.util
 import os
 import py_compile
 import shutil
+import sys
+import tempfile
+from typing import Sequence
 
+from cadenza import runner
+from cadenza.agent import variables
 from cadenza.base.errors import ServiceError
+from cadenza.fs.images import Bind, RunStep, StepRun
 
 PARTS = ("__init__.py", "exception.py", "compat.py", "py.typed", "base", "protocol", "runner", "sdk")
 """What runs inside containers; the rest of the package stays out."""
@@ -73,3 +79,39 @@ def prepare(data_dir: str) -> str:
         if other != os.path.basename(target):
             shutil.rmtree(os.path.join(home, other), ignore_errors=True)
     return target
+
+
+def _mark(lib: str, python: str) -> str:
+    return os.path.join(lib, f".compiled-{python}")
+
+
+def wants_bytecode(lib: str, python: str) -> bool:
+    """Whether images with this Python (``major.minor``) would compile the library at each start."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return bool(lib) and python != here and not os.path.exists(_mark(lib, python))
+
+
+async def compile_in_image(lib: str, python: str, lowerdirs: Sequence[str], scratch: str, run_step: RunStep) -> int:
+    """Write byte code for an image's Python beside the library, in a container of that image. Gives the exit code.
+
+    ``scratch``: a directory on a file system that overlays can write to.
+    """
+    folder = tempfile.mkdtemp(prefix="compile-", dir=scratch)
+    try:
+        upper, work = os.path.join(folder, "upper"), os.path.join(folder, "work")
+        os.mkdir(upper)
+        os.mkdir(work)
+        argv = tuple(runner.compile_command("python3", variables.LIB))
+        binds = (Bind(lib, variables.LIB, read_only=False),)
+        env = variables.base({})
+        code = await run_step(
+            StepRun(
+                "", tuple(lowerdirs), upper, work, argv, env, "/", lambda data: None, binds, network=False, timeout_s=60
+            )
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if code == 0:
+        with open(_mark(lib, python), "w", encoding="ascii"):
+            pass
+    return code
