@@ -127,6 +127,7 @@ class Connection:
         self.sock = sock
         self.lock = RLock()
         self._decoder = Decoder()
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self.closed = False
 
     @classmethod
@@ -152,16 +153,16 @@ class Connection:
         frames: list[tuple[dict[str, Any], bytes]] = []
         while not self.closed:
             try:
-                data = self.sock.recv(READ_BYTES, 0 if wait and not frames else MSG_DONTWAIT)
+                got = self.sock.recv_into(self._buffer, 0, 0 if wait and not frames else MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                data = b""
-            if not data:
+                got = 0
+            if not got:
                 self.closed = True
                 break
-            frames.extend((loads(head), payload) for head, payload in self._decoder.feed(data))
-            if len(data) < READ_BYTES and (frames or not wait):
+            frames.extend((loads(head), payload) for head, payload in self._decoder.feed(self._buffer[:got]))
+            if got < READ_BYTES and (frames or not wait):
                 break
         if not frames and self.closed:
             return None
