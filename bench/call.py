@@ -10,11 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import side
-
-side.own_home()
-import cadenza  # noqa: E402
+import cadenza
 
 ROUNDS = 5
 CALLS = 200
@@ -53,6 +49,10 @@ def calls(count: int) -> float:
 
 def main() -> None:
     """Print three ratios."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import side
+
+    side.own_home()
     import numpy
 
     peer = side.Peer()

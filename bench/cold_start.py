@@ -14,16 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import side
+
+import cadenza
 
 RUNTIME = sys.argv[1] if len(sys.argv) > 1 else "crun"
-os.environ["CADENZA_RUNTIME"] = RUNTIME
-side.own_home()
-import cadenza  # noqa: E402
-from cadenza.base.config import load  # noqa: E402
-from floor import Bare  # noqa: E402
-
 ROUNDS = 5
 MANY = 50
 app = cadenza.App("bench-cold")
@@ -41,6 +35,7 @@ def wait_for_all(index: int) -> float:
 
 def layers_of_newest_image() -> list[str]:
     """The layer directories of the image that was just built, topmost first."""
+    from cadenza.base.config import load
     from cadenza.fs.images import ImageStore
 
     store = ImageStore(load().data_dir)
@@ -56,6 +51,12 @@ def cold() -> float:
 
 def main() -> None:
     """Print ratios: one cold start with and without the pool, and fifty at once."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import side
+    from floor import Bare
+
+    os.environ["CADENZA_RUNTIME"] = RUNTIME
+    side.own_home()
     if not shutil.which(RUNTIME):
         raise SystemExit(f"{RUNTIME} is not installed")
     with app.run():

@@ -9,13 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import side
-
-side.own_home()
-import cadenza  # noqa: E402
-from cadenza.base.config import load  # noqa: E402
-from cadenza.cli.lock import ServerLock  # noqa: E402
+import cadenza
 
 INPUTS = 100_000
 LIMIT_MIB = 120
@@ -29,6 +23,9 @@ def nothing(value: int) -> int:
 
 def memory_mib() -> float:
     """Resident memory of the server's process that it shares with nobody else's files."""
+    from cadenza.base.config import load
+    from cadenza.cli.lock import ServerLock
+
     holder = ServerLock(load().lock_path).holder()
     assert holder is not None
     for line in Path(f"/proc/{holder.pid}/status").read_text().splitlines():
@@ -39,6 +36,10 @@ def memory_mib() -> float:
 
 def main() -> None:
     """Print the server's memory at rest, while inputs wait, and after."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import side
+
+    side.own_home()
     with app.run():
         nothing.remote(0)
         time.sleep(1)
