@@ -270,10 +270,10 @@ def test_exec_on_a_terminal(on):
             seen = b""
             while b"\n" not in seen:
                 seen += await asyncio.to_thread(os.read, execution.pty_fd, 4096)
+            assert (await execution.wait()).code == 2
         finally:
             os.close(execution.pty_fd)
         assert seen.strip() == b"terminal"
-        assert (await execution.wait()).code == 2
 
     on(body)
 
