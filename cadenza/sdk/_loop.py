@@ -82,15 +82,17 @@ def background_loop() -> asyncio.AbstractEventLoop:
 
 
 class _Run:
-    """One coroutine on the background loop, and the thread that waits for it."""
+    """One coroutine on the background loop. ``ended()`` is called there when it is over, exactly once."""
 
-    __slots__ = ("context", "coroutine", "error", "lock", "task", "value")
+    __slots__ = ("context", "coroutine", "ended", "error", "state", "task", "value")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    WAITS, RUNS, OVER = 0, 1, 2
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], ended: Callable[[], Any]) -> None:
         self.coroutine = coroutine
+        self.ended = ended
         self.context = contextvars.copy_context()
-        self.lock = threading.Lock()
-        self.lock.acquire()
+        self.state = self.WAITS
         self.value: Any = None
         self.error: Optional[BaseException] = None
         self.task: Optional[asyncio.Task[None]] = None
@@ -102,16 +104,23 @@ class _Run:
         self.task = asyncio.get_running_loop().create_task(self._main())
 
     async def _main(self) -> None:
+        self.state = self.RUNS
         try:
             self.value = await self.coroutine
-        except BaseException as error:  # the waiting thread raises it
+        except BaseException as error:  # who waits raises it
             self.error = error
         finally:
-            self.lock.release()
+            self.state = self.OVER
+            self.ended()
 
     def cancel(self) -> None:
         if self.task is not None:
             self.task.cancel()
+        if self.state == self.WAITS:  # a task cancelled before its first step never takes it
+            self.state = self.OVER
+            self.coroutine.close()
+            self.error = asyncio.CancelledError()
+            self.ended()
 
 
 def run(coroutine: Coroutine[Any, Any, R]) -> R:
@@ -123,13 +132,15 @@ def run(coroutine: Coroutine[Any, Any, R]) -> R:
     if threading.get_ident() == background.ident:
         coroutine.close()
         raise Bug("a blocking call on the background loop's own thread would wait for itself")
-    one = _Run(coroutine)
-    background.loop.call_soon_threadsafe(one.start)
+    lock = threading.Lock()
+    lock.acquire()
+    one = _Run(coroutine, lock.release)
     try:
-        one.lock.acquire()
+        background.loop.call_soon_threadsafe(one.start)
+        lock.acquire()
     except BaseException:
         background.loop.call_soon_threadsafe(one.cancel)
-        one.lock.acquire()
+        lock.acquire()
         raise
     error = one.error
     if error is None:
@@ -153,27 +164,19 @@ async def bridge(coroutine: Coroutine[Any, Any, R]) -> R:
     if here is background.loop:
         return cast(R, _finish(await coroutine))
     ended: asyncio.Future[None] = here.create_future()
-    one = _Run(coroutine)
 
     def set_ended() -> None:
         if not ended.done():
             ended.set_result(None)
 
-    async def main() -> None:
+    def tell() -> None:
         try:
-            one.value = await coroutine
-        except BaseException as error:
-            one.error = error
-        finally:
-            try:
-                here.call_soon_threadsafe(set_ended)
-            except RuntimeError:
-                pass  # the user's loop was closed meanwhile: nobody waits
+            here.call_soon_threadsafe(set_ended)
+        except RuntimeError:
+            pass  # the user's loop was closed meanwhile: nobody waits
 
-    def create() -> None:
-        one.task = background.loop.create_task(main())
-
-    background.loop.call_soon_threadsafe(one.context.run, create)
+    one = _Run(coroutine, tell)
+    background.loop.call_soon_threadsafe(one.start)
     try:
         await asyncio.shield(ended)
     except asyncio.CancelledError:

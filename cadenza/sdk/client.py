@@ -22,6 +22,8 @@ from cadenza.sdk.connection import Connection, Payload, Stream, connect
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from cadenza.runner.lane import Lane
+
 T = TypeVar("T")
 
 TRIES = 3
@@ -67,7 +69,8 @@ class Client:
         self._pid = os.getpid()
         self._link: Optional[Connection] = None
         self._opening: Optional[asyncio.Lock] = None
-        self._lane: Any = None
+        self._lane: Optional[Lane] = None
+        self._lane_path = ""
         self._lane_thread: Optional[ThreadPoolExecutor] = None
 
     # --- making one ---
@@ -135,9 +138,6 @@ class Client:
         raise TypeError("a Client is a connection of this process and cannot be pickled")
 
     # --- the connection ---
-
-    def _is_usable(self) -> bool:
-        return not self._closed and self._pid == os.getpid()
 
     async def _connected(self) -> Connection:
         """The live connection, made now if there is none."""
@@ -214,27 +214,19 @@ class Client:
         """A large value's bytes; the memory is given back when the last view on it is gone."""
         return await self._by_lane(lambda lane: lane.get(blob_id))
 
-    async def _by_lane(self, work: Callable[[Any], T]) -> T:
+    async def _by_lane(self, work: Callable[[Lane], T]) -> T:
         link = await self._connected()
         if self._lane_thread is None:
             from concurrent.futures import ThreadPoolExecutor
 
             self._lane_thread = ThreadPoolExecutor(1, thread_name_prefix="cadenza-lane")
 
-        def act() -> T:
+        path = lane_path(link)
+        if self._lane is None or self._lane_path != path:
             from cadenza.runner.lane import Lane
 
-            lane = self._lane
-            if lane is None or lane.path != path:
-                lane = self._lane = Lane(path)
-            try:
-                return work(lane)
-            except OSError as error:
-                self._lane = None  # the server was restarted, or is gone: the next use connects again
-                raise ServiceError(f"the lane for large values at {path} failed: {error}") from None
-
-        path = lane_path(link)
-        return await asyncio.get_running_loop().run_in_executor(self._lane_thread, act)
+            self._lane, self._lane_path = Lane(path), path
+        return await asyncio.get_running_loop().run_in_executor(self._lane_thread, work, self._lane)
 
 
 def lane_path(link: Connection) -> str:

@@ -229,10 +229,7 @@ class Function(Object, Generic[P, R, O]):
     async def _called(self, verb: str, wants_generator: bool = False) -> Client:
         """The client to call by, once it is sure that ``verb`` fits."""
         if self._hydrated:
-            client = self._client
-            if client is not None and client._is_usable():
-                return client
-            return await self._ready()
+            return self._client or await self._ready()
         client = await self._ready()
         self._check_verb(verb, wants_generator)
         return client

@@ -86,7 +86,7 @@ class Object:
     async def _ready(self) -> Client:
         """Hydrate if needed; the client to use."""
         client = self._client
-        if client is None or not client._is_usable():
+        if client is None:
             from cadenza.sdk.client import Client
 
             client = await Client._environment()

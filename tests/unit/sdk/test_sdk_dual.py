@@ -13,7 +13,7 @@ import warnings
 import pytest
 
 from cadenza.base.errors import AsyncUsageWarning, Bug, InvalidError
-from cadenza.sdk import _dual
+from cadenza.sdk import _dual, _loop
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -212,6 +212,41 @@ def test_cancelling_the_async_form_is_passed_on():
 
     asyncio.run(main())
     assert thing.events == ["begun", "cleaned"]
+
+
+def test_cancelled_before_it_began():
+    """Nothing is left waiting, and no coroutine is left unawaited."""
+
+    async def main():
+        tasks = [asyncio.ensure_future(Thing().wait_for_ever.aio()) for _ in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ends = asyncio.run(main())
+    assert [type(one) for one in ends] == [asyncio.CancelledError] * 20
+
+
+def test_an_interrupt_at_any_moment_ends_the_wait(monkeypatch):
+    """Also one that comes before the coroutine was handed over."""
+
+    class Interrupted:
+        def __init__(self, loop, after):
+            self.loop, self.after = loop, after
+
+        def call_soon_threadsafe(self, work):
+            self.after -= 1
+            if self.after == 0:
+                raise KeyboardInterrupt
+            self.loop.call_soon_threadsafe(work)
+
+    Thing().times(1)
+    monkeypatch.setattr(_loop._background, "loop", Interrupted(_loop._background.loop, after=1))
+    with pytest.raises(KeyboardInterrupt):
+        Thing().times(1)
 
 
 def test_blocking_on_the_background_loop_itself_is_a_bug():

@@ -265,3 +265,38 @@ def test_calls_name_their_parent(make, server):
 def test_stats(make):
     stats = make(double).get_current_stats()
     assert (stats.backlog, stats.num_total_runners) == (3, 2)
+
+
+def test_large_values_travel_over_the_lane(make, server, monkeypatch):
+    """Over 1 MiB: the frame names a blob (wire.md)."""
+    blobs = {}
+
+    class Lane:
+        def __init__(self, path):
+            assert path == "/the/lane.sock"
+
+        def put(self, parts, durable):
+            blobs["bl-1"] = b"".join(parts)
+            return "bl-1", len(blobs["bl-1"])
+
+        def get(self, blob_id):
+            return memoryview(blobs[blob_id])
+
+        def close(self):
+            pass
+
+    def answer(peer, number, body, payload):
+        assert payload == b""
+        blob = body["value"]["blob"]
+        (argument,), _ = values.unpack(blobs[blob["blob_id"]])
+        blobs["bl-2"] = values.pack_bytes(argument[::-1])
+        value = {"size": 0, "blob": {"blob_id": "bl-2", "size": len(blobs["bl-2"])}}
+        output = {"index": 0, "input_id": "in-1", "status": "SUCCESS", "value": value}
+        peer.send("rep", number, {"call_id": "fc-1", "output": output})
+
+    monkeypatch.setattr("cadenza.runner.lane.Lane", Lane)
+    server.lane = "/the/lane.sock"
+    server.handlers["call.run"] = answer
+    large = b"ab" * (1 << 20)
+    assert make(double).remote(large) == large[::-1]
+    assert server.requests("call.run")[0]["value"]["blob"] == {"blob_id": "bl-1", "size": len(blobs["bl-1"])}
