@@ -29,6 +29,8 @@ PACKAGES = (
     "login", "mawk", "ncurses-base", "netbase", "openssl", "passwd", "perl-base", "sed", "sysvinit-utils", "tar",
     "tzdata", "usr-is-merged", "util-linux",
 )  # fmt: skip
+"""The base, small and quick. Compilers are not in it: ``apt_install("build-essential")`` adds them."""
+
 PYTHON_PACKAGES = ("python3", "python3-venv")
 NOT_IN = {"bullseye": ("usr-is-merged",), "jammy": ("usr-is-merged",)}
 LISTS_FRESH_S = 3600.0

@@ -1,0 +1,334 @@
+"""The store of images, with a base that is made in no time and steps that are run by a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from cadenza.base.clock import ManualClock
+from cadenza.base.errors import ImageBuildError, InvalidError, NotFoundError, ResourceExhaustedError
+from cadenza.fs import debian
+from cadenza.fs.images import ImageStore, StepRun
+from cadenza.protocol.nodes import BuildLine, BuildOrder
+from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
+
+BASE = ImageStep("base", options={"distribution": "debian_slim", "python": "3.11"})
+
+
+@pytest.fixture(autouse=True)
+def quick_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def build_base(
+        root: str, python: str, cache: str, settings: str, environ: Any, progress: Callable[[str], None]
+    ) -> debian.Base:
+        for name in ("usr/bin", "root"):
+            os.makedirs(os.path.join(root, name))
+        Path(root, "usr/bin/python3").write_text(python)
+        progress("made")
+        return debian.Base("/usr/bin/python3", python, "debian", "bookworm", debian.Timings())
+
+    monkeypatch.setattr(debian, "build_base", build_base)
+
+
+class Steps:
+    """Runs a step by writing what it was told to run; `codes` says how commands end."""
+
+    def __init__(self) -> None:
+        self.runs: list[StepRun] = []
+        self.codes: dict[str, int] = {}
+        self.wait: asyncio.Event | None = None
+
+    async def __call__(self, step: StepRun) -> int:
+        self.runs.append(step)
+        if self.wait is not None:
+            await self.wait.wait()
+        step.output(b"half ")
+        step.output(b"a line\nprogress 1\rprogress 2\nno end")
+        Path(step.upper, f"ran{len(self.runs)}").write_text(step.argv[-1])
+        return self.codes.get(step.argv[-1], 0)
+
+
+def store_at(path: Path, **environ: str) -> ImageStore:
+    return ImageStore(str(path), environ={"PATH": "/usr/bin:/bin", **environ}, clock=ManualClock())
+
+
+def spec(*steps: ImageStep) -> ImageSpec:
+    return ImageSpec((BASE, *steps))
+
+
+def run(*commands: str, **more: Any) -> ImageStep:
+    return ImageStep("run", args=commands, **more)
+
+
+async def make(
+    store: ImageStore, wanted: ImageSpec, steps: Steps, lines: list[BuildLine] | None = None, force: bool = False
+) -> str:
+    order = BuildOrder(wanted.image_id(), wanted, force)
+    info = await store.build(order, (lines if lines is not None else []).append, steps, lambda digest: None)
+    await store.close()
+    return info.image_id
+
+
+def test_an_image_is_made_kept_and_found_again(tmp_path: Path) -> None:
+    store, steps, lines = store_at(tmp_path), Steps(), []
+    wanted = spec(ImageStep("env", env={"A": "b"}), run("one", "two"), ImageStep("workdir", args=("/w",)))
+    image_id = asyncio.run(make(store, wanted, steps, lines))
+    assert [one.argv[-1] for one in steps.runs] == ["one", "two"]
+    assert [(one.kind, one.step, one.steps, one.text) for one in lines if one.kind == "log"][1:4] == [
+        ("log", 3, 4, "half a line"), ("log", 3, 4, "progress 2"), ("log", 3, 4, "no end"),
+    ]  # fmt: skip
+    lower = store.lowerdirs(image_id)
+    assert len(lower) == 3 and os.path.exists(lower[-1] + "/usr/bin/python3") and os.path.isdir(lower[0] + "/w")
+    assert os.path.exists(lower[1] + "/ran1") and os.path.exists(lower[1] + "/ran2")
+    info = store.image(image_id)
+    assert info is not None and (info.workdir, info.python, info.env["A"]) == ("/w", "/usr/bin/python3", "b")
+    later = store_at(tmp_path)
+    assert later.images() == [info] and later.lowerdirs(image_id) == lower
+    assert later.settings(image_id) == store.settings(image_id)
+    assert asyncio.run(make(later, wanted, steps)) == image_id and len(steps.runs) == 2
+
+
+def test_a_step_sees_the_layers_below_and_the_host_s_network_settings(tmp_path: Path) -> None:
+    bundle = tmp_path / "own.pem"
+    bundle.write_text("certificate")
+    store, steps = store_at(tmp_path / "data", SSL_CERT_FILE=str(bundle), https_proxy="http://proxy.test"), Steps()
+    image_id = asyncio.run(make(store, spec(run("one"), run("two", secrets={"KEY": "s"})), steps))
+    first, second = steps.runs
+    assert list(second.lowerdirs) == store.lowerdirs(image_id)[1:] and first.lowerdirs == second.lowerdirs[1:]
+    assert second.env["KEY"] == "s" and "KEY" not in first.env and second.env["https_proxy"] == "http://proxy.test"
+    assert second.env["SSL_CERT_FILE"] == "/.cadenza/build/certificates.pem"
+    info = store.image(image_id)
+    assert info is not None and set(info.env) == {"PATH", "LANG"}
+    assert {one.target for one in first.binds} <= {"/.cadenza/build", "/etc/resolv.conf", "/etc/hosts"}
+    assert all(one.read_only for one in first.binds)
+
+
+def test_equal_layers_are_made_once_by_builds_side_by_side(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+    lines: tuple[list[BuildLine], list[BuildLine]] = ([], [])
+
+    async def both() -> None:
+        steps.wait = asyncio.Event()
+        first = asyncio.ensure_future(make(store, spec(run("same"), run("a")), steps, lines[0]))
+        while not steps.runs:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+        second = asyncio.ensure_future(make(store, spec(run("same"), run("b")), steps, lines[1]))
+        await asyncio.sleep(0.01)
+        steps.wait.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(both())
+    assert sorted(one.argv[-1] for one in steps.runs) == ["a", "b", "same"]
+    for seen in lines:
+        assert next(one.text for one in seen if one.step == 2 and one.kind == "log") == "half a line"
+
+
+def test_who_waits_takes_over_when_the_maker_is_cancelled(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+
+    async def go() -> str:
+        steps.wait = asyncio.Event()
+        first = asyncio.ensure_future(make(store, spec(run("same")), steps))
+        while not steps.runs:
+            await asyncio.sleep(0.001)
+        second = asyncio.ensure_future(make(store, spec(run("same")), steps))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        steps.wait.set()
+        return await second
+
+    image_id = asyncio.run(go())
+    assert len(steps.runs) == 2 and len(store.lowerdirs(image_id)) == 2
+    assert os.listdir(tmp_path / "images/work") == [] and len(os.listdir(tmp_path / "images/layers")) == 2
+
+
+def test_who_waits_hears_of_the_same_failure(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+    steps.codes["bad"] = 7
+
+    async def go() -> list[Any]:
+        steps.wait = asyncio.Event()
+        work = [asyncio.ensure_future(make(store, spec(run("bad")), steps)) for _ in range(2)]
+        while not steps.runs:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        steps.wait.set()
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    errors = asyncio.run(go())
+    assert [type(one) for one in errors] == [ImageBuildError] * 2 and len(steps.runs) == 1
+
+
+@pytest.mark.parametrize(("code", "words"), [(3, "exit code 3"), (137, "signal 9")])
+def test_a_failing_step_keeps_what_came_before_and_nothing_else(tmp_path: Path, code: int, words: str) -> None:
+    """semantics.md 13.1: ImageBuildError has the image's id."""
+    store, steps = store_at(tmp_path), Steps()
+    steps.codes["bad"] = code
+    wanted = spec(run("good"), run("bad", "never"))
+    with pytest.raises(ImageBuildError, match=words) as caught:
+        asyncio.run(make(store, wanted, steps))
+    assert caught.value.image_id == wanted.image_id() and "no end" in str(caught.value) and "bad" in str(caught.value)
+    assert os.listdir(tmp_path / "images/work") == [] and len(os.listdir(tmp_path / "images/layers")) == 2
+    assert store.images() == []
+    del steps.codes["bad"]
+    asyncio.run(make(store, wanted, steps))
+    assert [one.argv[-1] for one in steps.runs] == ["good", "bad", "bad", "never"]
+
+
+def test_force_makes_anew_and_leaves_running_containers_their_layers(tmp_path: Path) -> None:
+    """13.1: force rebuilds that step and all after it; 13.1: MODAL_FORCE_BUILD all."""
+    store, steps = store_at(tmp_path), Steps()
+    wanted = spec(run("a"), run("b"))
+    image_id = asyncio.run(make(store, wanted, steps))
+    before = store.lowerdirs(image_id)
+    assert asyncio.run(make(store, spec(run("a"), run("b", force=True)), steps)) == image_id
+    after = store.lowerdirs(image_id)
+    assert after[1:] == before[1:] and after[0] != before[0] and all(map(os.path.isdir, before))
+    asyncio.run(make(store, wanted, steps, force=True))
+    assert not set(store.lowerdirs(image_id)) & set(before + after)
+    store.cleanup()
+    assert len(os.listdir(tmp_path / "images/layers")) == 3
+
+
+def test_removing_an_image_leaves_shared_layers(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+    first = asyncio.run(make(store, spec(run("a"), run("b")), steps))
+    second = asyncio.run(make(store, spec(run("a")), steps))
+    store.remove(first)
+    assert [one.image_id for one in store.images()] == [second] and len(os.listdir(tmp_path / "images/layers")) == 2
+    assert all(map(os.path.isdir, store.lowerdirs(second)))
+    store.remove(second)
+    assert os.listdir(tmp_path / "images/layers") == os.listdir(tmp_path / "images/steps") == []
+    for call in (store.lowerdirs, store.remove, store.settings):
+        with pytest.raises(NotFoundError):
+            call(second)
+    assert store.image(second) is None
+
+
+def test_an_image_whose_layer_is_gone_is_not_there(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+    image_id = asyncio.run(make(store, spec(run("a")), steps))
+    os.rename(store.lowerdirs(image_id)[0], tmp_path / "away")
+    later = store_at(tmp_path)
+    assert later.image(image_id) is None
+    later.cleanup()
+    assert asyncio.run(make(later, spec(run("a")), steps)) == image_id and len(steps.runs) == 2
+
+
+def test_the_disk_s_end_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+
+    async def full(step: StepRun) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    wanted = spec(run("a"))
+    with pytest.raises(ResourceExhaustedError, match="full"):
+        asyncio.run(store.build(BuildOrder(wanted.image_id(), wanted), lambda line: None, full, lambda digest: None))
+    assert os.listdir(tmp_path / "images/work") == []
+
+
+def test_a_step_without_end_is_a_failure(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+
+    async def slow(step: StepRun) -> int:
+        raise TimeoutError
+
+    wanted = spec(run("a"))
+    with pytest.raises(ImageBuildError, match="did not end within 3600 s"):
+        asyncio.run(store.build(BuildOrder(wanted.image_id(), wanted), lambda line: None, slow, lambda digest: None))
+
+
+def test_what_was_not_uploaded_is_said(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    with pytest.raises(NotFoundError, match="/a was not uploaded"):
+        asyncio.run(make(store, spec(ImageStep("copy", files=(FileEntry("/a", "d", 1),))), Steps()))
+    assert os.listdir(tmp_path / "images/work") == []
+    with pytest.raises(InvalidError):
+        asyncio.run(make(store, spec(ImageStep("unheard-of")), Steps()))
+
+
+def test_use_is_noted(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+    first, second = (asyncio.run(make(store, spec(run(name)), steps)) for name in "ab")
+    store.touch(first, 2_000_000_000.0)
+    assert [one.image_id for one in store.images()] == [first, second]
+    assert [one.image_id for one in store_at(tmp_path).images()] == [first, second]
+
+
+def pool(tmp_path: Path, updated: bool) -> Path:
+    found = tmp_path / "cache/apt/debian-bookworm"
+    for name in ("lists", "archives"):
+        (found / name).mkdir(parents=True)
+    (found / "lists/old_Packages").write_text("old")
+    (found / "archives/a.deb").write_text("a")
+    if updated:
+        (found / "updated").touch()
+        os.utime(found / "updated", (999_999_999, 999_999_999))
+    return found
+
+
+@pytest.mark.parametrize("updated", [True, False])
+def test_apt_s_lists_are_fetched_when_they_are_old(tmp_path: Path, updated: bool) -> None:
+    found, store = pool(tmp_path, updated), store_at(tmp_path)
+    ran = []
+
+    async def apt(step: StepRun) -> int:
+        lent = {one.target: Path(one.source) for one in step.binds}
+        ran.append(step.argv[1])
+        if step.argv[1] == "update":
+            (lent["/var/lib/apt/lists"] / "old_Packages").unlink()
+            (lent["/var/lib/apt/lists"] / "new_Packages").write_text("new")
+        else:
+            assert (lent["/var/cache/apt/archives"] / "a.deb").exists()
+            (lent["/var/cache/apt/archives"] / "b.deb").write_text("b")
+        return 0
+
+    wanted = spec(ImageStep("apt", args=("b",)))
+    asyncio.run(store.build(BuildOrder(wanted.image_id(), wanted), lambda line: None, apt, lambda digest: None))
+    assert ran == (["install"] if updated else ["update", "install"])
+    lists = {one.name for one in (found / "lists").iterdir() if one.is_file()}
+    assert lists == ({"old_Packages"} if updated else {"new_Packages"})
+    assert (found / "archives/b.deb").read_text() == "b" and (found / "updated").exists()
+
+
+def test_lists_that_turn_out_to_be_old_are_fetched_and_the_install_tried_again(tmp_path: Path) -> None:
+    pool(tmp_path, True)
+    store = store_at(tmp_path)
+    ran = []
+
+    async def apt(step: StepRun) -> int:
+        ran.append(step.argv[1])
+        if ran == ["install"]:
+            step.output(b"E: Unable to locate package b\n")
+            return 100
+        return 0
+
+    wanted = spec(ImageStep("apt", args=("b",)))
+    asyncio.run(store.build(BuildOrder(wanted.image_id(), wanted), lambda line: None, apt, lambda digest: None))
+    assert ran == ["install", "update", "install"]
+
+
+def test_uv_is_fetched_once_where_the_host_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debian, "host_uv", lambda environ: None)
+    store = store_at(tmp_path)
+    ran: list[StepRun] = []
+
+    async def step(one: StepRun) -> int:
+        ran.append(one)
+        for bind in one.binds:
+            if bind.target == "/.cadenza/cache/tools":
+                os.makedirs(bind.source + "/bin", exist_ok=True)
+                Path(bind.source, "bin/uv").touch()
+        return 0
+
+    for name in ("a", "b"):
+        wanted = spec(ImageStep("pip", args=(name,), options={"tool": "uv"}))
+        asyncio.run(store.build(BuildOrder(wanted.image_id(), wanted), lambda line: None, step, lambda digest: None))
+    assert [one.argv[-1] for one in ran] == ["uv", "a", "b"]
+    assert {one.target for one in ran[2].binds} >= {"/.cadenza/uv", "/.cadenza/cache/uv"}
