@@ -122,12 +122,12 @@ class Apps:
             app.functions = {name: function_id for function_id, name, _ in functions}
             try:
                 for function_id, _, spec in functions:
-                    self._add(app, function_id, spec)
+                    self._add(app, function_id, spec, app.functions)
             except Error as error:
                 await self.end(app, str(error))
 
-    def _add(self, app: App, function_id: str, spec: FunctionSpec) -> None:
-        self._calls.add_function(function_id, app.app_id, app.name, spec, app.functions)
+    def _add(self, app: App, function_id: str, spec: FunctionSpec, layout: dict[str, str]) -> None:
+        self._calls.add_function(function_id, app.app_id, app.name, spec, layout)
         self._functions[function_id] = Function(function_id, app.app_id, spec.name, spec.is_generator)
 
     # --- methods ---
@@ -166,9 +166,11 @@ class Apps:
                 f"{len(missing)} files of the app are not uploaded, the first is {missing[0]}: upload them first"
             )
         functions = {spec.name: app.functions.get(spec.name) or self._ids.new("function") for spec in specs}
-        app.functions = functions
         for spec in specs:
-            self._add(app, functions[spec.name], spec)
+            self._add(app, functions[spec.name], spec, functions)
+        for name in set(app.functions) - set(functions):
+            self._functions.pop(app.functions[name], None)
+        app.functions = functions
         state = DETACHED if app.detached else EPHEMERAL
         rows = [(functions[spec.name], app.app_id, spec.name, to_json(spec)) for spec in specs]
 
@@ -256,6 +258,11 @@ class Apps:
         if found is None:
             raise NotFoundError(f"there is no function {function_id}: its app has been stopped")
         return found
+
+    @property
+    def function_ids(self) -> List[str]:  # noqa: UP006
+        """Every function that can be called."""
+        return list(self._functions)
 
     def names(self, app_id: str) -> dict[str, str]:
         """Function name to id of one app."""

@@ -97,6 +97,8 @@ class Invocations:
             )
             self._attached.add(input_id)
             item, value = done.result() if done.done() else await done
+            if item.value.blob is not None:
+                self._blobs.deliver(item.value.blob.blob_id, connection_id)
         except asyncio.CancelledError:
             self._cancel(call_id, request)
             raise
@@ -104,9 +106,6 @@ class Invocations:
             self._attached.discard(input_id)
             if holder:
                 self._blobs.drop(holder, fresh=not call_id)
-        if item.value.blob is not None:
-            self._blobs.deliver(item.value.blob.blob_id, connection_id)
-            return Reply(CallOutput(call_id, item))
         return Reply(CallOutput(call_id, item), (value,) if value else ())
 
     def _cancel(self, call_id: str, request: Request[Any]) -> None:
@@ -347,11 +346,11 @@ class _Map:
 
     def _on_output(self, item: OutputItem, data: bytes) -> None:
         self._home._attached.discard(self._waiting.pop(item.index, "") or item.input_id)
+        if item.value.blob is not None:
+            self._home._blobs.deliver(item.value.blob.blob_id, self._connection_id)
         holder = self._holders.pop(item.index, "")
         if holder:
             self._home._blobs.drop(holder)
-        if item.value.blob is not None:
-            self._home._blobs.deliver(item.value.blob.blob_id, self._connection_id)
         self._outbox.append((item, data))
         self._wake.set()
 

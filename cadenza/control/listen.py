@@ -50,7 +50,7 @@ def listen_private(path: str) -> socket.socket:
 
 
 def accept_each(listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
-    """Call ``accepted`` for each connection that arrives, until ``listener`` is no longer watched by the running loop."""
+    """Call ``accepted`` for each connection that arrives, for as long as the running loop watches ``listener``."""
     loop = asyncio.get_running_loop()
 
     def ready() -> None:

@@ -72,9 +72,12 @@ class ControlPlane:
         raise_file_limit()
         db = await Database.open(os.path.join(self._config.data_dir, "cadenza.db"), self._config.durability)
         parts = self._parts = _Parts(self, db, self._config, self._clock, self._ids, self._objects, self._need_node)
+        waiting, self._early_calls = self._early_calls, []
+        for say in waiting:
+            say(parts.calls)
         await parts.log_store.start()
+        await parts.apps.start()  # first: containers of functions that are known may be kept
         await parts.calls.start(node)
-        await parts.apps.start()
         parts.ready = True
         early, self._early_calls = self._early_calls, []
         for call in early:
@@ -181,7 +184,10 @@ class ControlPlane:
 
     def report(self, report: NodeReport) -> None:
         """A node's current state."""
-        self._to_calls(lambda calls: calls.report(report))
+        if self._parts is not None and not self._closed:
+            self._parts.calls.report(report)  # its start waits for the first one
+        else:
+            self._to_calls(lambda calls: calls.report(report))
 
     def outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """What became of attempts. Large values of detached calls are made durable first."""
@@ -250,7 +256,7 @@ class ControlPlane:
         node = self._need_node()
         found = parts.calls.containers()
         alive = parts.apps.alive
-        queued = sum(parts.calls.stats(one).backlog for app in alive for one in app.functions.values())
+        queued = sum(parts.calls.stats(one).backlog for one in parts.apps.function_ids)
         return ServerStatus(
             version=cadenza.__version__,
             pid=os.getpid(),

@@ -1,0 +1,476 @@
+"""The whole control plane over its socket, with a node in memory: calls, apps, restart, idleness."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Awaitable, Callable
+
+import pytest
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).parent))
+from control_fakes import Client, FakeNode
+
+from cadenza.base.clock import ManualClock
+from cadenza.base.config import Config
+from cadenza.base.ids import IdSource
+from cadenza.control.main import ControlPlane
+from cadenza.protocol.calls import BlobRef
+from cadenza.protocol.nodes import NodeReport
+
+
+class World:
+    """A started control plane below a directory of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.config = replace(
+            Config(), data_dir=str(root / "data"), state_dir=str(root / "state"), runtime_dir=str(root / "run")
+        )
+        self.clock = ManualClock()
+
+    async def start(self) -> None:
+        self.node = FakeNode()
+        self.control = ControlPlane(self.config, self.clock, IdSource())
+        self.node.control = self.control
+        self.node.put_blob = self._put_blob
+        self.control.report(NodeReport("no-1", (), whole=True))
+        await self.control.start(self.node)
+
+    def _put_blob(self, data: bytes) -> BlobRef:
+        """As a runner would, over its lane."""
+        parts = self.control._parts
+        assert parts is not None
+        fd = os.memfd_create("value")
+        os.write(fd, data)
+        blob_id = IdSource().new("blob")
+        parts.blobs.keep("runner", blob_id, len(data), fd)
+        return BlobRef(blob_id, len(data))
+
+    async def client(self) -> Client:
+        return await Client.connect(self.config.socket_path)
+
+
+def in_world(tmp_path: Path, test: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        await world.start()
+        try:
+            await test(world)
+        finally:
+            await world.control.close()
+
+    uvloop.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to pass")
+
+
+def test_a_call_and_its_failure(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        _, functions = await client.app("echo", "fail")
+        body = await client.ask("call.run", {"function_id": functions["echo"], "value": {"size": 5}}, b"hello")
+        assert body["output"]["status"] == "SUCCESS"
+        assert client.payload == b"hello"
+        body = await client.ask("call.run", {"function_id": functions["fail"], "value": {}})
+        assert body["output"]["status"] == "FAILURE"
+        assert body["output"]["error"] == "ValueError: no"
+        assert client.payload == b"packed"
+        assert (await client.ask("call.run", {"function_id": "fu-none", "value": {}}))["kind"] == "not_found"
+        assert (await client.ask("call.run", {"function_id": functions["echo"], "value": {"size": 9}}, b"x"))[
+            "kind"
+        ] == "invalid"
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_map_of_many_inputs(tmp_path: Path) -> None:
+    """semantics.md section 3.3: inputs stream in chunks, outputs come as they finish."""
+
+    async def test(world: World) -> None:
+        client = await world.client()
+        _, functions = await client.app("echo")
+        number = client.begin("call.map", {"function_id": functions["echo"]})
+        head, _ = await client.next()
+        assert head["b"]["opened"]["max_outstanding"] == 1000
+        total = 2000
+        for start in range(0, total, 50):
+            values = [b"%d" % one for one in range(start, start + 50)]
+            inputs = [{"index": start + k, "value": {"size": len(one)}} for k, one in enumerate(values)]
+            client.send({"t": "item", "id": number, "b": {"inputs": inputs}}, b"".join(values))
+        client.send({"t": "item", "id": number, "b": {"total": total}})
+        client.send({"t": "end", "id": number})
+        found: dict[int, bytes] = {}
+        while True:
+            head, payload = await client.next()
+            if head["t"] == "end":
+                break
+            if head["t"] == "credit":
+                continue
+            client.send({"t": "credit", "id": number, "n": len(payload) + 256})
+            at = 0
+            for one in head["b"]["outputs"]:
+                size = one["value"]["size"]
+                found[one["index"]] = payload[at : at + size]
+                at += size
+        assert found == {one: b"%d" % one for one in range(total)}
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_an_empty_map_and_bad_maps(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        _, functions = await client.app("echo", "never")
+
+        async def run(function: str, *items: dict[str, Any]) -> dict[str, Any]:
+            number = client.begin("call.map", {"function_id": functions[function]})
+            await client.next()
+            for one in items:
+                client.send({"t": "item", "id": number, "b": one})
+            client.send({"t": "end", "id": number})
+            while (head := (await client.next())[0])["t"] == "item":
+                pass
+            return head
+
+        assert (await run("echo", {"total": 0}))["t"] == "end"
+        assert (await run("echo"))["e"]["kind"] == "invalid"
+        one = {"index": 0, "value": {}}
+        assert (await run("never", {"inputs": [one]}, {"total": 5}))["e"]["kind"] == "invalid"
+        assert (await run("never", {"inputs": [one, one]}))["e"]["kind"] == "invalid"
+        assert (await run("never", {"inputs": [{"index": -1, "value": {}}]}))["e"]["kind"] == "invalid"
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_generator_gives_items_and_then_its_end(tmp_path: Path) -> None:
+    """semantics.md section 6: items in order, and the end says how many there were."""
+
+    async def test(world: World) -> None:
+        client = await world.client()
+        _, functions = await client.app("count")
+        body = {"function_id": functions["count"], "value": {"size": 3}}
+        items, end = await client.stream("call.generate", body, b"700")
+        assert end["t"] == "end"
+        data = b""
+        sizes = []
+        for head, payload in items:
+            data += payload
+            sizes += [one["size"] for one in head["values"]]
+        assert len(sizes) == 700
+        assert data == b"".join(b"%d" % one for one in range(700))
+        assert items[-1][0]["output"]["items"] == 700
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_spawned_call_survives_a_restart(tmp_path: Path) -> None:
+    """semantics.md section 3.2: the work is detached from the caller, its result is kept."""
+
+    async def main() -> None:
+        world = World(tmp_path)
+        await world.start()
+        client = await world.client()
+        _, functions = await client.app("echo", "large", detach=True)
+        value = {"index": 0, "value": {"size": 4}}
+        small = (await client.ask("call.spawn", {"function_id": functions["echo"], "inputs": [value]}, b"kept"))[
+            "call_id"
+        ]
+        large = (await client.ask("call.spawn", {"function_id": functions["large"], "inputs": [value]}, b"size"))[
+            "call_id"
+        ]
+        output = (await client.ask("call.get", {"call_id": large, "wait_s": 10}))["output"]
+        assert output["status"] == "SUCCESS"
+        parts = world.control._parts
+        assert parts is not None
+        assert parts.blobs.store.get(output["value"]["blob"]["blob_id"]) == b"size" * 1000
+        client.close()
+        await world.control.close()
+
+        await world.start()
+        client = await world.client()
+        assert (await client.ask("call.get", {"call_id": small, "wait_s": 10}))["output"]["status"] == "SUCCESS"
+        assert client.payload == b"kept"
+        assert (await client.ask("call.outputs", {"call_id": large}))["total"] == 1
+        assert (await client.ask("call.info", {"call_id": large}))["kind"] == "spawn"
+        found = await client.ask("function.find", {"app": "demo", "name": "echo"})
+        assert found["function_id"] == functions["echo"]
+        body = {"function_id": functions["echo"], "value": {"size": 2}}
+        assert (await client.ask("call.run", body, b"go"))["output"]["status"] == "SUCCESS"
+        client.close()
+        await world.control.close()
+
+    uvloop.run(main())
+
+
+def test_an_ephemeral_app_ends_with_its_client(tmp_path: Path) -> None:
+    """semantics.md section 23."""
+
+    async def test(world: World) -> None:
+        parts = world.control._parts
+        assert parts is not None
+        first, other = await world.client(), await world.client()
+        app_id, _ = await first.app("echo")
+        first.close()
+        await until(lambda: parts.rpc.clients == 1)
+        world.clock.advance(29)
+        await parts.apps.tick()
+        assert (await other.ask("app.get", {"app": app_id}))["state"] == "ephemeral"
+        world.clock.advance(2)
+        await parts.apps.tick()
+        found = await other.ask("app.get", {"app": "demo"})
+        assert (found["state"], found["stop_reason"]) == ("stopped", "its client is gone")
+        other.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_client_that_comes_back_keeps_its_app(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        parts = world.control._parts
+        assert parts is not None
+        first = await world.client()
+        app_id, _ = await first.app("echo")
+        first.close()
+        await until(lambda: parts.rpc.clients == 0)
+        world.clock.advance(20)
+        second = await world.client()
+        await second.ask("app.heartbeat", {"app": app_id})
+        world.clock.advance(200)
+        await parts.apps.tick()
+        assert (await second.ask("app.get", {"app": app_id}))["state"] == "ephemeral"
+        world.clock.advance(101)
+        await parts.apps.tick()
+        assert "heartbeat" in (await second.ask("app.get", {"app": app_id}))["stop_reason"]
+        assert (await second.ask("app.heartbeat", {"app": app_id}))["kind"] == "conflict"
+        second.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_detached_app_ends_when_its_work_is_done(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        parts = world.control._parts
+        assert parts is not None
+        client = await world.client()
+        app_id, functions = await client.app("never", detach=True)
+        value = {"index": 0, "value": {}}
+        call = (await client.ask("call.spawn", {"function_id": functions["never"], "inputs": [value]}))["call_id"]
+        await client.ask("app.finish", {"app_id": app_id})
+        for _ in range(3):
+            await parts.apps.tick()
+        assert (await client.ask("app.get", {"app": app_id}))["state"] == "detached"
+        await client.ask("call.cancel", {"call_id": call})
+        await until(lambda: not parts.calls.app_busy(app_id))
+        await parts.apps.tick()
+        await parts.apps.tick()
+        assert (await client.ask("app.get", {"app": app_id}))["stop_reason"] == "all work is done"
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"timeout_s": 0}, "timeout"),
+        ({"timeout_s": 86_401}, "24 hours"),
+        ({"name": ""}, "name"),
+        ({"module": ""}, "module"),
+        ({"min_containers": 3, "max_containers": 2}, "max_containers"),
+        ({"isolation": "none"}, "isolation"),
+        ({"is_generator": True, "retries": {"max_retries": 1}}, "generator"),
+        ({"resources": {"cpu_milli": 64_000}}, "64 cores"),
+    ],
+)
+def test_what_can_never_run_is_refused_at_once(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    """semantics.md sections 7, 8 and 34."""
+
+    async def test(world: World) -> None:
+        client = await world.client()
+        app_id = (await client.ask("app.create", {}))["app_id"]
+        spec = {"name": "f", "module": "m", "qualname": "f", **change}
+        found = await client.ask("app.publish", {"app_id": app_id, "functions": [spec]})
+        assert found["kind"] == "invalid"
+        assert words in found["message"].lower()
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_files_must_be_uploaded_before(tmp_path: Path) -> None:
+    import hashlib
+
+    async def test(world: World) -> None:
+        client = await world.client()
+        data = b"print()"
+        digest = hashlib.sha256(data).hexdigest()
+        app_id = (await client.ask("app.create", {}))["app_id"]
+        entry = {"path": "/root/m.py", "digest": digest, "size": len(data)}
+        publish = {"app_id": app_id, "functions": [{"name": "f", "module": "m", "qualname": "f", "files": [entry]}]}
+        assert (await client.ask("app.publish", publish))["kind"] == "conflict"
+        assert (await client.ask("object.missing", {"digests": [digest]}))["digests"] == [digest]
+        assert (await client.ask("object.put", {"digest": digest}, b"else"))["kind"] == "invalid"
+        assert await client.ask("object.put", {"digest": digest}, data) == {}
+        assert "functions" in await client.ask("app.publish", publish)
+        path = world.control.object_path(digest)
+        assert path is not None
+        assert Path(path).read_bytes() == data
+
+        big = b"y" * 3_000_000
+        blob = world._put_blob(big).blob_id
+        digest = hashlib.sha256(big).hexdigest()
+        assert await client.ask("object.put", {"digest": digest, "blob_id": blob}) == {}
+        assert world.control.object_path(digest) is not None
+        parts = world.control._parts
+        assert parts is not None
+        assert parts.blobs.find(blob) is None  # the memory is the sender's again
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_container_may_call_and_not_more(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        _, functions = await client.app("echo")
+        ours, theirs = socket.socketpair()
+        world.control.accept_client(ours, "ta-1")
+        inside = await Client.connect(sock=theirs)
+        body = {"function_id": functions["echo"], "value": {"size": 1}, "parent_input_id": "in-1"}
+        assert (await inside.ask("call.run", body, b"x"))["output"]["status"] == "SUCCESS"
+        assert (await inside.ask("app.list"))["kind"] == "permission_denied"
+        assert (await inside.ask("server.stop"))["kind"] == "permission_denied"
+        inside.close()
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_command_in_a_container(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        _, functions = await client.app("echo")
+        await client.ask("call.run", {"function_id": functions["echo"], "value": {}})
+        container = (await client.ask("container.list", {"app": "demo"}))["containers"][0]["container_id"]
+        number = client.begin("container.exec", {"container_id": container, "argv": ["cat"], "pty": True})
+        client.send({"t": "item", "id": number, "b": {}}, b"typed")
+        head, payload = await client.next()
+        assert (head["b"]["fd"], payload) == (1, b"typed")
+        client.send({"t": "item", "id": number, "b": {"eof": True}})
+        head, _ = await client.next()
+        assert head["b"]["exit_code"] == 3
+        assert (await client.next())[0]["t"] == "end"
+        _, end = await client.stream("container.exec", {"container_id": "ta-none", "argv": ["ls"]})
+        assert end["e"]["kind"] == "not_found"
+        assert await client.ask("container.stop", {"container_id": container}) == {}
+        await until(lambda: container not in world.node.functions)
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_status_keep_stop_and_idleness(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        stopped = asyncio.Event()
+        world.control.on_stop(stopped.set)
+        assert world.control.idle_since() is not None
+        client = await world.client()
+        await until(lambda: world.control.idle_since() is None)
+        app_id, _ = await client.app("echo")
+        status = await client.ask("server.status")
+        assert (status["apps"], status["clients"], status["pid"]) == (1, 1, os.getpid())
+        assert status["runtimes"] == {"standard": "fake"}
+        await client.ask("server.keep", {"keep": True})
+        assert world.control.kept
+        assert (await client.ask("server.stop"))["kind"] == "conflict"
+        await client.ask("app.stop", {"app": app_id})
+        assert await client.ask("server.stop") == {}
+        await asyncio.wait_for(stopped.wait(), 5)
+        client.close()
+        await until(lambda: world.control.idle_since() is not None)
+        assert world.control.idle_s() == 0.0
+        world.clock.advance(400)
+        assert world.control.idle_s() == 400.0
+
+    in_world(tmp_path, test)
+
+
+def test_large_values_of_calls_end_with_them(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        parts = world.control._parts
+        assert parts is not None
+        client = await world.client()
+        _, functions = await client.app("echo", "large", "never")
+        blob = world._put_blob(b"argument")
+        value = {"blob": {"blob_id": blob.blob_id, "size": 8}}
+        body = await client.ask("call.run", {"function_id": functions["echo"], "value": value})
+        assert body["output"]["value"]["blob"] == {"blob_id": blob.blob_id, "size": 8}
+        assert parts.blobs.find(blob.blob_id) is not None  # told to the client, which has not fetched it
+        body = await client.ask("call.run", {"function_id": functions["large"], "value": {"size": 1}}, b"x")
+        result = body["output"]["value"]["blob"]["blob_id"]
+        assert list(parts.blobs.store.list()) == []  # nobody but this client wants it: memory is enough
+        running = world._put_blob(b"running")
+        value = {"blob": {"blob_id": running.blob_id, "size": 7}}
+        client.begin("call.run", {"function_id": functions["never"], "value": value})
+        await until(lambda: bool(world.node.running))
+        assert (
+            await client.ask(
+                "call.run", {"function_id": functions["echo"], "value": {"blob": {"blob_id": "bl-00", "size": 1}}}
+            )
+        )["kind"] == "not_found"
+        client.close()
+        await until(lambda: len(parts.blobs) == 0)
+        assert parts.blobs.find(result) is None
+
+    in_world(tmp_path, test)
+
+
+def test_the_server_lives_through_noise(tmp_path: Path) -> None:
+    """Whatever one connection sends, another one is served."""
+    import random
+
+    rng = random.Random(7)
+
+    async def test(world: World) -> None:
+        good = await world.client()
+        methods = ["call.map", "call.run", "log.read", "app.publish", "container.exec", "image.build", "call.outputs"]
+        for _ in range(150):
+            bad = await world.client()
+            for number in range(1, 4):
+                body = rng.choice(
+                    [{}, [], {"function_id": None}, {"app_id": "x", "functions": [{}]}, {"call_id": "\u0000"}]
+                )
+                bad.send(
+                    {"t": "req", "id": number, "m": rng.choice(methods), "b": body}, rng.randbytes(rng.randrange(50))
+                )
+                kind = rng.choice(["item", "end", "credit", "cancel", "ping"])
+                bad.send({"t": kind, "id": number, "b": rng.choice([{}, {"total": -1}, 5]), "n": rng.randrange(9)})
+            frame = bytearray(encode_noise(rng))
+            bad.writer.write(bytes(frame))
+            bad.close()
+        assert (await good.ask("server.status"))["clients"] >= 1
+        good.close()
+
+    def encode_noise(rng: random.Random) -> bytes:
+        raw = bytearray(json.dumps({"t": "req", "id": 9, "m": "app.get", "b": {"app": "x"}}).encode())
+        for _ in range(3):
+            raw[rng.randrange(len(raw))] = rng.randrange(256)
+        return (len(raw) + 4).to_bytes(4, "big") + len(raw).to_bytes(4, "big") + bytes(raw)
+
+    in_world(tmp_path, test)
