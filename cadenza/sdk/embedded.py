@@ -1,7 +1,7 @@
 """Find this user's server, and start the embedded one when nobody answers.
 
-The server itself decides who serves: it takes the lock file, and a second one exits with code 0. So two programs that
-start at once may both spawn one; both then connect to the one that won.
+The server itself decides who serves: it takes the lock file, and a second one exits with `LOCKED`. So two programs
+that start at once may both spawn one; both then connect to the one that won.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 START_DEADLINE_S = 15.0
 FIRST_POLL_S, LAST_POLL_S = 0.005, 0.1
+LOCKED = 3
+"""The exit status of a server that found the lock taken."""
+AGAIN_S = 0.5
+"""How long to wait for the holder of the lock before another start: it may be about to end."""
 LOG_LINES = 15
 ARGUMENTS = ("-m", "cadenza.cli.server")
 """What the interpreter gets to be a server."""
@@ -61,15 +65,22 @@ async def _start(config: Config, version: str) -> Connection:
         ) from None
     deadline = time.monotonic() + START_DEADLINE_S
     poll_s = FIRST_POLL_S
+    again_at: Optional[float] = None
     while True:
         code = process.poll()
+        if code in (0, LOCKED):
+            now = time.monotonic()
+            if again_at is None:
+                again_at = now + AGAIN_S
+            elif now > again_at:
+                process, again_at = _spawn(config.state_dir, log), None
         try:
             return await connect(path, version)
         except (FileNotFoundError, ConnectionRefusedError):
             pass
         except OSError as error:
             raise _refused(path, error) from None
-        if code:
+        if code not in (None, 0, LOCKED):
             raise ConnectionError(
                 f"Could not connect to the Cadenza server at {path}: it was started and ended at once with exit code "
                 f"{code}. {_tail(log, log_start)}"

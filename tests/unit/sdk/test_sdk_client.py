@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import subprocess
@@ -249,7 +250,7 @@ SERVER = textwrap.dedent(
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        sys.exit(0)
+        sys.exit(3)
     print("serving", os.getpid(), flush=True)
     s = socket.socket(socket.AF_UNIX)
     s.bind(c.socket_path)
@@ -317,8 +318,8 @@ def test_two_programs_at_once_end_with_one_server(home, monkeypatch):
 
 
 def test_a_server_that_fails_is_quoted(home, monkeypatch):
-    monkeypatch.setattr(embedded, "ARGUMENTS", ("-c", "import sys; print('disk full'); sys.exit(3)"))
-    with pytest.raises(ConnectionError, match="exit code 3") as caught:
+    monkeypatch.setattr(embedded, "ARGUMENTS", ("-c", "import sys; print('disk full'); sys.exit(4)"))
+    with pytest.raises(ConnectionError, match="exit code 4") as caught:
         Client().hello()
     assert "disk full" in str(caught.value) and "server.log" in str(caught.value)
 
@@ -328,6 +329,17 @@ def test_a_server_that_never_listens_is_quoted_after_the_deadline(home, monkeypa
     monkeypatch.setattr(embedded, "START_DEADLINE_S", 0.5)
     with pytest.raises(ConnectionError, match="does not listen"):
         Client().hello()
+
+
+def test_a_server_that_is_just_ending_is_followed_by_a_new_one(home, monkeypatch):
+    """It holds the lock and listens no more: ours finds the lock taken, and is started again."""
+    monkeypatch.setattr(embedded, "AGAIN_S", 0.05)
+    monkeypatch.setattr(embedded, "ARGUMENTS", ("-c", SERVER))
+    (home / "state").mkdir(parents=True)
+    holder = open(home / "state" / "server.lock", "w")  # noqa: SIM115
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    threading.Timer(0.3, holder.close).start()
+    Client().hello()
 
 
 def test_a_stale_socket_does_not_matter(home, monkeypatch):
