@@ -260,7 +260,7 @@ class Apps:
         return found
 
     @property
-    def function_ids(self) -> List[str]:  # noqa: UP006
+    def function_ids(self) -> List[str]:
         """Every function that can be called."""
         return list(self._functions)
 
