@@ -238,6 +238,7 @@ def test_a_killed_builder_leaves_a_store_that_works(tmp_path: Path, after: str, 
     """kill -9 while the base is unpacked, and while a step runs: the next start finds no half layer and builds on."""
     data = tmp_path / "data"
     if after == "step":
+        build(store)
         shutil.copytree(Path(store._directory).parent, data, symlinks=True, copy_function=os.link)
     before = set(os.listdir(data / "images" / "layers")) if after == "step" else set()
     code = KILLED.format(
