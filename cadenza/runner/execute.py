@@ -70,6 +70,8 @@ class Executor:
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, Job] = {}
         self.draining = False
+        self.interrupted = False
+        """KeyboardInterrupt ends the container: what runs gives no output."""
         self.ended = False
         """The agent is gone, or the container has to end at once."""
 
@@ -147,7 +149,9 @@ class Executor:
         self.channel.outbox.put("gen", header, parts, now)
 
     def result(self, job: Job, value: Any) -> None:
-        """The function returned."""
+        """The function returned. That does not undo a cancellation which it swallowed."""
+        if job.cancelled:
+            raise InputCancellation("Input was cancelled by user")
         if not self.is_generator and isinstance(value, (CoroutineType, GeneratorType, AsyncGeneratorType)):
             kind = type(value).__name__.replace("_", " ")
             if isinstance(value, CoroutineType):
@@ -160,6 +164,8 @@ class Executor:
 
     def failure(self, job: Job, exc: BaseException) -> None:
         """The function raised, or its argument or result could not be used."""
+        if self.interrupted and not job.cancelled:
+            return  # the container ends; the input is run again elsewhere
         if job.cancelled or isinstance(exc, InputCancellation) or _is_cancelled_error(exc):
             self._say(job, f"Successfully canceled input {job.input_id}\n")
             self.output(job, TERMINATED, error="cancelled")
@@ -268,8 +274,6 @@ class OnMainThread(Executor):
                         self.item(job, one)
             finally:
                 self.active = None
-            if job.cancelled:
-                raise InputCancellation("Input was cancelled by user")
             self.result(job, value)
         except (KeyboardInterrupt, GeneratorExit):
             raise
@@ -286,16 +290,20 @@ class OnMainThread(Executor):
         if job is None:
             return
         mask = self.channel.outbox.mask
-        mask.depth += 1
-        try:
-            frames = self.channel.wire.receive(wait=False)
-            for header, payload in frames or ():
-                self.handle(header, payload)
-            self.channel.outbox.flush()
-        finally:
-            mask.depth -= 1
-        if frames is None:
-            self.ended = True
+        while True:
+            mask.depth += 1
+            try:
+                frames = self.channel.wire.receive(wait=False)
+                for header, payload in frames or ():
+                    self.handle(header, payload)
+                self.channel.outbox.flush()
+            finally:
+                mask.depth -= 1
+            if frames is None:
+                self.ended = True
+            if not mask.poked:
+                break
+            mask.poked = False  # a signal came meanwhile, and its frame may not have been among these
         if job.cancelled and self.active is job:
             self.active = None  # once only: the user's clean-up is not interrupted
             raise InputCancellation("Input was cancelled by user")
@@ -314,7 +322,6 @@ class OnThreads(Executor):
         self._threading = threading
         self._queue: Any = _queue.SimpleQueue()
         self._lock = threading.Lock()
-        self.interrupted = False
 
     def serve(self) -> None:
         wire = self.channel.wire

@@ -36,14 +36,13 @@ def _unpickle(data: bytes) -> Any:
 
 
 def _import(name: str) -> Any:
-    import importlib
-
     if not name:
         raise ExecutionError(
             "The function has no module to import it from: define it in a file, or set serialized=True."
         )
     try:
-        return importlib.import_module(name)
+        __import__(name)
+        return sys.modules[name]
     except ModuleNotFoundError as error:
         missing = error.name or name
         if name == missing or name.startswith(missing + "."):

@@ -64,13 +64,12 @@ class Session:
         self._support = os.environ.get("CADENZA_SUPPORT") or SUPPORT_DIR
         self._executor: Optional[Executor] = None
         self._stopping = False
-        self._said_bye = False
+        self._told = False
         self.mask = Mask()
 
     def run(self) -> None:
         """Exits the process, in order where it can: with the user's exit functions run."""
         self.mask.action = self._signalled
-        self._signals = 0
         _signal.signal(_signal.SIGUSR1, self._on_usr1)
         _signal.signal(_signal.SIGTERM, self._on_term)
         self._connect()
@@ -98,7 +97,10 @@ class Session:
             self._signalled()
 
     def _signalled(self) -> None:
-        if self._stopping and not self._said_bye:
+        if self._stopping and not self._told:
+            self._told = True  # once: the user's clean-up is not interrupted again
+            if self._executor is not None:
+                self._executor.handle({"t": "drain", "grace_s": 0}, b"")
             raise KeyboardInterrupt("the container is being stopped")
         if self._executor is not None:
             self._executor.on_poke()
@@ -159,6 +161,9 @@ class Session:
         self.streams = Streams(self.outbox)
         self.streams.install()
         os.register_at_fork(after_in_child=self._after_fork)
+        import faulthandler
+
+        faulthandler.enable(2)  # a crash in C code leaves the Python stack on the file descriptor
         function = header["function"]
         began = time.monotonic()
         most = int(function.get("max_concurrent") or 1)
@@ -255,7 +260,6 @@ class Session:
             return
         if hasattr(self, "streams"):
             self.streams.finish_all()
-        self._said_bye = True
         if getattr(self, "_code", EXIT_FAILED) == EXIT_OK:
             try:
                 self.outbox.frame({"t": "bye"})

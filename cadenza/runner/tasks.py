@@ -35,12 +35,24 @@ class OnLoop(Executor):
                     loop.run_until_complete(self._done)
                 except SystemExit:
                     continue  # from a task that user code left behind; its input's own result is another matter
+                except KeyboardInterrupt:
+                    self._abandon()
+                    raise
         finally:
             if not self.channel.wire.closed:
                 loop.remove_reader(self.channel.wire.sock.fileno())
         if self._interrupt is not None:
+            self._abandon()
             raise self._interrupt
         loop.run_until_complete(loop.shutdown_asyncgens())
+
+    def _abandon(self) -> None:
+        """Let what runs clean up; it gives no output."""
+        self.interrupted = self.ended = True
+        tasks = [job.task for job in self.running.values() if job.task is not None]
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     def _readable(self) -> None:
         frames = self.channel.wire.receive(wait=False)

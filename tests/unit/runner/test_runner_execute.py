@@ -73,7 +73,8 @@ def test_exception_carries_its_class_frames_and_cause(python: str) -> None:
     with Agent(python) as agent:
         agent.attach(
             "def inner():\n    raise KeyError('gone')\n"
-            "def f(x):\n    try:\n        inner()\n    except KeyError as e:\n        raise ValueError('bad', x) from e\n"
+            "def f(x):\n    try:\n        inner()\n    except KeyError as e:\n"
+            "        raise ValueError('bad', x) from e\n"
         )
         agent.run((7,))
         header, exc = agent.out()
@@ -358,7 +359,8 @@ def test_threads(agent: Agent) -> None:
     agent.attach(
         "import threading\nfrom cadenza.runner import context\nbarrier = threading.Barrier(3)\n"
         "def f(x):\n    print('in', x)\n    barrier.wait(20)\n"
-        "    t = threading.current_thread()\n    return context.current_input_id(), t.daemon, t is threading.main_thread()",
+        "    t = threading.current_thread()\n"
+        "    return context.current_input_id(), t.daemon, t is threading.main_thread()",
         max_concurrent=3,
     )
     agent.run(*[(n,) for n in range(6)])
@@ -503,10 +505,10 @@ def test_first_process_collects_orphans_and_passes_signals_on() -> None:
             "    if x:\n        print('began')\n        time.sleep(60)\n"
             "    code = subprocess.call(['sh', '-c', 'sleep 0 & exit 7'])\n"
             "    deadline = time.monotonic() + 10\n"
-            "    def zombies():\n"
-            "        stats = [open('/proc/%s/stat' % p).read() for p in os.listdir('/proc') if p.isdigit()]\n"
-            "        states = [one.rpartition(')')[2].split()[0] for one in stats]\n"
-            "        return states.count('Z')\n"
+            "    def state(pid):\n"
+            "        try: return open('/proc/%s/stat' % pid).read().rpartition(')')[2].split()[0]\n"
+            "        except OSError: return ''\n"
+            "    def zombies(): return [state(p) for p in os.listdir('/proc') if p.isdigit()].count('Z')\n"
             "    while zombies() and time.monotonic() < deadline: time.sleep(0.01)\n"
             "    return code, zombies(), os.getpid() != 1"
         )
@@ -533,3 +535,53 @@ def test_outputs_share_frames_but_do_not_wait_for_a_slow_neighbour(agent: Agent)
     assert agent.order.count("out") < 250
     cancel(agent, "in-500:1")
     assert agent.out()[0]["s"] == "TERMINATED"
+
+
+def test_sigterm_lets_async_code_clean_up(agent: Agent) -> None:
+    agent.attach(
+        "import asyncio\nasync def f(x):\n    print('began', x)\n    try: await asyncio.sleep(60)\n"
+        "    finally: print('cleaned', x)\n",
+        is_async=True,
+        max_concurrent=2,
+    )
+    agent.run((0,), (1,), (2,))
+    until_printed(agent, "began 1")
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.finish() == 0 and agent.order[-1] == "bye"
+    assert [(header["a"], header["s"]) for header, _ in agent.outs] == [("in-2:1", "REVOKED")]
+    assert "cleaned 0" in agent.text(1) and "cleaned 1" in agent.text(1)
+
+
+def test_sigterm_that_user_code_swallows_still_ends_the_container(agent: Agent) -> None:
+    agent.attach(
+        "import time\ndef f(x):\n    print('began')\n    try: time.sleep(60)\n"
+        "    except KeyboardInterrupt: return 'saved'\n"
+    )
+    agent.run((0,), (1,))
+    until_printed(agent, "began")
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.finish() == 0
+    found = {header["a"]: header["s"] for header, _ in agent.outs}
+    assert found == {"in-0:1": "SUCCESS", "in-1:1": "REVOKED"}
+
+
+def test_a_crash_leaves_the_python_stack(agent: Agent) -> None:
+    agent.attach("import os, signal\ndef f(x):\n    os.kill(os.getpid(), signal.SIGSEGV)")
+    agent.run((0,))
+    assert agent.finish() == -signal.SIGSEGV
+    assert "Segmentation fault" in agent.printed() and 'user.py", line 3 in f' in agent.printed()
+    assert agent.outs == []
+
+
+def test_no_signal_is_lost_to_another(agent: Agent) -> None:
+    """A second signal that comes while the first is handled counts as well."""
+    agent.attach("import time\ndef f(x):\n    print('began', x)\n    time.sleep(60)")
+    for number in range(60):
+        agent.logs.clear()
+        agent.run((number,), (0,), start=2 * number)
+        until_printed(agent, f"began {number}\n")
+        agent.send({"t": "revoke", "a": [f"in-{2 * number + 1}:1"]})
+        agent.process.send_signal(signal.SIGUSR1)
+        assert agent.out()[0]["s"] == "REVOKED"
+        cancel(agent, f"in-{2 * number}:1")
+        assert agent.out()[0]["s"] == "TERMINATED"
