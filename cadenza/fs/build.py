@@ -124,9 +124,9 @@ class Builder:
         except OSError as error:
             raise explain(error, self._cache) from error
         try:
-            python = apt = ""
+            python = version = apt = ""
             if layer.kind == "base":
-                python, apt = await self._base(layer, place, emit)
+                python, version, apt = await self._base(layer, place, emit)
             elif layer.commands:
                 await self._commands(layer, below, place, image_id, emit, run_step)
             else:
@@ -135,7 +135,7 @@ class Builder:
                     await asyncio.to_thread(stack.make_directory, layer.directory)
                 paths = [object_path(one.digest) for one in layer.files]
                 await asyncio.to_thread(copy_files, stack, layer.files, paths)
-            return await asyncio.to_thread(self._layers.keep, place, layer.digest, python, apt)
+            return await asyncio.to_thread(self._layers.keep, place, layer.digest, python, version, apt)
         except BaseException as error:
             # Even when this task is cancelled, the leftovers go before anyone hears of it.
             await asyncio.shield(asyncio.to_thread(self._layers.drop, place))
@@ -146,7 +146,7 @@ class Builder:
     def _lowerdirs(self, below: Sequence[StoredLayer]) -> tuple[str, ...]:
         return tuple(self._layers.path(one.name) for one in reversed(below))
 
-    async def _base(self, layer: recipe.Layer, place: Workplace, emit: Emit) -> tuple[str, str]:
+    async def _base(self, layer: recipe.Layer, place: Workplace, emit: Emit) -> tuple[str, str, str]:
         python = debian.check_python(layer.python)
         found = await asyncio.to_thread(host.read, self._environ)
 
@@ -158,7 +158,7 @@ class Builder:
                 place.upper, python, self._cache, found.apt_conf(inside=False), self._environ, progress
             )
         self.timings = base.timings
-        return base.python, f"{base.distribution}-{base.suite}"
+        return base.python, base.version, f"{base.distribution}-{base.suite}"
 
     async def _commands(
         self,

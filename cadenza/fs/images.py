@@ -143,7 +143,7 @@ class ImageStore:
             "; ".join(layer.text for layer in plan.layers)[:1000],
             settings.env,
             settings.workdir,
-            settings.python,
+            stored[0].version,
         )
         record = _Record(info, stored, settings)
         self._records[order.image_id] = record
@@ -231,11 +231,11 @@ class ImageStore:
         return [self._layers.path(one.name) for one in reversed(self._record(image_id).layers)]
 
     def settings(self, image_id: str) -> recipe.Settings:
-        """Entrypoint, command and shell, beside what `image` tells. NotFoundError when it is not built."""
+        """Beside what `image` tells: entrypoint, command, shell, Python's path. NotFoundError when it is not built."""
         return self._record(image_id).settings
 
     def image(self, image_id: str) -> Optional[ImageInfo]:
-        """What is known of a built image, or None."""
+        """What is known of a built image, or None. Its ``python`` is the minor version; its path is in `settings`."""
         record = self._records.get(image_id)
         return record.info if record else None
 

@@ -45,6 +45,8 @@ class StoredLayer:
     boot: str = ""
     python: str = ""
     """For a base: the interpreter's path inside."""
+    version: str = ""
+    """For a base: its Python, "3.11"."""
     apt: str = ""
     """For a base: which of apt's caches is its own, as in ``debian-bookworm``."""
 
@@ -99,9 +101,9 @@ class LayerStore:
         os.chmod(os.path.join(root, "upper"), 0o755)
         return Workplace(name, root)
 
-    def keep(self, place: "Workplace", digest: str, python: str = "", apt: str = "") -> StoredLayer:
+    def keep(self, place: "Workplace", digest: str, python: str = "", version: str = "", apt: str = "") -> StoredLayer:
         """Put a step's upper directory in place as the layer of ``digest``. An earlier layer of it stays on disk."""
-        layer = StoredLayer(digest, place.name, tree_bytes(place.upper), self._boot, python, apt)
+        layer = StoredLayer(digest, place.name, tree_bytes(place.upper), self._boot, python, version, apt)
         os.rename(place.upper, self.path(place.name))
         _write_json(os.path.join(self._steps, digest), asdict(layer))
         self.drop(place)
