@@ -205,6 +205,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
         if not self._greeted.done():
             self._greeted.set_exception(error)
+            self._greeted.exception()  # told: nobody may be waiting any more
         self.resume_writing()
         replies, self._replies = self._replies, {}
         for one in replies.values():
