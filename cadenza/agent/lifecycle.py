@@ -21,6 +21,7 @@ from cadenza.protocol.frame import FrameError
 from cadenza.protocol.nodes import ContainerReport, ContainerSpec, LogChunk
 from cadenza.protocol.objects import FileEntry
 from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, RuntimeFault, Stdio
+from cadenza.runtime.network import Namespace
 
 PIDS_LIMIT = 16_384
 """Processes and threads in one container."""
@@ -71,7 +72,7 @@ class Cell(bridge.Host):
         self._boundary = self.created_at
         self._doors: list[Door] = []
         self._pipes: list[Pipe] = []
-        self._lease: Any = None
+        self._lease: Optional[Namespace] = None
         self._work: set[asyncio.Task[None]] = set()
         self._step: Optional[asyncio.Task[None]] = None
         self._removal: Optional[asyncio.Task[None]] = None
@@ -162,7 +163,7 @@ class Cell(bridge.Host):
         self._mark("placed")
         await asyncio.to_thread(self.paths.make, self.driver.name)
         if self.networked:
-            self._lease = await self.site.networks.acquire(self.cell_id)
+            self._lease = await self.site.networks.take()
         self._mark("network")
         spec = self.spec
         if spec is not None and not files.inline(spec.function.files):
@@ -205,7 +206,7 @@ class Cell(bridge.Host):
             return attachment.bare_config(self.cell_id, self.paths, site.lib, env, most, python, path)
         netns, mounts = "", []
         if self._lease is not None:
-            netns, mounts = self._lease.netns, site.name_mounts(self._lease)
+            netns, mounts = self._lease.path, site.name_mounts()
         return attachment.isolated_config(self.cell_id, self.paths, site.lib, env, most, netns, mounts)
 
     async def _create(self) -> None:
@@ -466,7 +467,7 @@ class Cell(bridge.Host):
     async def _release(self) -> None:
         if self._lease is not None:
             lease, self._lease = self._lease, None
-            await self.site.networks.release(lease)
+            await self.site.networks.give_back(lease.name)
 
     def report(self) -> ContainerReport:
         """How it is, for the control plane."""

@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 from collections import deque
-from typing import Any, Callable, Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 from cadenza.agent import capacity, commands, container, files, pool, steps, support, surroundings, variables
 from cadenza.agent.files import Layers
@@ -98,6 +98,8 @@ class Agent:
             self._around = self._given or await surroundings.open_surroundings(self.config)
             self.store = self._around.store
             self.networks = self._around.networks
+            for text in self._around.warnings:
+                self.trouble(text)
             for text in await surroundings.clean(self._around, self.containers_dir):
                 self.trouble(text)
             await asyncio.to_thread(self.layers.trim, ())
@@ -242,9 +244,9 @@ class Agent:
         """The host's Python for a container without a root file system."""
         return self._around.python(image_id)
 
-    def name_mounts(self, lease: Any) -> list[Mount]:
-        """What a container with this network needs to look names up."""
-        return self._around.name_mounts(lease)
+    def name_mounts(self) -> list[Mount]:
+        """What a container with a network needs to look names up."""
+        return self._around.name_mounts()
 
     def changed(self, cell: Cell) -> None:
         """It has something to report: all that changed in one turn of the loop goes up as one report."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any, Callable, Protocol
+from typing import TYPE_CHECKING, Callable, Protocol
 
 from cadenza.agent.bare import BareImages
 from cadenza.agent.files import Layers
@@ -40,8 +40,8 @@ class Site(Protocol):
     def python(self, image_id: str) -> str:
         """The host's Python for a container without a root file system."""
 
-    def name_mounts(self, lease: Any) -> list[Mount]:
-        """What a container with this network needs to look names up."""
+    def name_mounts(self) -> list[Mount]:
+        """What a container with a network needs to look names up."""
 
     def changed(self, cell: Cell) -> None:
         """It has something to report."""

@@ -6,35 +6,32 @@ import asyncio
 import os
 import shutil
 import sys
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Iterable, Protocol
 
 from cadenza.agent import rootfs
 from cadenza.agent.bare import BareImages
 from cadenza.base.config import Config
 from cadenza.base.errors import Error, InvalidError
 from cadenza.fs.images import ImageStore
+from cadenza.runtime import choice, probe
 from cadenza.runtime.cgroup import detect
-from cadenza.runtime.driver import HOST_NETWORK, Driver, Mount
+from cadenza.runtime.driver import Driver, Mount
+from cadenza.runtime.choice import STANDARD, STRONG
 from cadenza.runtime.launcher import Launcher
-from cadenza.runtime.oci import OciDriver, crun
-from cadenza.runtime.process import ProcessDriver
+from cadenza.runtime.network import HostNetwork, Namespace, Network, resolv_conf
 
-STANDARD, STRONG = "standard", "strong"
-
-
-class Lease(Protocol):
-    """One container's network."""
-
-    netns: str
+HOSTS = "127.0.0.1\tlocalhost cadenza\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 class Networks(Protocol):
-    """Namespaces for containers, one each."""
+    """Namespaces for containers, one each: `cadenza.runtime.network.Network` or `HostNetwork`."""
 
-    async def acquire(self, container_id: str) -> Any: ...
+    async def open(self, keep: Iterable[str] = ()) -> None: ...
 
-    async def release(self, lease: Any) -> None: ...
+    async def take(self) -> Namespace: ...
+
+    async def give_back(self, name: str) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -46,6 +43,10 @@ class Surroundings:
     drivers: dict[str, Driver]
     store: ImageStore | BareImages
     networks: Networks
+    names: dict[str, str] = field(default_factory=dict)
+    """Files that a container with a network sees: its path to ours."""
+    warnings: list[str] = field(default_factory=list)
+    """What this machine lacks, for the server's log."""
 
     def build_driver(self) -> Driver:
         """What runs the steps of image builds. InvalidError when nothing here can."""
@@ -59,11 +60,9 @@ class Surroundings:
         """The host's Python for a container without a root file system."""
         return self.store.python(image_id) if isinstance(self.store, BareImages) else sys.executable
 
-    def name_mounts(self, lease: Any) -> list[Mount]:
-        """What a container with this network needs to look names up."""
-        return [
-            Mount(path, path, read_only=True) for path in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(path)
-        ]
+    def name_mounts(self) -> list[Mount]:
+        """What a container with a network needs to look names up."""
+        return [Mount(path, target, read_only=True) for target, path in sorted(self.names.items())]
 
     async def close(self) -> None:
         """End what was opened here."""
@@ -93,39 +92,36 @@ async def clean(around: Surroundings, containers_dir: str) -> list[str]:
 async def open_surroundings(config: Config) -> Surroundings:
     """What this machine offers, by the configuration. Takes as long as the runtimes' probes take."""
     launcher = Launcher()
-    hierarchy = await asyncio.to_thread(detect)
     state_dir = _state_dir(config)
-    drivers: dict[str, Driver] = {}
-    path = shutil.which("crun") if config.runtime in ("auto", "crun") else None
-    if path and os.geteuid() == 0:
-        drivers[STANDARD] = OciDriver(crun(path), state_dir, launcher, hierarchy)
-    store: ImageStore | BareImages
-    if drivers:
-        store = ImageStore(config.data_dir)
-    else:
-        drivers[STANDARD] = ProcessDriver(state_dir, launcher, hierarchy)
-        store = BareImages(config.data_dir)
-    return Surroundings(drivers, store, HostNetwork())
+    machine = await probe.kept_probe(state_dir, launcher)
+    hierarchy = await asyncio.to_thread(detect)
+    drivers = choice.open_drivers(machine, config.runtime, state_dir, launcher, hierarchy)
+    bare = drivers[STANDARD].name == "process"
+    store: ImageStore | BareImages = BareImages(config.data_dir) if bare else ImageStore(config.data_dir)
+    around = Surroundings(drivers, store, HostNetwork())
+    if bare:
+        around.warnings.append("functions run as plain processes, without isolation; cadenza doctor says why")
+    elif machine.can("network"):
+        network = Network(state_dir)
+        try:
+            await network.open()
+            around.networks = network
+        except (Error, OSError) as error:
+            around.warnings.append(f"containers share the machine's network; they can have none of their own: {error}")
+    around.names = await asyncio.to_thread(_names, state_dir)
+    return around
 
 
-class HostNetwork:
-    """No namespaces: containers share the machine's network."""
-
-    @dataclass(frozen=True)
-    class Lease:
-        """Nothing was made."""
-
-        netns: str = HOST_NETWORK
-
-    async def acquire(self, container_id: str) -> Any:
-        """The machine's own."""
-        return self.Lease()
-
-    async def release(self, lease: Any) -> None:
-        """Nothing was made."""
-
-    async def close(self) -> None:
-        """Nothing is open."""
+def _names(state_dir: str) -> dict[str, str]:
+    """Write the files by which containers look names up. Those that cannot be known are left to the image."""
+    found = {}
+    for target, text in (("/etc/resolv.conf", resolv_conf()), ("/etc/hosts", HOSTS)):
+        if text:
+            path = found[target] = os.path.join(state_dir, os.path.basename(target))
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(path, 0o644)
+    return found
 
 
 def _state_dir(config: Config) -> str:

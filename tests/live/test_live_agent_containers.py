@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "agent"))
 
-from agent_fakes import FakeNetworks, FakeStore, World, attempt, spec
+from agent_fakes import FakeStore, World, attempt, spec
 
 from cadenza.agent import support
 from cadenza.base.resources import Resources
@@ -29,6 +29,7 @@ from cadenza.protocol.objects import FileEntry
 from cadenza.runner import values
 from cadenza.runtime.cgroup import detect
 from cadenza.runtime.launcher import Launcher
+from cadenza.runtime.network import NETNS_FOLDER, Network, tag_of
 from cadenza.runtime.oci import OciDriver, crun
 
 pytestmark = pytest.mark.timeout(120)
@@ -74,7 +75,7 @@ def make_root(root: str) -> None:
         "/usr/bin/cat",
     ]
     modules = [str(one) for one in Path(f"{BASE}/lib/{PYTHON}/lib-dynload").glob("*.so")]
-    libraries = set()
+    libraries = {"/usr/lib/x86_64-linux-gnu/libgcc_s.so.1"}  # loaded late, when a thread is ended
     for line in subprocess.run(
         ["ldd", *binaries, *modules], capture_output=True, text=True, check=False
     ).stdout.split():
@@ -97,14 +98,6 @@ class Store(FakeStore):
         return nodes.ImageInfo(image_id, 1, 0.0, 0.0)
 
 
-class NoNetworks(FakeNetworks):
-    """An empty network namespace each: the runtime makes it."""
-
-    async def acquire(self, container_id: str) -> Any:
-        self.out.append(container_id)
-        return type("Lease", (str,), {"netns": ""})(container_id)
-
-
 class LiveWorld(World):
     """The agent on crun."""
 
@@ -113,13 +106,18 @@ class LiveWorld(World):
         around = self.agent._given
         assert around is not None
         self.driver = OciDriver(crun("/usr/bin/crun"), os.path.join(str(home), "runtime"), Launcher(), detect())
-        self.networks = NoNetworks()
+        self.networks = Network(os.path.join(str(home), "runtime"))
         around.drivers = {"standard": self.driver}
         around.store = Store(root)  # type: ignore[assignment]
         around.networks = self.networks
         self.folder = os.path.join(str(home), "objects")
         os.makedirs(self.folder, exist_ok=True)
         real_support(home)
+
+    async def __aenter__(self) -> LiveWorld:
+        await self.networks.open()
+        await super().__aenter__()
+        return self
 
     def source(self, text: str, name: str = "m") -> FileEntry:
         """A module of the user's, uploaded."""
@@ -171,16 +169,24 @@ def cgroups() -> list[str]:
     return sorted(str(one) for one in Path("/sys/fs/cgroup").glob("**/cadenza/*") if one.is_dir())
 
 
-def processes(marker: str) -> list[str]:
+def processes() -> list[int]:
+    """Those in our containers."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if marker in line and int(entry.name) != os.getpid():
-                found.append(f"{entry.name} {line}")
+    for path in cgroups():
+        if os.path.basename(path).startswith("ta-live"):
+            found += [int(one) for one in Path(path, "cgroup.procs").read_text().split()]
+    return sorted(set(found))
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that run; one that has ended and waits to be collected by its new parent does not."""
+    found = []
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX":
+                found.append(pid)
+        except OSError:
+            continue
     return found
 
 
@@ -190,11 +196,12 @@ def traces(home: Path) -> dict[str, Any]:
     return {
         "mounts": [one for one in mounts() if str(home) in one],
         "directories": sorted(os.listdir(containers)) if containers.exists() else [],
+        "networks": [one for one in os.listdir(NETNS_FOLDER) if one.startswith(tag_of(str(home / "runtime")))],
         "cgroups": [one for one in cgroups() if os.path.basename(one).startswith("ta-live")],
     }
 
 
-NOTHING: dict[str, Any] = {"mounts": [], "directories": [], "cgroups": []}
+NOTHING: dict[str, Any] = {"mounts": [], "directories": [], "networks": [], "cgroups": []}
 
 SOURCE = """
 import os, signal, sys, time
@@ -237,7 +244,7 @@ def test_a_function_runs_in_a_container_and_nothing_is_left(root: str, home: Pat
             assert "hello 41" in world.control.text("ta-live1", 1)
             world.want(one, stops=(StopOrder("ta-live1", 5.0, True),))
             gone = await world.control.state("ta-live1", nodes.GONE)
-            assert (gone.reason, gone.exit_code) == (nodes.EXITED, 0)
+            assert (gone.reason, gone.exit_code) == (nodes.EXITED, 0), world.control.text("ta-live1", 2)
         assert traces(home) == NOTHING
 
     asyncio.run(go())
@@ -288,10 +295,12 @@ def test_children_of_the_function_write_to_the_log_and_end_with_it(root: str, ho
             world.agent.deliver("ta-live4", [attempt(0, packed(1))])
             await world.control.until(lambda: world.control.given)
             await world.control.until(lambda: "from a child" in world.control.text("ta-live4", 1))
+            inside = processes()
+            assert len(inside) >= 3
             world.want()
             await world.control.state("ta-live4", nodes.GONE)
+            assert alive(inside) == []
         assert traces(home) == NOTHING
-        assert processes("sleep 1000") == []
 
     asyncio.run(go())
 
@@ -383,13 +392,17 @@ def test_kill_9_of_the_agent_leaves_nothing_after_the_next_start(root: str, home
         assert agent.stdout is not None
         assert agent.stdout.readline() == "ready\n"
         assert traces(home)["mounts"]
+        inside = processes()
+        assert len(inside) >= 2
         agent.send_signal(signal.SIGKILL)
         agent.wait()
 
         async def go() -> None:
-            async with LiveWorld(home, root):
-                assert traces(home) == NOTHING
-                assert processes("/.cadenza/lib/cadenza/runner/__main__.py") == []
+            async with LiveWorld(home, root) as world:
+                there = traces(home)
+                assert set(there.pop("networks")) <= set(world.networks._links)  # its own, for containers to come
+                assert there.items() <= NOTHING.items()
+                assert alive(inside) == []
 
         asyncio.run(go())
         assert traces(home) == NOTHING

@@ -20,6 +20,7 @@ from cadenza.protocol.frame import PROTOCOL, Decoder, encode
 from cadenza.protocol.nodes import ContainerSpec, Desired, ImageInfo
 from cadenza.protocol.objects import FunctionSpec
 from cadenza.runtime.driver import ContainerConfig, Exit, Limits, RuntimeFault, Stats, Stdio
+from cadenza.runtime.network import Namespace
 
 
 class FakeRunner:
@@ -152,13 +153,17 @@ class FakeNetworks:
 
     def __init__(self) -> None:
         self.out: list[str] = []
+        self.count = 0
 
-    async def acquire(self, container_id: str) -> Any:
-        self.out.append(container_id)
-        return container_id
+    async def open(self, keep: Any = ()) -> None: ...
 
-    async def release(self, lease: Any) -> None:
-        self.out.remove(lease)
+    async def take(self) -> Namespace:
+        self.count += 1
+        self.out.append(f"net{self.count}")
+        return Namespace(f"net{self.count}", "")
+
+    async def give_back(self, name: str) -> None:
+        self.out.remove(name)
 
     async def close(self) -> None: ...
 
