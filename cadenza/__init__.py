@@ -96,7 +96,7 @@ _REMOVED = {
 __all__ = ["Error", "config", "__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
+def _get(name: str) -> Any:
     home = _HOMES.get(name)
     if home is not None:
         from importlib import import_module
@@ -118,6 +118,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:
+    __getattr__ = _get  # type checkers read the names above, and refuse others
 
 
 def __dir__() -> list[str]:

@@ -50,17 +50,22 @@ if TYPE_CHECKING:
         """What ``@app.function(...)`` is: it keeps the signature of what it is put on."""
 
         @overload
-        def __call__(self, target: PartialFunction[P, R]) -> Function[P, R, R]: ...
+        def __call__(self, target: PartialFunction[P, R], /) -> Function[P, R, R]: ...
         @overload
-        def __call__(self, target: Callable[P, Coroutine[Any, Any, R]]) -> Function[P, R, Coroutine[Any, Any, R]]: ...
+        def __call__(
+            self, target: Callable[P, Coroutine[Any, Any, R]], /
+        ) -> Function[P, R, Coroutine[Any, Any, R]]: ...
         @overload
-        def __call__(self, target: Callable[P, R]) -> Function[P, R, R]: ...
+        def __call__(self, target: Callable[P, R], /) -> Function[P, R, R]: ...
 
+    class EntrypointDecorator(Protocol):
+        """What ``@app.local_entrypoint()`` is."""
+
+        def __call__(self, raw: Callable[P, R], /) -> LocalEntrypoint[P, R]: ...
 
 else:
     P = TypeVar("P")
 F = TypeVar("F", bound="Callable[..., Any]")
-E = TypeVar("E")
 T = TypeVar("T")
 
 _RENAMED = {
@@ -134,7 +139,7 @@ class App(LaterApp):
         self._include_source = flag("include_source", include_source, "App")
         self._functions: dict[str, Function[Any, Any, Any]] = {}
         self._declarations: dict[str, Declaration] = {}
-        self._entrypoints: dict[str, LocalEntrypoint[Any]] = {}
+        self._entrypoints: dict[str, LocalEntrypoint[Any, Any]] = {}
         self._app_id = None
         self._client = None
         self._interactive = False
@@ -191,7 +196,7 @@ class App(LaterApp):
         return {}
 
     @property
-    def registered_entrypoints(self) -> dict[str, LocalEntrypoint[Any]]:
+    def registered_entrypoints(self) -> dict[str, LocalEntrypoint[Any, Any]]:
         """Deprecated: the app's local entrypoints by name."""
         _deprecated("registered_entrypoints")
         return dict(self._entrypoints)
@@ -345,12 +350,12 @@ class App(LaterApp):
             declaration.image()._use_here()
 
     @_strict
-    def local_entrypoint(self, *, name: Optional[str] = None) -> Callable[[Callable[..., E]], LocalEntrypoint[E]]:
+    def local_entrypoint(self, *, name: Optional[str] = None) -> EntrypointDecorator:
         """Make a function the one that ``cadenza run`` calls in the user's process, while the app runs."""
         if name is not None and not isinstance(name, str):
             raise InvalidError(f"local_entrypoint: name must be a string, not {type(name).__name__}")
 
-        def decorate(raw: Callable[..., E]) -> LocalEntrypoint[E]:
+        def decorate(raw: Any) -> Any:
             if isinstance(raw, (Function, PartialFunction, LocalEntrypoint)) or not inspect.isroutine(raw):
                 raise InvalidError("@app.local_entrypoint() goes on a plain function")
             called = name or raw.__qualname__
@@ -359,7 +364,7 @@ class App(LaterApp):
             self._entrypoints[called] = entrypoint = LocalEntrypoint(self, raw, called)
             return entrypoint
 
-        return decorate
+        return cast("EntrypointDecorator", decorate)
 
     def include(self, other_app: App, inherit_tags: bool = True) -> App:
         """Add another app's functions. Where both have one of a name, the other's is used, with a warning."""

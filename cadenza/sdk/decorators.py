@@ -16,7 +16,15 @@ from cadenza.sdk.options import MAX_CONCURRENT_INPUTS
 if TYPE_CHECKING:
     from typing import ParamSpec
 
+    from typing import Protocol
+
     P = ParamSpec("P")
+
+    class Marking(Protocol):
+        """A decorator that keeps the signature of what it is put on."""
+
+        def __call__(self, target: Callable[P, O], /) -> PartialFunction[P, O]: ...
+
 else:
     P = TypeVar("P")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -91,7 +99,7 @@ def _mark(name: str, target: Any, check: Optional[Callable[[Any], None]] = None,
 
 
 @with_parentheses("concurrent")
-def concurrent(*, max_inputs: Optional[int] = None, target_inputs: Optional[int] = None) -> Callable[[Any], Any]:
+def concurrent(*, max_inputs: Optional[int] = None, target_inputs: Optional[int] = None) -> Marking:
     """Let a container run several inputs at once: at most ``max_inputs`` (up to 1,000), scaled to ``target_inputs``.
 
     Goes below ``@app.function`` or ``@app.cls``. InvalidError for numbers out of range and on a method.
@@ -115,7 +123,7 @@ def concurrent(*, max_inputs: Optional[int] = None, target_inputs: Optional[int]
 
 
 @with_parentheses("batched")
-def batched(*, max_batch_size: int, wait_ms: int) -> Callable[[Any], Any]:
+def batched(*, max_batch_size: int, wait_ms: int) -> Marking:
     """Collect inputs into batches: up to ``max_batch_size`` (1 to 1,000), for at most ``wait_ms`` (0 to 600,000)."""
     for name, value, least, most in (
         ("max_batch_size", max_batch_size, 1, MAX_CONCURRENT_INPUTS),
@@ -154,7 +162,7 @@ def _check_web(name: str, *, nullary: bool) -> Callable[[Any], None]:
 @with_parentheses("asgi_app")
 def asgi_app(
     *, label: Optional[str] = None, custom_domains: Optional[Sequence[str]] = None, requires_proxy_auth: bool = False
-) -> Callable[[Any], Any]:
+) -> Marking:
     """Serve the ASGI app that the function returns. Web functions cannot be run yet."""
     return lambda target: _mark("asgi_app", target, _check_web("asgi_app", nullary=True), web="asgi_app")
 
@@ -162,7 +170,7 @@ def asgi_app(
 @with_parentheses("wsgi_app")
 def wsgi_app(
     *, label: Optional[str] = None, custom_domains: Optional[Sequence[str]] = None, requires_proxy_auth: bool = False
-) -> Callable[[Any], Any]:
+) -> Marking:
     """Serve the WSGI app that the function returns. Web functions cannot be run yet."""
     return lambda target: _mark("wsgi_app", target, _check_web("wsgi_app", nullary=True), web="wsgi_app")
 
@@ -174,7 +182,7 @@ def web_server(
     label: Optional[str] = None,
     custom_domains: Optional[Sequence[str]] = None,
     requires_proxy_auth: bool = False,
-) -> Callable[[Any], Any]:
+) -> Marking:
     """Serve what listens on ``port`` in the container. Web functions cannot be run yet."""
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
         raise InvalidError(f"web_server: port must be an integer between 1 and 65535, got {port!r}")
@@ -191,7 +199,7 @@ def fastapi_endpoint(
     custom_domains: Optional[Sequence[str]] = None,
     docs: bool = False,
     requires_proxy_auth: bool = False,
-) -> Callable[[Any], Any]:
+) -> Marking:
     """Serve the function as one HTTP route. Web functions cannot be run yet."""
     if not isinstance(method, str):
         raise InvalidError(f'fastapi_endpoint: method must be a string such as "POST", not {type(method).__name__}')

@@ -22,7 +22,7 @@ from cadenza.sdk.app import App
 from cadenza.sdk.function import Function
 from cadenza.sdk.local_entrypoint import LocalEntrypoint
 
-Runnable = Union["LocalEntrypoint[Any]", "Function[Any, Any, Any]"]
+Runnable = Union["LocalEntrypoint[Any, Any]", "Function[Any, Any, Any]"]
 
 STR, INT, FLOAT, BOOL, DATETIME, CHOICE = "str", "int", "float", "bool", "datetime", "choice"
 DATETIME_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")

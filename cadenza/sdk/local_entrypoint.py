@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
+from typing import TYPE_CHECKING, Callable, Generic, TypeVar
 
 if TYPE_CHECKING:
+    from typing import ParamSpec
+
     from cadenza.sdk.app import App
 
+    P = ParamSpec("P")
+else:
+    P = TypeVar("P")
 E = TypeVar("E")
 
 
-class LocalEntrypoint(Generic[E]):
+class LocalEntrypoint(Generic[P, E]):
     """A function that runs in the user's process when the app is run. Calling it runs it."""
 
-    def __init__(self, app: App, raw: Callable[..., E], name: str) -> None:
+    def __init__(self, app: App, raw: Callable[P, E], name: str) -> None:
         self.app = app
         self.raw = raw
         self.name = name
         functools.update_wrapper(self, raw)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> E:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> E:
         return self.raw(*args, **kwargs)
