@@ -142,7 +142,8 @@ class Calls:
         left = await self._queue.load()
         self.loop.fence_base = left.epoch * EPOCH_FENCES
         node_id = node.info().node_id
-        adoptable = [one for one in left.containers if one[2] in self.loop.cluster.functions and one[1] == node_id]
+        holding = {one.container_id for one in left.held}
+        adoptable = [one for one in left.containers if one[1] == node_id and self._adoptable(one, holding)]
         self.loop.attach(node, connected=not adoptable)
         for one in left.containers:
             if one not in adoptable:
@@ -160,6 +161,13 @@ class Calls:
                 empty = NodeReport(node_id, (), whole=True, revision=0)
                 self.loop.post(self.loop.report, empty)
         self._expire_later()
+
+    def _adoptable(self, kept: tuple[str, str, str, str], holding: set[str]) -> bool:
+        """Whether a container that may have outlived the earlier process is of use to this one."""
+        function = self.loop.cluster.functions.get(kept[2])
+        if function is None or function.removed:
+            return False
+        return not function.spec.single_use or kept[0] in holding  # else it may have had its one input
 
     def _take_over(self, left: Unfinished, alive: set[str], containers: Sequence[tuple[str, str, str, str]]) -> None:
         """Leases of containers that may still be there stay; the others are given back."""

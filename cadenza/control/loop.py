@@ -48,6 +48,8 @@ REFILL_BELOW_INPUTS = 256
 MAX_INBOX_EVENTS = 10_000
 """With more news than this the round begins at once."""
 IMAGES_NAMED = 8
+TIMER_GRAIN_S = 0.0005
+"""A deadline nearer than this waits this long: event loops ring a little early, and would ring again and again."""
 EXIT_GRACE_S = 30.0
 """What exit hooks may take. Source: semantics.md section 12.1."""
 EPOCH_FENCES = 1 << 16
@@ -249,6 +251,7 @@ class Loop:
             self._container_seen(one)
         if not report.whole:
             return
+        self._revision = max(self._revision, report.revision)  # an earlier control plane's may be ahead
         again = not node.connected
         if again:
             self.cluster.apply(state.NodeSeen(node.info, True), self._now)
@@ -387,7 +390,9 @@ class Loop:
         entry = attempt.entry
         if entry.done:
             return
-        if verdict.delay_s is None:
+        if self._sink.ended(entry.call_id):
+            self._finish(entry, TERMINATED, error="its call was cancelled", container=container)
+        elif verdict.delay_s is None:
             self._finish(entry, verdict.status, error=verdict.error, items=attempt.next_item, container=container)
         elif verdict.delay_s > 0:
             self._later(entry, verdict.delay_s)
@@ -406,6 +411,7 @@ class Loop:
         function_id = entry.function_id
         self.cluster.apply(state.BacklogChanged(function_id, 1, 1), self._now)
         refill = self._refill_of(function_id)
+        refill.arrived += 1
         refill.next_ready = min(refill.next_ready, self._now + delay_s)
         self.cluster.arm(self.cluster.functions[function_id], refill.next_ready)
 
@@ -636,9 +642,13 @@ class Loop:
         if not function.backlog or len(function.ready) >= REFILL_BELOW_INPUTS:
             return
         refill = self._refill_of(function.function_id)
-        if refill.running or (function.backlog <= function.delayed and self._now < refill.next_ready):
+        if refill.running:
             return
-        refill.running, refill.arrived = True, 0
+        if function.backlog <= function.delayed and self._now < refill.next_ready:
+            if refill.next_ready < math.inf:
+                self.cluster.arm(function, refill.next_ready)
+            return
+        refill.running, refill.arrived, refill.next_ready = True, 0, math.inf
         count = WINDOW_INPUTS - len(function.ready)
         future = self._queue.take(function.function_id, self._clock.now(), count)
         future.add_done_callback(lambda done: self._post_taken(function.function_id, done))
@@ -673,9 +683,13 @@ class Loop:
         else:
             delayed = function.backlog - refill.arrived - function.delayed
         self.cluster.apply(state.BacklogChanged(function_id, 0, delayed), self._now)
-        refill.next_ready = math.inf
+        if not taken.more and taken.next_ready_at is None:  # nothing is left but what came since
+            gone = max(0, function.backlog - refill.arrived)
+            self.cluster.apply(state.BacklogChanged(function_id, -gone, -gone), self._now)
         if taken.next_ready_at is not None:
-            refill.next_ready = self._now + max(0.0, taken.next_ready_at - self._clock.now())
+            at = self._now + max(0.0, taken.next_ready_at - self._clock.now())
+            refill.next_ready = min(refill.next_ready, at)
+        if refill.next_ready < math.inf:
             self.cluster.arm(function, refill.next_ready)
         if good:
             self.cluster.apply(state.Arrived(function_id, good), self._now)
@@ -743,7 +757,9 @@ class Loop:
             self._timer = None
         self._timer_at = at
         if at < math.inf:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - self._clock.monotonic()), self._ring)
+            self._timer = asyncio.get_running_loop().call_later(
+                max(TIMER_GRAIN_S, at - self._clock.monotonic()), self._ring
+            )
 
     def _ring(self) -> None:
         self._timer, self._timer_at = None, math.inf

@@ -390,6 +390,8 @@ class Cluster:
             self.nodes[event.info.node_id] = node
         else:
             node.connected = event.connected
+            for container in node.containers.values():
+                self._offer(container)
         return []
 
     def _node_away(self, event: NodeAway, now: float) -> list[AttemptState]:

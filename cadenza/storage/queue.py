@@ -178,11 +178,9 @@ class Queue:
 
     def _written(self, batch: list[_Pending], done: asyncio.Future[list[Any]]) -> None:
         self._writing = False
-        if self._closed:
+        error = None if done.cancelled() else done.exception()
+        if self._closed or done.cancelled():
             return
-        if done.cancelled():
-            return
-        error = done.exception()
         if error is None:
             for (_, _, then), result in zip(batch, done.result()):
                 if then is None:
