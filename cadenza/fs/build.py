@@ -215,6 +215,11 @@ class Builder:
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, "apt.conf"), "w", encoding="utf-8") as file:
             file.write(found.apt_conf(inside=True))
+        logins = debian.host_logins()
+        if logins:
+            descriptor = os.open(os.path.join(folder, "auth.conf"), os.O_WRONLY | os.O_CREAT, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(logins + "\n")
         if found.certificates:
             shutil.copyfile(found.certificates, os.path.join(folder, "certificates.pem"))
         binds = [Bind(folder, host.BUILD)]

@@ -8,19 +8,21 @@ scripts would have done. Measured on two cores: 4-6 s, against 32-80 s for tools
 from __future__ import annotations
 
 import asyncio
+import errno
 import glob
 import os
 import re
 import shutil
+import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Mapping, Optional, Sequence
 
 from cadenza.base.errors import ImageBuildError, InvalidError
 from cadenza.fs import dpkg, finish
 from cadenza.fs.sources import (
-    KEYRINGS, NEWEST_PLAIN, SUITES, Mirror, Source, deb822, mirror_of, parse_deb822, parse_one_line, suite_for,
+    KEYRINGS, NEWEST_PLAIN, SUITES, Mirror, Source, deb822, mirror_of, parse_deb822, parse_one_line, suite_for, without_login,
 )  # fmt: skip
 
 PACKAGES = (
@@ -107,6 +109,23 @@ def host_mirror(etc: str = "/etc/apt") -> Mirror:
     return mirror_of(found)
 
 
+def host_logins(etc: str = "/etc/apt") -> str:
+    """What apt_auth.conf(5) of this machine and the addresses of its sources say of names and passwords."""
+    lines = []
+    for path in [os.path.join(etc, "auth.conf"), *sorted(glob.glob(os.path.join(etc, "auth.conf.d/*.conf")))]:
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines.append(file.read().rstrip("\n"))
+        except OSError:
+            continue
+    try:
+        mirror = host_mirror(etc)
+    except InvalidError:
+        return "\n".join(lines)
+    lines += [line for _, line in map(without_login, (*mirror.archive, *mirror.security)) if line]
+    return "\n".join(lines)
+
+
 class Apt:
     """The host's apt with its own state under ``directory``: lists and packages of one suite, kept between bases."""
 
@@ -177,8 +196,10 @@ class Apt:
 
     async def update(self) -> None:
         """Fetch the lists. ImageBuildError with apt's words when the mirror cannot be reached."""
-        code, text = await run(["apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any"], self._env)
-        if code != 0 and "Error-Mode" not in text:
+        code, text = await run(["apt-get", "update", "-q"], self._env)
+        _check_space(text, self.directory)
+        # apt goes on when a list cannot be had. A mirror may lack the updates, but not the suite itself.
+        if code != 0 or re.search(rf"^Err:\d+ \S+ {self.suite} ", text, re.MULTILINE):
             raise ImageBuildError(f"the package lists of {self.suite} could not be fetched:\n{_last(text)}")
         with open(os.path.join(self.directory, "updated"), "w"):
             pass
@@ -205,6 +226,7 @@ class Apt:
             command += [one.uri, os.path.join(partial, f"{os.getpid()}.{one.file}"), one.digest]
         code, text = await run(command, self._env)
         if code != 0:
+            _check_space(text, self.directory)
             raise ImageBuildError(f"packages of {self.suite} could not be fetched:\n{_last(text)}")
         for one in missing:
             os.replace(os.path.join(partial, f"{os.getpid()}.{one.file}"), os.path.join(self.archives, one.file))
@@ -363,8 +385,7 @@ async def _unpack(deb: str, root: str) -> tuple[str, ...]:
     command = ["bash", "-c", _UNPACK, "unpack", root, deb, *owner, *excluded]
     code, text = await run(command, {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}, mixed=False)
     if code != 0:
-        if "No space left" in text:
-            raise OSError(28, "No space left on device", root)
+        _check_space(text, root)
         raise ImageBuildError(f"{os.path.basename(deb)} could not be unpacked:\n{_last(text)}")
     return tuple(text.splitlines())
 
@@ -379,7 +400,12 @@ def _database(root: str, apt: Apt, archives: Sequence[Archive], paths: Mapping[s
 
 
 def _write_sources(root: str, mirror: Mirror, suite: str) -> None:
-    """The same mirror inside. Keys in a file that the image does not have are copied into it."""
+    """The same mirror inside, without passwords. Keys in a file that the image does not have are copied into it."""
+    mirror = replace(
+        mirror,
+        archive=tuple(without_login(one)[0] for one in mirror.archive),
+        security=tuple(without_login(one)[0] for one in mirror.security),
+    )
     signed_by = mirror.signed_by or KEYRINGS[mirror.distribution]
     if "\n" not in signed_by:
         kept = []
@@ -509,6 +535,7 @@ async def run(
     error = asyncio.subprocess.STDOUT if mixed else asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *command,
+        start_new_session=True,  # to be ended with all its children
         env=dict(env),
         stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -518,7 +545,7 @@ async def run(
         out, err = await asyncio.wait_for(process.communicate(given), timeout_s)
     except BaseException as why:
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         if isinstance(why, asyncio.TimeoutError):
             return 124, f"{command[0]} did not end within {timeout_s:.0f} s"
@@ -526,6 +553,12 @@ async def run(
     code = process.returncode or 0
     text = (err if code and err else out).decode(errors="replace")
     return code, text
+
+
+def _check_space(text: str, where: str) -> None:
+    """OSError when a program's words are that the disk is full."""
+    if os.strerror(errno.ENOSPC) in text:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
 
 
 def _last(text: str, lines: int = 12) -> str:

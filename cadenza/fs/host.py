@@ -60,6 +60,7 @@ class Host:
         if bundle:
             lines.append(f'Acquire::https::CaInfo "{CERTIFICATES if inside else bundle}";')
         if inside:
+            lines.append(f'Dir::Etc::netrc "{BUILD}/auth.conf";')
             # One user id may be all that a build without root has.
             lines += ['APT::Sandbox::User "root";', 'Dpkg::Use-Pty "0";', 'DPkg::Lock::Timeout "60";']
         return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from cadenza.base.clock import Clock, SystemClock
 from cadenza.base.errors import Error, ImageBuildError, NotFoundError
 from cadenza.fs import caches, recipe
 from cadenza.fs.build import Bind, Builder, Emit, RunStep, StepRun, with_image
-from cadenza.fs.layers import LayerStore, StoredLayer, explain
+from cadenza.fs.layers import LayerStore, StoredLayer, explain, remove_tree
 from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageInfo
 
 __all__ = ["Bind", "ImageStore", "RunStep", "StepRun"]
@@ -74,7 +74,7 @@ class ImageStore:
         self._builder = Builder(self._layers, self._cache, os.environ if environ is None else environ, self._clock)
         self._making: dict[str, _Making] = {}
         self._gate = asyncio.Semaphore(BUILDS_AT_ONCE)
-        self._settling: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.Task[None]] = set()
         self._touched: dict[str, float] = {}
         self._records: dict[str, _Record] = {}
         for name in os.listdir(self._records_dir):
@@ -148,10 +148,12 @@ class ImageStore:
         record = _Record(info, stored, settings)
         self._records[order.image_id] = record
         self._save(record)
-        task = asyncio.get_running_loop().create_task(self._settle(stored))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        self._keep(asyncio.get_running_loop().create_task(self._settle(stored)))
         return info
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
 
     async def _settle(self, stored: tuple[StoredLayer, ...]) -> None:
         """Bring layers to disk while the image is already in use. A failure only makes another boot build it again."""
@@ -164,8 +166,8 @@ class ImageStore:
                     return
 
     async def close(self) -> None:
-        """Wait until what was built is surely on disk."""
-        await asyncio.gather(*self._settling, return_exceptions=True)
+        """Wait until what was built is surely on disk, and what was removed is gone."""
+        await asyncio.gather(*self._later, return_exceptions=True)
 
     async def _layer(
         self,
@@ -257,7 +259,14 @@ class ImageStore:
         del self._records[image_id]
         os.unlink(os.path.join(self._records_dir, image_id))
         kept = {one.name for other in self._records.values() for one in other.layers}
-        self._layers.remove(one for one in record.layers if one.name not in kept)
+        for trash in self._layers.remove(one for one in record.layers if one.name not in kept):
+            # It is gone for everybody; giving back the room takes a while.
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                remove_tree(trash)
+            else:
+                self._keep(loop.create_task(asyncio.to_thread(remove_tree, trash)))
 
     def cleanup(self) -> None:
         """Call at start: drop what a killed process left half-made. Blocks; run it before the loop is busy."""

@@ -120,22 +120,24 @@ class LayerStore:
         """Remove what a step leaves, whatever state it is in."""
         remove_tree(place.root)
 
-    def remove(self, layers: Iterable[StoredLayer]) -> None:
-        """Remove these layers; a step whose layer is by now another one keeps that."""
+    def remove(self, layers: Iterable[StoredLayer]) -> list[str]:
+        """Take these layers away; a step that has another layer by now keeps it. Gives trees for `remove_tree`."""
+        trash = []
         for layer in layers:
             found = self.find(layer.digest)
             if found is None or found.name == layer.name:
                 _unlink(os.path.join(self._steps, layer.digest))
-            self._discard(layer.name)
+            trash += self._take_away(layer.name)
+        return trash
 
-    def _discard(self, name: str) -> None:
-        """Take a layer away in one move, then remove it."""
+    def _take_away(self, name: str) -> list[str]:
+        """Take a layer away in one move."""
         trash = os.path.join(self._work, name + ".old")
         try:
             os.rename(self.path(name), trash)
         except FileNotFoundError:
-            return
-        remove_tree(trash)
+            return []
+        return [trash]
 
     def cleanup(self, used: Iterable[str] = ()) -> None:
         """Drop what a killed process left: work directories, torn layers, layers of no step. ``used``: names kept."""
@@ -150,7 +152,8 @@ class LayerStore:
                 kept.add(found.name)
         for name in os.listdir(self._layers):
             if name not in kept:
-                self._discard(name)
+                for trash in self._take_away(name):
+                    remove_tree(trash)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Iterable, Optional
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from cadenza.base.errors import InvalidError
 
@@ -169,6 +170,17 @@ def mirror_of(sources: Iterable[Source]) -> Mirror:
     first, distribution = next(iter(chosen.values()))
     uris = tuple(uri for uri, (_, name) in chosen.items() if name == distribution)
     return Mirror(distribution, uris, tuple(security), first.signed_by, first.trusted)
+
+
+def without_login(uri: str) -> tuple[str, str]:
+    """An address without the name and password in it, and the line of apt_auth.conf(5) that says them, or empty."""
+    parts = urlsplit(uri)
+    if parts.username is None:
+        return uri, ""
+    host = parts.netloc.rpartition("@")[2]
+    login, password = unquote(parts.username), unquote(parts.password or "")
+    line = f"machine {parts.scheme}://{host}{parts.path} login {login} password {password}"
+    return urlunsplit(parts._replace(netloc=host)), line
 
 
 def suite_for(distribution: str, python: str) -> str:

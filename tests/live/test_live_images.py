@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from cadenza.base.errors import ImageBuildError
+from cadenza.base.errors import ImageBuildError, ResourceExhaustedError
 from cadenza.fs.images import ImageStore, StepRun
 from cadenza.protocol.nodes import BuildLine, BuildOrder
 from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
@@ -154,7 +154,7 @@ def test_packages_come_from_the_ordinary_registries(store: ImageStore) -> None:
     """13.3: apt_install, pip_install, uv_pip_install, run_commands and env, each a layer on the one before."""
     lines: list[BuildLine] = []
     steps = (
-        ImageStep("apt", args=("tree",)),
+        ImageStep("apt", args=("tree", "libyaml-0-2")),
         ImageStep("pip", args=("six",)),
         ImageStep("pip", args=("iniconfig",), options={"tool": "uv"}),
         ImageStep("env", env={"GREETING": "hello there"}),
@@ -193,6 +193,9 @@ def test_packages_come_from_the_ordinary_registries(store: ImageStore) -> None:
         "/tmp",
     )
     assert [one for one in left if one.startswith(unwanted)] == []
+    # The database made from outside has the packages' triggers: a new library reaches the loader's cache.
+    assert any(one.text.startswith("Processing triggers for libc-bin") for one in lines)
+    assert "libyaml" in inside(store, image_id, "sh", "-c", "ldconfig -p")
     cached = [one for one in lines if one.kind == "cached"]
     assert [one.step for one in cached] == [1]
     lines.clear()
@@ -266,6 +269,24 @@ def test_a_killed_builder_leaves_a_store_that_works(tmp_path: Path, after: str, 
     image_id = build(again, ImageStep("run", args=("echo 1 > /one",)))
     assert inside(again, image_id, "cat", "/one") == "1\n"
     shutil.rmtree(tmp_path)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, store: ImageStore) -> None:
+    """While the base is unpacked, and while a step writes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], check=True)
+    try:
+        small = make_store(disk / "data")
+        with pytest.raises(ResourceExhaustedError, match="is full"):
+            build(small)
+        assert os.listdir(disk / "data/images/work") == os.listdir(disk / "data/images/layers") == []
+        subprocess.run(["mount", "-o", "remount,size=260m", str(disk)], check=True)
+        with pytest.raises(ImageBuildError, match="because the disk is full"):
+            build(small, ImageStep("run", args=("dd if=/dev/zero of=/big bs=1M count=250",)))
+        assert os.listdir(disk / "data/images/work") == [] and len(os.listdir(disk / "data/images/layers")) == 1
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_files_are_copied_through_links_and_over_old_ones(store: ImageStore, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cadenza.base.errors import InvalidError
 from cadenza.fs.debian import (
-    Archive, check_python, host_mirror, host_uv, parse_uris, run, shares, standalone_python, supported,
+    Archive, check_python, host_logins, host_mirror, host_uv, parse_uris, run, shares, standalone_python, supported,
 )  # fmt: skip
 
 
@@ -83,6 +83,16 @@ def test_the_host_s_sources_are_found(tmp_path: Path) -> None:
     (tmp_path / "sources.list").write_text("deb http://mirror.test/debian trixie main\n")
     (tmp_path / "sources.list.d/off.sources.disabled").write_text("Types: deb\nURIs: http://x\nSuites: sid\n")
     assert host_mirror(str(tmp_path)).archive == ("http://mirror.test/debian",)
+
+
+def test_logins_are_gathered_for_build_steps(tmp_path: Path) -> None:
+    (tmp_path / "auth.conf.d").mkdir()
+    (tmp_path / "auth.conf.d/own.conf").write_text("machine own.test login a password b\n")
+    (tmp_path / "sources.list").write_text("deb https://me:secret@mirror.test/debian trixie main\n")
+    assert host_logins(str(tmp_path)).splitlines() == [
+        "machine own.test login a password b",
+        "machine https://mirror.test/debian login me password secret",
+    ]
 
 
 def test_a_program_that_does_not_end_is_ended() -> None:

@@ -63,9 +63,10 @@ def test_another_boot_trusts_only_what_was_synced(tmp_path: Path, monkeypatch: p
 def test_removing_an_older_layer_leaves_the_newer_of_its_step(tmp_path: Path) -> None:
     store = LayerStore(str(tmp_path))
     old, new = fill(store, "d1", a="old"), fill(store, "d1", a="new")
-    store.remove([old])
+    for trash in store.remove([old]):
+        remove_tree(trash)
     assert store.find("d1") == new and os.listdir(tmp_path / "layers") == [new.name]
-    store.remove([new])
+    assert len(store.remove([new])) == 1 and store.remove([new]) == []
     assert store.find("d1") is None and os.listdir(tmp_path / "layers") == []
 
 

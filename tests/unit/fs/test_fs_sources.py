@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cadenza.base.errors import InvalidError
-from cadenza.fs.sources import Mirror, Source, deb822, mirror_of, parse_deb822, parse_one_line, suite_for
+from cadenza.fs.sources import Mirror, Source, deb822, mirror_of, parse_deb822, parse_one_line, suite_for, without_login
 
 DEB822 = """\
 # made by an installer
@@ -85,6 +85,13 @@ def test_other_publishers_of_the_same_suite_are_left_out() -> None:
         "deb http://mirror.test/debian bookworm main\ndeb http://mirror.test/debian bookworm-updates main\n"
     )
     assert mirror_of(parse_one_line(text)).archive == ("http://mirror.test/debian",)
+
+
+def test_passwords_are_taken_out_of_addresses() -> None:
+    plain, line = without_login("https://me:p%40ss@mirror.test:8443/debian")
+    assert plain == "https://mirror.test:8443/debian"
+    assert line == "machine https://mirror.test:8443/debian login me password p@ss"
+    assert without_login("http://mirror.test/debian") == ("http://mirror.test/debian", "")
 
 
 def test_ubuntu_brings_universe() -> None:
