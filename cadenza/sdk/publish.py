@@ -217,7 +217,7 @@ def _server_warning() -> type[Warning]:
 
 
 async def build_all(client: Any, specs: Sequence[ImageSpec], progress: Progress, force: bool) -> None:
-    """Build each different image, several at once. The first failure is raised; the other builds go on."""
+    """Build each different image, several at once. The first failure is raised and ends the others."""
     different = list({spec.image_id(): spec for spec in specs}.values())
     if not different:
         return
@@ -228,7 +228,7 @@ async def build_all(client: Any, specs: Sequence[ImageSpec], progress: Progress,
         async with gate:
             await build(client, spec, progress, force)
 
-    await asyncio.gather(*map(one, different))
+    await source.all_or_none([one(spec) for spec in different])
 
 
 async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool) -> str:
@@ -236,15 +236,18 @@ async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool) -
     image_id = spec.image_id()
     stream = await client._stream("image.build", ImageBuild(spec, force))
     built = ""
-    while True:
-        item = await stream.receive()
-        if item is None:
-            break
-        message = from_plain(ImageBuilt, item[0])
-        for line in message.lines:
-            progress.build_line(image_id, line)
-        if message.image is not None:
-            built = message.image.image_id
+    try:
+        while True:
+            item = await stream.receive()
+            if item is None:
+                break
+            message = from_plain(ImageBuilt, item[0])
+            for line in message.lines:
+                progress.build_line(image_id, line)
+            if message.image is not None:
+                built = message.image.image_id
+    finally:
+        stream.cancel()  # where it has ended already, this does nothing
     if not built:
         raise ImageBuildError("the build ended without an image", image_id)
     return built

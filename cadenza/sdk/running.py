@@ -120,6 +120,8 @@ async def _heartbeat(client: Client, app_id: str, interval_s: float) -> None:
 async def _finish(client: Client, app_id: str, failure: Optional[BaseException]) -> None:
     """Tell the server that this client is done. A failure to do so must not hide what the program raised."""
     reason = "" if failure is None else type(failure).__name__
+    if isinstance(failure, asyncio.CancelledError):
+        reason = "interrupted"
     try:
         await asyncio.wait_for(
             client._request("app.finish", AppFinish(app_id, reason, error=failure is not None)), FINISH_DEADLINE_S

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
+from typing import Any, Callable, Coroutine, Iterable, Iterator, Optional, Sequence
 
 from cadenza.base.errors import ExecutionError, InvalidError, ModuleNotMountable
 from cadenza.protocol.methods import ObjectPut, ObjectsMissing
@@ -275,7 +275,13 @@ async def upload(client: Any, uploads: Sequence[Upload], progress: Optional[Call
         if progress is not None:
             progress(done, total)
 
-    tasks = [asyncio.ensure_future(send(one)) for one in missing]
+    await all_or_none([send(one) for one in missing])
+    return len(missing)
+
+
+async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all at once. The first failure is raised after the others were cancelled and have ended."""
+    tasks = [asyncio.ensure_future(one) for one in coroutines]
     try:
         await asyncio.gather(*tasks)
     except BaseException:
@@ -283,4 +289,3 @@ async def upload(client: Any, uploads: Sequence[Upload], progress: Optional[Call
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-    return len(missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -402,6 +403,9 @@ class Items:
     def __init__(self, items: list[Any]) -> None:
         self.items = items
 
+    def cancel(self) -> None:
+        pass
+
     async def receive(self) -> Optional[tuple[dict[str, Any], bytes]]:
         return (to_plain(self.items.pop(0)), b"") if self.items else None
 
@@ -484,6 +488,60 @@ def test_one_run_at_a_time() -> None:
     assert "app.stop" in server.asked
     with pytest.raises(InvalidError, match="does not run"):
         SPARE.stop()
+
+
+class Interrupting(Recorder):
+    """A server that does not answer these methods, at whose call the user types Ctrl-C."""
+
+    def __init__(self, *methods: str) -> None:
+        super().__init__()
+        self.methods = methods
+
+    async def _request(self, method: str, body: Any, payload: Any = ()) -> Any:
+        answer = await super()._request(method, body, payload)
+        await self.interrupt(method)
+        return answer
+
+    async def _stream(self, method: str, body: Any, payload: Any = ()) -> Any:
+        answer = await super()._stream(method, body, payload)
+        await self.interrupt(method)
+        return answer
+
+    async def interrupt(self, method: str) -> None:
+        if method in self.methods:
+            await asyncio.sleep(
+                0.05
+            )  # the main thread must be in its wait: nobody types in its last microsecond before
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("phase", ["object.put", "image.build", "app.publish"])
+def test_ctrl_c_while_the_app_is_made(phase: str) -> None:
+    server = Interrupting(phase)
+    with pytest.raises(KeyboardInterrupt):
+        with SPARE.run(client=server):  # type: ignore[arg-type]
+            raise AssertionError("it was interrupted before")
+    assert server.asked[-1] == "app.finish"
+    assert server.bodies["app.finish"].reason == "interrupted"
+    assert SPARE.app_id is None
+
+
+def test_ctrl_c_before_there_is_an_app() -> None:
+    server = Interrupting("app.create")
+    with pytest.raises(KeyboardInterrupt):
+        with SPARE.run(client=server):  # type: ignore[arg-type]
+            raise AssertionError("it was interrupted before")
+    assert server.asked == ["app.create"]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_server() -> None:
+    server = Interrupting("app.finish")
+    with pytest.raises(KeyboardInterrupt):
+        with SPARE.run(client=server):  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+    assert SPARE.app_id is None
+    assert not spare.is_hydrated
 
 
 def test_no_run_in_a_container() -> None:
