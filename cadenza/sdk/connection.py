@@ -179,7 +179,12 @@ class Connection(asyncio.BufferedProtocol):
             self._end(ServiceError(f"the server at {self.path} sent what is not our protocol: {error}"))
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
-        self._end(ServiceError(f"the connection to the server at {self.path} was lost while the call was under way"))
+        self._end(
+            ServiceError(
+                f"the connection to the server at {self.path} was lost while the call was under way. It was not "
+                f"repeated, since it may have run: call again. (What was spawned goes on and can still be read.)"
+            )
+        )
 
     def pause_writing(self) -> None:
         if self._resumed is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
+import signal
 import threading
 import warnings
 
@@ -216,6 +218,70 @@ def test_a_lost_connection_ends_the_map_with_an_error(f, server):
     server.handlers["call.map"] = die
     with pytest.raises(ServiceError, match="lost"):
         list(f.map([1, 2]))
+
+
+def silent(opened):
+    """A map whose outputs never come."""
+
+    async def never(peer, number, body, payload):
+        peer.send("item", number, {"opened": {"call_id": "fc-1", "max_outstanding": 10}})
+        opened.set()
+        await asyncio.sleep(3600)
+
+    return never
+
+
+def test_ctrl_c_ends_a_map_and_tells_the_server(f, server):
+    opened = threading.Event()
+    server.handlers["call.map"] = silent(opened)
+
+    def interrupt():
+        opened.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(f.map(itertools.count()))
+    assert f.remote(1) == 1  # by the same connection: the cancellation came before
+    assert len(server.frames("cancel")) == 1
+
+
+def test_leaving_a_map_early_tells_the_server_and_stops_the_inputs(f, server):
+    server.max_outstanding = 3
+    closed = threading.Event()
+
+    def source():
+        try:
+            yield from itertools.count()
+        finally:
+            closed.set()
+
+    for one in f.map(source()):
+        if one == 2:
+            break
+    assert closed.wait(10)
+    assert f.remote(1) == 1
+    assert len(server.frames("cancel")) == 1
+
+
+def test_cancelling_the_async_form_tells_the_server(f, server):
+    opened = threading.Event()
+    server.handlers["call.map"] = silent(opened)
+
+    async def main():
+        async def consume():
+            async for _ in f.map.aio(itertools.count()):
+                pass
+
+        task = asyncio.ensure_future(consume())
+        await asyncio.get_running_loop().run_in_executor(None, opened.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert f.remote(1) == 1
+    assert len(server.frames("cancel")) == 1
 
 
 def test_spawn_map_makes_a_call_for_each_input_and_returns_none(f, server):
