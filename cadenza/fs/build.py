@@ -12,6 +12,7 @@ from typing import Awaitable, Callable, Mapping, Optional, Sequence
 from cadenza.base.clock import Clock
 from cadenza.base.errors import Error, ImageBuildError
 from cadenza.fs import caches, debian, host, recipe
+from cadenza.fs.apt import host_logins
 from cadenza.fs.layers import LayerStore, Stack, StoredLayer, Workplace, copy_files, explain
 
 SHOWN_LINES = 30
@@ -215,7 +216,7 @@ class Builder:
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, "apt.conf"), "w", encoding="utf-8") as file:
             file.write(found.apt_conf(inside=True))
-        logins = debian.host_logins()
+        logins = host_logins()
         if logins:
             descriptor = os.open(os.path.join(folder, "auth.conf"), os.O_WRONLY | os.O_CREAT, 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 
-from cadenza.fs.debian import LISTS_FRESH_S
+from cadenza.fs.apt import LISTS_FRESH_S
 
 APT_LISTS = "/var/lib/apt/lists"
 APT_ARCHIVES = "/var/cache/apt/archives"

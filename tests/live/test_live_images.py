@@ -152,6 +152,7 @@ def test_a_base_runs_python_and_is_made_once(store: ImageStore) -> None:
 
 def test_packages_come_from_the_ordinary_registries(store: ImageStore) -> None:
     """13.3: apt_install, pip_install, uv_pip_install, run_commands and env, each a layer on the one before."""
+    build(store)
     lines: list[BuildLine] = []
     steps = (
         ImageStep("apt", args=("tree", "libyaml-0-2")),
