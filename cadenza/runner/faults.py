@@ -49,11 +49,11 @@ def pack_exception(exc: BaseException) -> bytes:
     return b"".join(values.pack(_describe(exc, MAX_CHAIN, set())))
 
 
-def text_of(exc: BaseException) -> str:
-    """The traceback as Python prints it, without our own frames, causes included."""
+def text_of(exc: BaseException, chain: bool = True) -> str:
+    """The traceback as Python prints it, without our own frames; with ``chain``, causes included."""
     import traceback
 
-    return "".join(traceback.format_exception(type(exc), exc, strip(exc)))
+    return "".join(traceback.format_exception(type(exc), exc, strip(exc), chain=chain))
 
 
 def strip(exc: BaseException, seen: Optional[set[int]] = None) -> Optional[TracebackType]:
@@ -86,7 +86,7 @@ def _describe(exc: BaseException, depth: int, seen: set[int]) -> Fault:
         "repr": _repr(exc),
         "type": f"{type(exc).__module__}.{type(exc).__qualname__}",
         "traceback": [_frame(*one) for one in frames],
-        "text": _text(exc),
+        "text": _text(exc, depth == MAX_CHAIN),
         "cause": None,
         "context": None,
         "suppress_context": exc.__suppress_context__,
@@ -135,9 +135,9 @@ def _repr(exc: BaseException) -> str:
 MAX_REPR_BYTES = values.MAX_REPR_BYTES
 
 
-def _text(exc: BaseException) -> str:
+def _text(exc: BaseException, chain: bool) -> str:
     try:
-        text = text_of(exc)
+        text = text_of(exc, chain)
     except Exception as error:
         text = f"{_repr(exc)} (its traceback could not be printed: {type(error).__name__})\n"
     return text if len(text) <= MAX_REPR_BYTES else text[:MAX_REPR_BYTES]

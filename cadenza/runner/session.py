@@ -8,7 +8,8 @@ import sys
 import time
 
 from cadenza import __version__
-from cadenza.runner import LANE_SOCKET, RUNNER_SOCKET, SUPPORT_DIR, context
+from cadenza.base.errors import ExecutionError
+from cadenza.runner import LANE_SOCKET, RUNNER_SOCKET, SUPPORT_DIR, context, preload
 from cadenza.runner.outbox import Outbox
 from cadenza.runner.wire import Connection, Mask
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 PROTOCOL = 1  # cadenza.protocol.frame.PROTOCOL, as said in the hello
 CONNECT_TRIES = 40
 CONNECT_PAUSE_S = 0.05
+MAX_TEXT_CHARS = 128 << 10
+MAX_FAULT_BYTES = 8 << 20
+"""There is no lane before a function is loaded: a larger fault is sent as its text."""
 
 EXIT_OK, EXIT_FAILED, EXIT_NO_AGENT, EXIT_INTERRUPTED = 0, 1, 3, 130
 
@@ -138,12 +142,16 @@ class Session:
 
     def _until_attached(self) -> tuple[dict[str, Any], bytes]:
         self._later: list[tuple[dict[str, Any], bytes]] = []
+        welcomed = loaded = False
         while True:
+            if welcomed and not loaded and not self._comes(preload.PAUSE_S):
+                loaded = preload.preload(lambda: self._comes(0)) == len(preload.MODULES)
             frames = self.wire.receive()
             if frames is None:
                 os._exit(EXIT_NO_AGENT)  # nobody has any use for this container
             for position, (header, payload) in enumerate(frames):
                 kind = header.get("t")
+                welcomed = welcomed or kind == "welcome"
                 if kind == "refuse":
                     _die(f"The agent refused the runner: {header.get('message')}")
                 if kind == "drain":
@@ -151,6 +159,12 @@ class Session:
                 if kind == "attach":
                     self._later = frames[position + 1 :]
                     return header, payload
+
+    def _comes(self, wait_s: float) -> bool:
+        """Whether the agent says something within that time."""
+        import select
+
+        return bool(select.select([self.wire.sock], [], [], wait_s)[0])
 
     # Becoming a container.
 
@@ -210,9 +224,11 @@ class Session:
         sys.stderr.flush()
         sys.stderr.write(text)
         self.streams.finish_all()
+        text = text[-MAX_TEXT_CHARS:]
         packed = values.pack_exception(exc)
-        limit = 256 << 10
-        self._send({"t": "failed", "where": "import", "text": text[-limit:], "n": len(packed)}, [packed])
+        if len(packed) > MAX_FAULT_BYTES:
+            packed = values.pack_exception(ExecutionError(f"The container could not load the function:\n{text}"))
+        self._send({"t": "failed", "where": "import", "text": text, "n": len(packed)}, [packed])
         os._exit(EXIT_FAILED)
 
     # Working.

@@ -32,7 +32,7 @@ def arrange(header: dict[str, Any], payload: bytes) -> bytes:
         size = int(one["size"])
         write_file(place(str(one["path"]), root), payload[at : at + size], int(one.get("mode") or 0o644))
         at += size
-    fix_path(root)
+    lib = fix_path(root)
     cwd = place(str(header.get("cwd") or root), root)
     try:
         os.chdir(cwd)
@@ -41,7 +41,7 @@ def arrange(header: dict[str, Any], payload: bytes) -> bytes:
         os.chdir(cwd)
     # User code must not find the runner's own entry as ``__main__``: multiprocessing would run it again in children.
     sys.modules["__main__"] = ModuleType("__main__")
-    sys.meta_path.insert(0, Alias())
+    sys.meta_path[:0] = [Alias(), Bundled(lib)]
     return payload[at:]
 
 
@@ -71,10 +71,12 @@ def write_file(path: str, content: bytes, mode: int) -> None:
         os.close(fd)
 
 
-def fix_path(root: str) -> None:
+def fix_path(root: str) -> str:
     """``sys.path`` and site-packages as an ordinary start has them, with the root in front and our library at the end.
 
     ``-I -S`` skipped PYTHONPATH, ``.pth`` files, virtual environments and the user's site directory.
+
+    Returns the library's folder.
     """
     lib = sys.path.pop() if sys.path and os.path.isdir(os.path.join(sys.path[-1], "cadenza", "runner")) else ""
     before = [os.path.abspath(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
@@ -93,6 +95,21 @@ def fix_path(root: str) -> None:
     site.main()
     if lib:
         sys.path.append(lib)
+    return lib
+
+
+class Bundled:
+    """The cloudpickle of our library comes before one of the image: an older one cannot read what a newer one wrote."""
+
+    def __init__(self, lib: str) -> None:
+        self._lib = lib
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "cloudpickle" or not self._lib:
+            return None
+        from importlib.machinery import PathFinder
+
+        return PathFinder.find_spec(name, [self._lib])
 
 
 class Alias:
