@@ -218,7 +218,7 @@ class Cell(bridge.Host):
             for pipe in self._pipes:
                 pipe.close_writer()
         self._started = True
-        self._loop.create_task(self._guarded(self._await_exit()))
+        self._task(self._await_exit())
         if self.life.state in (container.STOPPING, container.GONE):
             await self.driver.signal(self.cell_id, signal.SIGKILL)
             return
@@ -289,7 +289,7 @@ class Cell(bridge.Host):
 
     def _runner_entered(self, sock: socket.socket) -> None:
         lane = os.path.join(variables.SUPPORT if self.isolated else self.paths.support, LANE)
-        self._loop.create_task(self._connect(sock, bridge.Link(self, lane)))
+        self._task(self._connect(sock, bridge.Link(self, lane)))
 
     async def _connect(self, sock: socket.socket, link: bridge.Link) -> None:
         try:

@@ -195,6 +195,8 @@ class Agent:
     def _admit(self, spec: ContainerSpec) -> None:
         kind = pool.Kind(spec.image_id, spec.isolation)
         self._used[kind] = self.clock.monotonic()
+        if self.store.image(spec.image_id) is not None:
+            self.store.touch(spec.image_id, self.clock.now())
         warm = self._match(spec, kind)
         if warm is not None:
             warm.adopt(spec)
