@@ -1,6 +1,6 @@
 """Number one: a function that runs here, in a container, and in many containers at once.
 
-    cadenza run examples/01_hello/hello.py
+Run it with ``cadenza run examples/01_hello/hello.py``.
 """
 
 import platform

@@ -1,6 +1,6 @@
 """Number two: what happens when things go wrong: retries, timeouts, exceptions, background calls.
 
-    cadenza run examples/02_failures/failures.py
+Run it with ``cadenza run examples/02_failures/failures.py``.
 """
 
 import time

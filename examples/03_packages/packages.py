@@ -1,6 +1,6 @@
 """Number three: an image with packages, environment variables and a secret.
 
-    cadenza run examples/03_packages/packages.py
+Run it with ``cadenza run examples/03_packages/packages.py``.
 """
 
 import os

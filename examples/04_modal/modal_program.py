@@ -1,6 +1,6 @@
 """Number four: a program written for Modal, unmodified.
 
-    cadenza run examples/04_modal/modal_program.py --words "to be or not to be"
+Run it with ``cadenza run examples/04_modal/modal_program.py --words "to be or not to be"``.
 """
 
 import modal
