@@ -16,6 +16,7 @@ import msgspec
 import cadenza
 from cadenza.base.errors import Error, InvalidError, kind_of
 from cadenza.base.ids import IdSource
+from cadenza.control.hello import decode_hello, refuse
 from cadenza.control.listen import accept_each, listen_private, peer_uid, same_user
 from cadenza.control.request import Caller, Reply, Request
 from cadenza.observe.log import Log
@@ -51,17 +52,7 @@ class Head(msgspec.Struct):
     n: int = 0
 
 
-class Hello(msgspec.Struct):
-    """The first header."""
-
-    t: str
-    protocol: int
-    version: str = ""
-    role: str = ""
-
-
 _decode_head = msgspec.json.Decoder(Head).decode
-_decode_hello = msgspec.json.Decoder(Hello).decode
 
 
 class _Row:
@@ -278,7 +269,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hello(self, header: bytes) -> bool:
         try:
-            hello = _decode_hello(header)
+            hello = decode_hello(header)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FrameError(f"the first frame must be a hello: {error}") from None
         if hello.t != "hello":
@@ -489,22 +480,3 @@ class Connection(asyncio.BufferedProtocol):
         """Close at once; what is unsent is lost."""
         if self._transport is not None and not self.lost:
             self._transport.abort()
-
-
-def refuse(protocol: int, version: str, role: str) -> str:
-    """Why a hello is not welcome, as a sentence for people; empty when it is."""
-    ours = cadenza.__version__
-    if protocol != PROTOCOL:
-        older = "client" if protocol < PROTOCOL else "server"
-        remedy = (
-            "upgrade the package that your program imports"
-            if older == "client"
-            else "upgrade the server's package and restart it (cadenza down)"
-        )
-        return (
-            f"the server (cadenza {ours}) speaks protocol {PROTOCOL}, the client (cadenza {version[:40] or 'unknown'}) "
-            f"protocol {protocol}: {remedy}"
-        )
-    if role != "client":
-        return f"this socket is for the role 'client', not {role[:40]!r}"
-    return ""

@@ -1,20 +1,26 @@
 """Logs as append-only segment files of compressed blocks, with an index of the blocks in SQL.
 
 A block holds the entries of one app for a short while: about 256 KiB of text or a quarter of a second. On disk it is
-``u32 length | u32 CRC-32 | zlib(MessagePack list of entries)``; the index has its place, its times and its size. Adding
-is cheap and happens on the event loop's thread; encoding, compressing and writing happen in a worker thread.
+``u32 length | u32 CRC-32 | zlib(body)``, and a body is, little-endian::
+
+    u32 length of tags | tags: JSON list of [fd, container, function, call, input]
+    u32 entries | f64 times | u32 numbers of tags | u32 sizes of texts | the texts
+
+The index has a block's place, its times and its size. Adding is cheap and happens on the event loop's thread; encoding,
+compressing and writing happen in a worker thread.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
+import json
 import os
 import struct
+import sys
 import zlib
 from collections import deque
 from typing import AsyncIterator, Callable, Iterable, NamedTuple, Optional, Sequence
-
-import msgspec
 
 from cadenza.base.errors import NotFoundError
 from cadenza.base.ids import kind_of
@@ -38,6 +44,7 @@ ENTRY_COST_BYTES = 64
 
 _log = Log("cadenza.storage.logs")
 _BLOCK = struct.Struct(">II")
+_COUNT = struct.Struct("<I")
 
 
 class Entry(NamedTuple):
@@ -50,10 +57,6 @@ class Entry(NamedTuple):
     call_id: str
     input_id: str
     text: bytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[tuple[float, int, str, str, str, str, bytes]]).decode
 
 
 class _Open:
@@ -140,9 +143,9 @@ class LogStore:
             finally:
                 self._closed.popleft()
                 self._pending -= sum(len(one.text) + ENTRY_COST_BYTES for one in entries)
-        if self._now() - self._retained_at > RETAIN_EVERY_S:
-            self._retained_at = self._now()
-            await self.retain()
+            if not self._closed and self._now() - self._retained_at > RETAIN_EVERY_S:
+                self._retained_at = self._now()
+                await self.retain()  # what was closed meanwhile is this loop's next turn
 
     async def _write_block(self, app_id: str, seq: int, entries: list[Entry]) -> None:
         segment, offset = self._places.get(app_id, (0, 0))
@@ -236,7 +239,7 @@ def expired_segments(
 
 def append_block(path: str, offset: int, entries: Sequence[Entry]) -> tuple[int, int]:
     """Write one block at ``offset`` or, where a crash left bytes behind, after the file's end. ``(length, offset)``."""
-    body = zlib.compress(_encode(entries), 1)
+    body = zlib.compress(pack(entries), 1)
     block = _BLOCK.pack(len(body), zlib.crc32(body)) + body
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -263,4 +266,50 @@ def read_block(path: str, offset: int, length: int) -> list[Entry]:
     body = block[_BLOCK.size :]
     if len(body) != size or zlib.crc32(body) != check:
         raise ValueError("the block's check fails")
-    return [Entry(*one) for one in _decode(zlib.decompress(body))]
+    return unpack(zlib.decompress(body))
+
+
+def pack(entries: Sequence[Entry]) -> bytes:
+    """A block's body."""
+    tags: dict[tuple[int, str, str, str, str], int] = {}
+    numbers = array.array("I", [tags.setdefault(one[1:6], len(tags)) for one in entries])
+    times = array.array("d", [one.time for one in entries])
+    sizes = array.array("I", [len(one.text) for one in entries])
+    if sys.byteorder == "big":
+        for column in (numbers, times, sizes):
+            column.byteswap()
+    head = json.dumps(list(tags), separators=(",", ":")).encode()
+    return b"".join(
+        (
+            *(_COUNT.pack(len(head)), head, _COUNT.pack(len(entries))),
+            *(times.tobytes(), numbers.tobytes(), sizes.tobytes()),
+            *(one.text for one in entries),
+        )
+    )
+
+
+def unpack(body: bytes) -> list[Entry]:
+    """The entries of a block's body. ValueError when it is not one."""
+    try:
+        at = _COUNT.size + _COUNT.unpack_from(body)[0]
+        tags = json.loads(body[_COUNT.size : at])
+        count = _COUNT.unpack_from(body, at)[0]
+        at += _COUNT.size
+        columns = []
+        for kind in ("d", "I", "I"):
+            column = array.array(kind)
+            column.frombytes(body[at : at + count * column.itemsize])
+            if sys.byteorder == "big":
+                column.byteswap()
+            at += count * column.itemsize
+            columns.append(column)
+        entries = []
+        for time, number, size in zip(*columns):
+            fd, container_id, function_id, call_id, input_id = tags[number]
+            entries.append(Entry(time, fd, container_id, function_id, call_id, input_id, body[at : at + size]))
+            at += size
+        if at != len(body) or len(entries) != count:
+            raise ValueError(f"a block of a log ends at {len(body)}, not at {at}")
+    except (struct.error, IndexError, TypeError) as error:
+        raise ValueError(f"not a block of a log: {error}") from None
+    return entries

@@ -21,7 +21,8 @@ from cadenza.base.errors import ConflictError, ImageBuildError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control import rpc as module
 from cadenza.control.request import ITEM_COST_BYTES, Reply, Request
-from cadenza.control.rpc import Rpc, refuse
+from cadenza.control.hello import refuse
+from cadenza.control.rpc import Rpc
 from cadenza.protocol.calls import OutputItem, ValueRef
 from cadenza.protocol.frame import MAX_HEADER_BYTES, PROTOCOL, STREAM_CREDIT_BYTES, Decoder, encode
 from cadenza.protocol.methods import (

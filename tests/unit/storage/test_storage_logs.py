@@ -6,10 +6,12 @@ import asyncio
 import os
 from typing import Any, Awaitable, Callable
 
+import pytest
+
 from cadenza.protocol.nodes import LogChunk
 from cadenza.storage import logs as module
 from cadenza.storage.db import Database
-from cadenza.storage.logs import Entry, LogStore, append_block, expired_segments, read_block
+from cadenza.storage.logs import Entry, LogStore, append_block, expired_segments, pack, read_block, unpack
 
 APP = "ap-0000000000000000000001"
 
@@ -146,6 +148,10 @@ def test_a_block_is_what_it_was(tmp_path: Any) -> None:
     assert offset == 0
     assert append_block(path, 0, entries)[1] == length
     assert read_block(path, length, length) == entries
+    assert unpack(pack([])) == []
+    for broken in (b"", b"\x05\x00\x00\x00", pack(entries)[:-1]):
+        with pytest.raises(ValueError):
+            assert unpack(broken) == entries, "cut short"
 
 
 def test_a_hundred_thousand_lines_keep_the_loop_free(tmp_path: Any) -> None:
@@ -171,5 +177,26 @@ def test_a_hundred_thousand_lines_keep_the_loop_free(tmp_path: Any) -> None:
         assert store.dropped_bytes == 0
         assert (await texts(store)).count(b"\n") == 100_000
         assert longest < 1.0
+
+    with_store(tmp_path, test)
+
+
+def test_what_is_closed_during_retention_is_written_too(tmp_path: Any, monkeypatch: Any) -> None:
+    async def test(store: LogStore, db: Database) -> None:
+        retained = asyncio.Event()
+
+        async def retain() -> int:
+            if not retained.is_set():
+                retained.set()
+                store.add([chunk(b"meanwhile\n")])
+                store._close_block(APP)
+            return 0
+
+        monkeypatch.setattr(store, "retain", retain)
+        store.add([chunk(b"first\n")])
+        await store.flush()
+        assert retained.is_set()
+        assert store.unwritten(APP) == (2, [])
+        assert await texts(store) == b"first\nmeanwhile\n"
 
     with_store(tmp_path, test)
