@@ -24,7 +24,7 @@ from cadenza.base.errors import (
 )
 from cadenza.protocol.methods import AppCreate, AppFinish, AppRef
 from cadenza.sdk import output, publish
-from cadenza.sdk.context_api import container
+from cadenza.sdk.context_api import container, current_input_id
 
 if TYPE_CHECKING:
     from cadenza.sdk.app import App
@@ -81,8 +81,12 @@ async def run(
 
 
 def _check(app: App, interactive: bool) -> None:
-    here = container()
-    if here is not None:
+    if container() is not None:
+        if current_input_id() is not None:
+            raise InvalidError(
+                "app.run() was called in a function that runs in a container: the app runs already, so call its other "
+                "functions with .remote()"
+            )
         raise InvalidError(
             "app.run() was called in a container, where the program is imported again: call it below "
             'if __name__ == "__main__": or in a @app.local_entrypoint()'

@@ -550,6 +550,11 @@ def test_no_run_in_a_container() -> None:
         with pytest.raises(InvalidError, match="__main__"):
             with SPARE.run():
                 pass
+        context.enter("in-1", "fc-1")
+        with pytest.raises(InvalidError, match="in a function"):
+            with SPARE.run():
+                pass
+        context.leave()
     finally:
         context.become(None)
 
