@@ -247,7 +247,8 @@ class Launcher:
             ]
         if program.join or program.cwd != "/":
             # Through our own root: in the private mounts a hierarchy may be missing.
-            join = [f"/proc/{os.getpid()}/root{file}" for file in program.join]
+            root = f"/proc/{os.getpid()}/root" if program.private_mounts and self._is_root else ""
+            join = [root + file for file in program.join]
             script = CHANGE_DIRECTORY + JOIN_SCRIPT
             path, argv = "/bin/sh", ["sh", "-c", script, "sh", program.cwd, *join, "--", path, *argv[1:]]
         private = False
