@@ -7,6 +7,7 @@ written once for each turn of the event loop. A client that does not read its re
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from typing import Any, Awaitable, Callable, Mapping, Optional, Sequence, cast
@@ -35,6 +36,7 @@ WRITE_ABORT_BYTES = 512 << 20
 LINGER_S = 2.0
 """How long the last words to a connection that is closed may take."""
 MAX_REQUEST_ID = 1 << 53
+DISK_FULL = "the server's disk is full: free some space and try again"
 
 Handler = Callable[[Request[Any]], Awaitable[Any]]
 
@@ -355,6 +357,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._error(request.id, kind_of(error), str(error), {"image_id": image_id} if image_id else {})
             return
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if self._forget(request):
+                    self._error(request.id, "resource_exhausted", DISK_FULL)
+                return
             fault = self._server.ids.new("connection")[3:11]
             _log.error("a handler failed", exc=error, method=row.method.name, fault=fault)
             if self._forget(request):

@@ -22,7 +22,7 @@ import zlib
 from collections import deque
 from typing import AsyncIterator, Callable, Iterable, NamedTuple, Optional, Sequence
 
-from cadenza.base.errors import NotFoundError
+from cadenza.base.errors import Error, NotFoundError
 from cadenza.base.ids import kind_of
 from cadenza.observe.log import Log
 from cadenza.protocol.nodes import LogChunk
@@ -82,6 +82,7 @@ class LogStore:
         self._next_seq: dict[str, int] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._pending = 0
+        self._gaps: dict[str, int] = {}
         self._writer: Optional[asyncio.Task[None]] = None
         self._retained_at = 0.0
         self.dropped_bytes = 0
@@ -102,22 +103,30 @@ class LogStore:
             cost = len(chunk.data) + ENTRY_COST_BYTES
             if self._pending + cost > MAX_PENDING_BYTES:
                 self.dropped_bytes += len(chunk.data)
+                self._gaps[chunk.app_id] = self._gaps.get(chunk.app_id, 0) + len(chunk.data)
                 continue
+            gap = self._gaps.pop(chunk.app_id, 0) if self._gaps else 0
+            if gap:
+                words = b"%d bytes of output are missing here: they came faster than the disk took them\n" % gap
+                kept.append((chunk.app_id, self._keep(chunk.app_id, Entry(chunk.time, 0, "", "", "", "", words))))
             entry = Entry(
                 chunk.time, chunk.fd, chunk.container_id, chunk.function_id, chunk.call_id, chunk.input_id, chunk.data
             )
-            self._pending += cost
-            block = self._open.get(chunk.app_id)
-            if block is None:
-                block = self._open[chunk.app_id] = _Open()
-            if block.timer is None:
-                block.timer = asyncio.get_running_loop().call_later(BLOCK_AGE_S, self._close_block, chunk.app_id)
-            block.entries.append(entry)
-            block.size += cost
-            kept.append((chunk.app_id, entry))
-            if block.size >= BLOCK_BYTES:
-                self._close_block(chunk.app_id)
+            kept.append((chunk.app_id, self._keep(chunk.app_id, entry)))
         return kept
+
+    def _keep(self, app_id: str, entry: Entry) -> Entry:
+        cost = len(entry.text) + ENTRY_COST_BYTES
+        self._pending += cost
+        block = self._open.get(app_id)
+        if block is None:
+            block = self._open[app_id] = _Open()
+            block.timer = asyncio.get_running_loop().call_later(BLOCK_AGE_S, self._close_block, app_id)
+        block.entries.append(entry)
+        block.size += cost
+        if block.size >= BLOCK_BYTES:
+            self._close_block(app_id)
+        return entry
 
     def _close_block(self, app_id: str) -> None:
         block = self._open.pop(app_id, None)
@@ -136,16 +145,19 @@ class LogStore:
             app_id, seq, entries = self._closed[0]
             try:
                 await self._write_block(app_id, seq, entries)
-            except OSError as error:
+            except (OSError, Error) as error:
                 size = sum(len(one.text) for one in entries)
                 self.dropped_bytes += size
-                _log.error("log output lost", app=app_id, bytes=size, error=error.strerror or str(error))
+                _log.error("log output lost", app=app_id, bytes=size, error=str(error))
             finally:
                 self._closed.popleft()
                 self._pending -= sum(len(one.text) + ENTRY_COST_BYTES for one in entries)
             if not self._closed and self._now() - self._retained_at > RETAIN_EVERY_S:
                 self._retained_at = self._now()
-                await self.retain()  # what was closed meanwhile is this loop's next turn
+                try:
+                    await self.retain()  # what was closed meanwhile is this loop's next turn
+                except (OSError, Error) as error:
+                    _log.error("old logs could not be removed", error=str(error))
 
     async def _write_block(self, app_id: str, seq: int, entries: list[Entry]) -> None:
         segment, offset = self._places.get(app_id, (0, 0))

@@ -6,6 +6,7 @@ docs/formats/wire.md is the specification.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -179,14 +180,17 @@ def test_errors_travel_by_kind_and_faults_do_not_leak(tmp_path: Any, caplog: pyt
             "b": ConflictError("b is stopped"),
             "c": ImageBuildError("step 2", image_id="im-1"),
             "d": ZeroDivisionError("a secret of ours"),
+            "e": OSError(errno.ENOSPC, "No space left on device"),
         }[request.body.app]
 
     async def test(server: Rpc, path: str) -> None:
         peer = await Peer.connect(path)
-        found = {one: (await peer.ask(1, "app.get", {"app": one}))["e"] for one in "abcd"}
+        found = {one: (await peer.ask(1, "app.get", {"app": one}))["e"] for one in "abcde"}
         assert found["a"]["kind"] == "not_found"
         assert found["b"]["kind"] == "conflict"
         assert found["c"] == {"kind": "image_build", "message": "step 2", "detail": {"image_id": "im-1"}}
+        assert found["e"]["kind"] == "resource_exhausted"
+        assert "free some space" in found["e"]["message"]
         assert found["d"]["kind"] == "internal"
         assert "secret" not in found["d"]["message"]
         fault = found["d"]["message"].rsplit(" ", 1)[1]
