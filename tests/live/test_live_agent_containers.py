@@ -384,6 +384,38 @@ def test_a_build_step_writes_to_its_layer(root: str, home: Path) -> None:
     asyncio.run(go())
 
 
+def test_byte_code_for_an_images_python_is_made_in_a_container_of_it(root: str, home: Path) -> None:
+    async def go() -> None:
+        async with LiveWorld(home, root) as world:
+            agent = world.agent
+            for one in Path(agent.lib).rglob("*.pyc"):
+                one.unlink()
+            assert support.wants_bytecode(agent.lib, "9.9")
+            assert await support.compile_in_image(agent.lib, "9.9", [root], agent.containers_dir, agent._run_step) == 0
+            assert not support.wants_bytecode(agent.lib, "9.9")
+            assert list(Path(agent.lib, "cadenza/runner/__pycache__").glob("session.*.pyc"))
+        assert traces(home) == NOTHING
+
+    asyncio.run(go())
+
+
+def test_fifty_containers_start_at_once_and_all_are_removed(root: str, home: Path) -> None:
+    async def go() -> None:
+        async with LiveWorld(home, root) as world:
+            files = (world.source(SOURCE),)
+            specs = [spec(f"ta-livem{number}", files=files) for number in range(50)]
+            world.want(*specs)
+            for one in specs:
+                await world.control.state(one.container_id, nodes.READY, 60.0)
+            for one in specs:
+                world.agent.deliver(one.container_id, [attempt(0, packed(1))])
+            await world.control.until(lambda: len(world.control.given) == 50)
+            assert {values.unpack(output.data) for _, output in world.control.given} == {2}
+        assert traces(home) == NOTHING
+
+    asyncio.run(go())
+
+
 def test_kill_9_of_the_agent_leaves_nothing_after_the_next_start(root: str, home: Path) -> None:
     agent = subprocess.Popen(
         [sys.executable, __file__, str(home), root], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
