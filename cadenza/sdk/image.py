@@ -16,7 +16,8 @@ from cadenza.base.errors import InvalidError
 from cadenza.runner.context import current as container
 from cadenza.sdk import _dual, recipe
 from cadenza.sdk.handle import Object
-from cadenza.sdk.later import LaterImage, unbuilt
+from cadenza.sdk.later import LaterImage
+from cadenza.sdk.namespaces import unbuilt
 from cadenza.sdk.patterns import NON_PYTHON_FILES, Ignore, as_predicate
 from cadenza.sdk.recipe import Gpu, Mount, Step, StepOptions
 from cadenza.sdk.secret import Secret

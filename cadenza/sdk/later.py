@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Un
 from cadenza.base.errors import InvalidError, UnimplementedError
 from cadenza.sdk import _dual
 from cadenza.sdk.names import check_name
+from cadenza.sdk.namespaces import LaterNamespace, unbuilt
 from cadenza.sdk.options import DEFAULT_TIMEOUT_S
 from cadenza.sdk.patterns import FilePatternMatcher, Ignore
 
@@ -27,13 +28,10 @@ AUTO_DOCKERIGNORE = FilePatternMatcher()
 _START = "start from Image.debian_slim() and add pip_install, apt_install or run_commands"
 
 
-def unbuilt(what: str, instead: str) -> UnimplementedError:
-    """The error for what is not built yet."""
-    return UnimplementedError(f"{what} is not built yet; {instead}")
-
-
 class LaterImage:
     """What an `Image` will do."""
+
+    logs = LaterNamespace("Image.logs", "builds are shown while they run, with enable_output()")
 
     @staticmethod
     def micromamba(python_version: Optional[str] = None, force_build: bool = False) -> Image:
@@ -255,6 +253,9 @@ class LaterImage:
 
 class LaterApp:
     """What an `App` will do."""
+
+    logs = LaterNamespace("App.logs", "use enable_output(), or `cadenza app logs`")
+    sandboxes = LaterNamespace("App.sandboxes", "sandboxes come later")
 
     _name: Optional[str]
 

@@ -12,6 +12,7 @@ from cadenza.base.errors import InvalidError, UnimplementedError
 from cadenza.runner.context import current as container
 from cadenza.sdk import _dual
 from cadenza.sdk.handle import Object
+from cadenza.sdk.namespaces import LaterNamespace
 
 MAX_KEY_CHARS = 16_384
 MAX_VALUE_CHARS = 32_768
@@ -54,6 +55,8 @@ def check_variables(variables: object, where: str, *, drop_none: bool = False) -
 class Secret(Object):
     """A set of variables. Made by `from_dict`, `from_dotenv`, `from_local_environ` or `from_name`, never directly."""
 
+    objects = LaterNamespace("Secret.objects", "use Secret.from_dict, from_dotenv or from_local_environ")
+    """Stored secrets."""
     _values: Optional[dict[str, str]]
     _name: Optional[str]
     _made_by: str

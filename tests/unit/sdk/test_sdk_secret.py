@@ -105,6 +105,13 @@ def test_a_stored_secret_fails_at_first_use_only() -> None:
         merge([secret])
 
 
+def test_stored_secrets_are_for_later() -> None:
+    objects = Secret.objects
+    with pytest.raises(UnimplementedError, match=r"Secret\.objects\.list"):
+        objects.list()
+    assert not hasattr(objects, "__len__")
+
+
 def test_a_secret_is_not_made_by_its_class() -> None:
     with pytest.raises(RuntimeError):
         Secret()
