@@ -69,19 +69,31 @@ class Both(Generic[P, R]):
         return await bridge(self.__wrapped__(self._first, *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("__name__", "__qualname__", "__doc__", "__module__"):
-            return getattr(self.__wrapped__, name)
-        raise AttributeError(name)
+        return _described(self.__wrapped__, name)
+
+
+def _described(function: Any, name: str) -> Any:
+    """What tools that look at a bound method ask for: its name, and its signature without the first parameter."""
+    if name in ("__name__", "__qualname__"):
+        return getattr(function, name)
+    if name == "__signature__":
+        import inspect
+
+        signature = inspect.signature(function)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+    raise AttributeError(name)
 
 
 class method(Generic[P, R]):
-    """``async def method(self, ...) -> R`` in both forms."""
+    """``async def method(self, ...) -> R`` in both forms. On the class itself its first argument is the object."""
 
     def __init__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> None:
         self.__wrapped__ = function
         self.__doc__ = function.__doc__
 
     def __get__(self, instance: Any, owner: Any = None) -> Both[P, R]:
+        if instance is None:
+            return cast("Both[P, R]", BothFree(self.__wrapped__))
         return Both(self.__wrapped__, instance)
 
 
@@ -318,6 +330,9 @@ class BothGenerator(Generic[P, T]):
     def aio(self, *args: P.args, **kwargs: P.kwargs) -> AsyncItems[T]:
         """The same as an async generator, for any event loop."""
         return AsyncItems(self.__wrapped__(self._first, *args, **kwargs), _name_of(self.__wrapped__))
+
+    def __getattr__(self, name: str) -> Any:
+        return _described(self.__wrapped__, name)
 
 
 def _name_of(function: Any) -> str:

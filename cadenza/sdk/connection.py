@@ -16,6 +16,8 @@ from cadenza.protocol.frame import PROTOCOL, STREAM_CREDIT_BYTES, Decoder, Frame
 Payload = Union[bytes, bytearray, memoryview]
 
 HANDSHAKE_S = 10.0
+PING_AFTER_S, GIVE_UP_AFTER_S = 20.0, 60.0
+"""With something under way and silence from the server: when it is asked whether it is there, and when it is not."""
 MAX_OPEN_REQUESTS = 10_000
 ITEM_OVERHEAD_BYTES = 256
 """What an item of a stream costs besides its payload."""
@@ -160,6 +162,8 @@ class Connection(asyncio.BufferedProtocol):
         self._resumed: Optional[asyncio.Future[None]] = None
         self._slots: deque[asyncio.Future[None]] = deque()
         self._lost: Optional[BaseException] = None
+        self._heard = loop.time()
+        self._watch: Optional[asyncio.TimerHandle] = None
 
     # --- the socket ---
 
@@ -171,6 +175,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._heard = self._loop.time()
         try:
             frames = self._decoder.feed(self._view[:nbytes])
             for header, payload in frames:
@@ -206,6 +211,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._lost = error
         self.alive = False
+        if self._watch is not None:
+            self._watch.cancel()
         if self._transport is not None:
             self._transport.close()
         if not self._greeted.done():
@@ -223,6 +230,25 @@ class Connection(asyncio.BufferedProtocol):
             slot = self._slots.popleft()
             if not slot.done():
                 slot.set_result(None)
+
+    def _listen(self) -> None:
+        """Look now and then whether the server still says something; a stopped one holds its sockets open."""
+        if self._lost is not None:
+            return
+        silent_s = self._loop.time() - self._heard
+        if not self._replies and not self._streams:
+            self._heard = self._loop.time()
+        elif silent_s >= GIVE_UP_AFTER_S:
+            self._end(
+                ServiceError(
+                    f"the server at {self.path} has said nothing for {silent_s:.0f} s, though it was asked whether it "
+                    f"is there. If it is stuck, end it with `cadenza down` and call again."
+                )
+            )
+            return
+        elif silent_s >= PING_AFTER_S:
+            self.post({"t": "ping"})
+        self._watch = self._loop.call_later(PING_AFTER_S / 2, self._listen)
 
     # --- out ---
 
@@ -274,6 +300,7 @@ class Connection(asyncio.BufferedProtocol):
         elif kind == "welcome":
             self.welcome = header
             self.alive = True
+            self._listen()
             if not self._greeted.done():
                 self._greeted.set_result(None)
         elif kind == "refuse":

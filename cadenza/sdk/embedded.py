@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Optional
 
-from cadenza.base.errors import ConnectionError
+from cadenza.base.errors import ConnectionError, InvalidError
 from cadenza.sdk.connection import Connection, connect
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ async def reach(config: Config, version: str) -> Connection:
     ConnectionError says which socket and what to do; VersionError is the server's own sentence.
     """
     path = config.socket_path
+    if config.server_url and not config.server_url.startswith("unix:"):
+        raise InvalidError(
+            f"server_url is {config.server_url!r}: it must be unix:/path/to/socket, or empty for your own server"
+        )
     try:
         return await connect(path, version)
     except (FileNotFoundError, ConnectionRefusedError):

@@ -48,6 +48,7 @@ class FakeServer:
         self.hellos = 0
         self.calls: dict[str, list[Any]] = {}
         self.lane = ""
+        self.answers_pings = False
         self._peers: list[Peer] = []
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -122,6 +123,8 @@ class FakeServer:
             peer.client_items[number].put_nowait((header, payload))
         elif kind == "credit":
             peer.credit[number] += header["n"]
+        elif kind == "ping" and self.answers_pings:
+            peer.writer.write(encode({"t": "pong"}))
         elif kind == "cancel":
             task = peer.tasks.get(number)
             if task is not None and not task.done():

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from cadenza.base.errors import ClientClosed, ConnectionError, InternalError, ServiceError, VersionError
+from cadenza.base.errors import ClientClosed, ConnectionError, InternalError, InvalidError, ServiceError, VersionError
 from cadenza.protocol.frame import encode
 from cadenza.protocol.methods import AppList, AppRef
 from cadenza.sdk import _dual, connection, embedded
@@ -189,6 +189,33 @@ def test_a_ping_is_answered(client, server):
     run(client, "call.run", {})
     run(client, "call.info", {})
     assert len(server.frames("pong")) == 1
+
+
+def test_a_server_that_hangs_is_asked_and_then_given_up(client, server, monkeypatch):
+    monkeypatch.setattr(connection, "PING_AFTER_S", 0.02)
+    monkeypatch.setattr(connection, "GIVE_UP_AFTER_S", 0.2)
+    server.handlers["call.run"] = lambda peer, number, body, payload: None
+    with pytest.raises(ServiceError, match="has said nothing"):
+        run(client, "call.run", {})
+    assert server.frames("ping")
+
+
+def test_a_slow_answer_is_waited_for_while_the_server_is_there(client, server, monkeypatch):
+    monkeypatch.setattr(connection, "PING_AFTER_S", 0.02)
+    monkeypatch.setattr(connection, "GIVE_UP_AFTER_S", 0.2)
+    server.answers_pings = True
+
+    async def late(peer, number, body, payload):
+        await asyncio.sleep(0.5)
+        peer.send("rep", number, {})
+
+    server.handlers["call.run"] = late
+    assert run(client, "call.run", {}) == ({}, b"")
+
+
+def test_other_addresses_than_sockets_are_refused():
+    with pytest.raises(InvalidError, match="unix:/path/to/socket"):
+        Client("http://127.0.0.1:1").hello()
 
 
 def test_what_is_not_our_protocol_ends_the_connection(client, server):

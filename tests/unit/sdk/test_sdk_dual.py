@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import os
 import signal
 import threading
@@ -87,7 +88,15 @@ class Thing:
 def test_both_forms_run_on_the_one_background_loop():
     assert Thing().times(4) == (8, "cadenza-loop")
     assert asyncio.run(Thing().times.aio(5)) == (10, "cadenza-loop")
-    assert Thing.times.__doc__ is None or Thing().times.__name__ == "times"
+
+
+def test_tools_see_a_method():
+    thing = Thing()
+    assert thing.times.__name__ == "times"
+    assert str(inspect.signature(thing.times)) == "(x)"
+    assert str(inspect.signature(thing.count)) == "(n)"
+    assert not hasattr(thing.times, "anything_else")
+    assert Thing.times(thing, 3)[0] == 6
 
 
 def test_class_and_static_methods():
