@@ -70,6 +70,8 @@ class Executor:
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, Job] = {}
         self.draining = False
+        self.grace_s = 0.0
+        """How long after a drain the process may take to end."""
         self.interrupted = False
         """KeyboardInterrupt ends the container: what runs gives no output."""
         self.ended = False
@@ -104,6 +106,7 @@ class Executor:
             self._give_back(header["a"])
         elif kind == "drain":
             self.draining = True
+            self.grace_s = float(header.get("grace_s") or 0.0)
             self._give_back(list(self.waiting))
         # Anything else comes from a newer agent and is for a newer runner.
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PROTOCOL = 1  # cadenza.protocol.frame.PROTOCOL, as said in the hello
 CONNECT_TRIES = 40
 CONNECT_PAUSE_S = 0.05
+MAX_EXIT_S = 30.0
+"""How long exit functions and threads may hold the end of the process. Source: semantics.md section 12.1."""
+WARN_EXIT_S = 1.0
 MAX_TEXT_CHARS = 128 << 10
 MAX_FAULT_BYTES = 8 << 20
 """There is no lane before a function is loaded: a larger fault is sent as its text."""
@@ -69,6 +72,7 @@ class Session:
         self._executor: Optional[Executor] = None
         self._stopping = False
         self._told = False
+        self._said_last = False
         self.mask = Mask()
 
     def run(self) -> None:
@@ -268,12 +272,32 @@ class Session:
         if self.wire.closed or not hasattr(self, "streams"):
             self._last()
             os._exit(code)
+        from _thread import start_new_thread
+
+        start_new_thread(self._limit_end, (code,))
         sys.exit(code)
+
+    def _limit_end(self, code: int) -> None:
+        """Python waits for threads that are no daemons without an end; a container does so for a limited time."""
+        grace_s = MAX_EXIT_S
+        if self._executor is not None and self._executor.grace_s:
+            grace_s = min(grace_s, self._executor.grace_s)
+        time.sleep(min(WARN_EXIT_S, grace_s / 2))
+        threading = sys.modules.get("threading")
+        if threading is not None:
+            main = threading.main_thread()
+            names = [one.name for one in threading.enumerate() if one is not main and not one.daemon]
+            if names:
+                sys.stderr.write(f"Waiting at most {grace_s:g} s for threads that still run: {', '.join(names)}\n")
+        time.sleep(max(grace_s - WARN_EXIT_S, grace_s / 2))
+        self._last()
+        os._exit(code)
 
     def _last(self) -> None:
         """The last exit function of all: what was printed goes out, then the good-bye."""
-        if self.outbox.broken:
+        if self.outbox.broken or self._said_last:
             return
+        self._said_last = True
         if hasattr(self, "streams"):
             self.streams.finish_all()
         if getattr(self, "_code", EXIT_FAILED) == EXIT_OK:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import sys
-from _pickle import PickleBuffer, Pickler, Unpickler, dumps as _dumps, loads as _loads
+from _pickle import PickleBuffer, Pickler, PicklingError, Unpickler, UnpicklingError, dumps as _dumps, loads as _loads
 from struct import Struct
 from types import FunctionType
 
@@ -124,6 +124,12 @@ def unpack(buffer: Buffer, persistent_load: Optional[Callable[[Any], Any]] = Non
     try:
         if persistent_load is None:
             return _loads(data, buffers=buffers)
+        if size > OUT_OF_BAND_BYTES:
+            try:  # reads in place, where an `Unpickler` would copy all of it first, but knows no handles
+                return _loads(data, buffers=buffers)
+            except UnpicklingError as error:
+                if "persistent" not in str(error):
+                    raise
         reader = _Reader(io.BytesIO(data), buffers=buffers)
         reader.handle = persistent_load
         return reader.load()
@@ -215,7 +221,7 @@ def _pickle(obj: Any, persistent_id: Optional[Callable[[Any], Any]], buffers: li
         return file.getvalue()
     except Error:
         raise
-    except (_Unfit, TypeError, AttributeError, ImportError, LookupError, _pickling_error()) as error:
+    except (_Unfit, TypeError, AttributeError, ImportError, LookupError, PicklingError) as error:
         first = error
     except RecursionError:
         raise SerializationError(f"Cannot pickle an object of {_type_name(obj)}: it is nested too deeply.") from None
@@ -225,12 +231,6 @@ def _pickle(obj: Any, persistent_id: Optional[Callable[[Any], Any]], buffers: li
         ) from error
     buffers.clear()
     return _pickle_by_value(obj, persistent_id, keep, first)
-
-
-def _pickling_error() -> type[Exception]:
-    from _pickle import PicklingError
-
-    return PicklingError
 
 
 def _type_name(obj: Any) -> str:

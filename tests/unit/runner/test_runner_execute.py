@@ -585,3 +585,16 @@ def test_no_signal_is_lost_to_another(agent: Agent) -> None:
         assert agent.out()[0]["s"] == "REVOKED"
         cancel(agent, f"in-{2 * number}:1")
         assert agent.out()[0]["s"] == "TERMINATED"
+
+
+def test_a_thread_that_never_ends_does_not_hold_the_container(agent: Agent) -> None:
+    """Section 12.1."""
+    agent.attach(
+        "import threading\nfrom concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\n"
+        "def f(x):\n    pool.submit(int).result()\n"
+        "    if x: threading.Thread(target=threading.Event().wait, name='stuck').start()"
+    )
+    agent.call(1)
+    agent.send({"t": "drain", "grace_s": 0.3})
+    assert agent.finish() == 0 and agent.order[-1] == "bye"
+    assert "Waiting at most 0.3 s for threads that still run:" in agent.text(2) and "stuck" in agent.text(2)

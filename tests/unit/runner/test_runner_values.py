@@ -146,6 +146,9 @@ def test_handles_travel_by_reference() -> None:
     assert found["h"] == [("fu-1", "Handle", {"x": 1})] and found["f"]() == 1 and len(found["a"]) == 100_000
     plain = values.pack_bytes([Handle("fu-2"), np.zeros(100_000)], persistent_id)
     assert b"cloudpickle" not in plain and values.unpack(plain, lambda reference: reference[0])[0] == "fu-2"
+    large = values.pack_bytes([Handle("fu-3"), "x" * 200_000, np.zeros(100_000)], persistent_id)
+    assert values.unpack(large, lambda reference: reference[0])[0] == "fu-3"
+    assert values.unpack(values.pack_bytes(["x" * 200_000]), lambda reference: 0) == ["x" * 200_000]
     with pytest.raises(InvalidError, match="not hydrated"):
         values.pack([Handle("")], persistent_id)
     with pytest.raises(DeserializationError):
