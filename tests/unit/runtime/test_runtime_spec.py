@@ -1,0 +1,94 @@
+"""`cadenza.runtime.spec` and `seccomp`: what is written for the OCI program, as goldens that a person can read."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cadenza.base.errors import InvalidError
+from cadenza.runtime import seccomp
+from cadenza.runtime.driver import Command, ContainerConfig, Limits, Mount
+from cadenza.runtime.spec import check, exec_process, oci_spec
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "runtime"
+CONFIG = ContainerConfig(
+    container_id="ta-1",
+    rootfs="/data/rootfs",
+    argv=("/usr/bin/python3", "-I", "/.cadenza/lib/cadenza/runner/__main__.py"),
+    env={"LANG": "C.UTF-8"},
+    cwd="/root",
+    mounts=(
+        Mount("/data/support", "/.cadenza/run"),
+        Mount("/opt/lib", "/.cadenza/lib", read_only=True),
+        Mount("", "/tmp", "tmpfs", ("size=64m", "mode=1777")),
+    ),
+    limits=Limits(125, 1125, 512, 1000),
+    netns="/run/netns/cz0000n1",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("standard", oci_spec(CONFIG)),
+        ("standard-user-namespace", oci_spec(replace(CONFIG, id_base=1_000_000, netns="", read_only_root=True))),
+        ("strong", oci_spec(CONFIG, strong=True)),
+        ("build-runc", oci_spec(replace(CONFIG, privileged_build=True, netns="host"), cgroup="/cadenza/ta-1")),
+        ("aarch64", oci_spec(CONFIG, machine="aarch64")),
+    ],
+)
+def test_golden(name: str, spec: dict[str, object]) -> None:
+    text = json.dumps(spec, indent=1) + "\n"
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("CADENZA_REWRITE"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text(), "run with CADENZA_REWRITE=1 and review the difference"
+
+
+def test_a_machine_without_a_profile_gets_no_filter() -> None:
+    assert seccomp.profile("riscv64") is None
+    assert "seccomp" not in oci_spec(CONFIG, machine="riscv64")["linux"]
+
+
+def test_no_call_is_both_allowed_and_refused() -> None:
+    assert set(seccomp.ALLOWED) & set(seccomp.REFUSED) == set()
+    for names in (seccomp.ALLOWED, seccomp.REFUSED):
+        assert len(names) == len(set(names))
+    assert set(seccomp.ALLOWED) | set(seccomp.REFUSED) >= seccomp.X86_64_ONLY
+    guarded = {"clone", "clone3", "unshare", "ioctl", "socket", "personality"}
+    assert guarded & set(seccomp.ALLOWED) == set()
+
+
+def test_an_added_program_has_no_more_rights_than_the_first() -> None:
+    first = oci_spec(CONFIG)["process"]
+    added = exec_process(first, Command(("/bin/sh",), {"TERM": "xterm"}, "/", pty=True))
+    for key in ("capabilities", "noNewPrivileges", "rlimits", "user"):
+        assert added[key] == first[key]
+    assert added["terminal"] is True
+    assert "TERM=xterm" in added["env"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"container_id": ""}, "container id"),
+        ({"container_id": "a/b"}, "container id"),
+        ({"argv": ("",)}, "no program"),
+        ({"env": {"": "x"}}, "environment variable"),
+        ({"env": {"A": "\0"}}, "environment variable"),
+        ({"cwd": ""}, "working directory"),
+        ({"hostname": "x" * 65}, "hostname"),
+        ({"mounts": (Mount("/a", "b"),)}, "mount target"),
+        ({"mounts": (Mount("/a", "/b/../../c"),)}, "mount target"),
+        ({"mounts": (Mount("a", "/b"),)}, "mount source"),
+        ({"limits": Limits(pids_limit=-2)}, "pids_limit"),
+    ],
+)
+def test_impossible_configs_are_refused_with_what_to_change(change: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidError, match=says):
+        check(replace(CONFIG, **change))
