@@ -263,8 +263,9 @@ class Loop:
             elif again and container.attempts:
                 # What was under way when the connection broke may be lost: a container ignores what it has.
                 self._deliver(container, container.attempts.values())
-        if again:
+        if again or there - node.containers.keys():  # it has what we do not know: it is to end that
             self._changed.add(report.node_id)
+        if again:
             self._all_dirty()
 
     def _container_seen(self, report: ContainerReport) -> None:
@@ -320,6 +321,7 @@ class Loop:
         container = self.cluster.containers.get(container_id)
         if container is None:
             return
+        refused = False
         said: dict[str, AttemptOutput] = {}
         for output in outputs:
             said.setdefault(output.attempt_id, output)
@@ -338,6 +340,7 @@ class Loop:
                 continue
             if status == REVOKED:
                 verdict = dispatch.Verdict(0.0)
+                refused = refused or not attempt.revoking
             elif status == INTERNAL_FAILURE:
                 verdict = dispatch.after_loss(attempt, spec, output.error or FENCE_LOST)
             else:
@@ -351,6 +354,8 @@ class Loop:
             else:
                 self._again(attempt, verdict, container, back, lost=status == INTERNAL_FAILURE)
         self._return(function, back)
+        if refused and container.stop is None:
+            self._stop(container, EXIT_GRACE_S, True, "it gives its inputs back")
         if spec.single_use and container.taken and not container.attempts and container.stop is None:
             self._stop(container, EXIT_GRACE_S, True, "single use: it has had its one input")
         self._watch_idle(container)

@@ -48,7 +48,7 @@ class _Selector(selectors.SelectSelector):
         if not found:
             if timeout is None:
                 raise RuntimeError("the world stands still: nothing is planned and nobody is ready")
-            self.now += max(0.0, timeout)
+            self.now += max(1e-9, timeout)
         return found
 
 
@@ -131,6 +131,7 @@ class World:
         self.log: list[str] = []
         self.trace = False
         self._channel_at = 0.0
+        self._down_at = 0.0
         self._generation = 0
 
     # --- the control plane's life ---
@@ -262,10 +263,16 @@ class World:
     def deliver(self, container_id: str, attempts: Sequence[Attempt]) -> None:
         if not self.connected:
             return
-        delay = self.random.uniform(0, self.faults.late_s) if self.faulty else 0.0
-        self.loop.call_later(delay, self._delivered, container_id, list(attempts))
+        self._down(self._delivered, container_id, list(attempts))
+
+    def _down(self, action: Callable[..., None], *args: Any) -> None:
+        """From the control plane to containers: in order, late, sometimes twice."""
+        late = self.random.uniform(0, self.faults.late_s) if self.faulty else 0.0
+        self._down_at = max(self.loop.time() + late, self._down_at + 1e-6)
+        self.loop.call_at(self._down_at, action, *args)
         if self.faulty and self.random.random() < self.faults.doubled:
-            self.loop.call_later(delay * 2, self._delivered, container_id, list(attempts))
+            self._down_at += 1e-6
+            self.loop.call_at(self._down_at, action, *args)
 
     def _delivered(self, container_id: str, attempts: Sequence[Attempt]) -> None:
         box = self.boxes.get(container_id)
@@ -319,8 +326,12 @@ class World:
         box.waiting.clear()
 
     def cancel(self, container_id: str, attempt_ids: Sequence[str], revoke: bool = False) -> None:
+        if self.connected:
+            self._down(self._cancelled, container_id, list(attempt_ids), revoke)
+
+    def _cancelled(self, container_id: str, attempt_ids: Sequence[str], revoke: bool) -> None:
         box = self.boxes.get(container_id)
-        if box is None or not self.connected:
+        if box is None:
             return
         for name in attempt_ids:
             found = [one for one in box.waiting if one.attempt_id == name]
