@@ -236,4 +236,5 @@ def check_space(text: str, where: str) -> None:
 
 
 def last(text: str, lines: int = 12) -> str:
+    """The end of a program's words, for an error."""
     return "\n".join(text.strip().splitlines()[-lines:])

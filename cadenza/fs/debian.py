@@ -127,9 +127,7 @@ async def build_base(
     timings.add("finish", begun)
     begun = time.monotonic()
     if standalone:
-        await asyncio.to_thread(shutil.copytree, standalone, os.path.join(root, "usr/local"), True, dirs_exist_ok=True)
-        for path in glob.glob(os.path.join(root, "usr/local/lib/python3*/EXTERNALLY-MANAGED")):
-            os.unlink(path)
+        await asyncio.to_thread(_standalone, root, standalone, python)
         interpreter = f"/usr/local/bin/python{python.rstrip('t')}"
     else:
         interpreter = f"/usr/bin/python{python}"
@@ -246,9 +244,28 @@ def _python(root: str, python: str) -> None:
     if not os.path.lexists(os.path.join(root, "usr/bin/python")):
         os.symlink("python3", os.path.join(root, "usr/bin/python"))
     finish.unpack_wheels(root, f"usr/local/lib/python{python}/dist-packages")
-    script = "#!/usr/bin/python3\nimport sys\nfrom pip._internal.cli.main import main\n\nsys.exit(main())\n"
+    _pip_scripts(root, python, "/usr/bin/python3")
+
+
+def _standalone(root: str, source: str, python: str) -> None:
+    """A self-contained Python as the only one, in /usr/local."""
+    shutil.copytree(source, os.path.join(root, "usr/local"), symlinks=True, dirs_exist_ok=True)
+    for path in glob.glob(os.path.join(root, "usr/local/lib/python3*/EXTERNALLY-MANAGED")):
+        os.unlink(path)
+    for name in ("python", "python3"):
+        path = os.path.join(root, "usr/local/bin", name)
+        if not os.path.lexists(path):
+            os.symlink(f"python{python.rstrip('t')}", path)
+    _pip_scripts(root, python.rstrip("t"), "/usr/local/bin/python3")
+    finish.loader_cache(root)
+
+
+def _pip_scripts(root: str, python: str, interpreter: str) -> None:
+    script = f"#!{interpreter}\nimport sys\nfrom pip._internal.cli.main import main\n\nsys.exit(main())\n"
     for name in ("pip", "pip3", f"pip{python}"):
         path = os.path.join(root, "usr/local/bin", name)
+        if os.path.lexists(path):
+            os.unlink(path)
         with open(path, "w", encoding="utf-8") as file:
             file.write(script)
         os.chmod(path, 0o755)

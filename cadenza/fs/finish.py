@@ -76,7 +76,7 @@ def finish(root: str) -> None:
     _pam(root)
     _alternatives(root)
     _certificates(root)
-    _loader_cache(root)
+    loader_cache(root)
 
 
 def _write(root: str, path: str, text: str, mode: int = 0o644) -> None:
@@ -220,7 +220,7 @@ def _certificates(root: str) -> None:
     _write(root, "etc/ssl/certs/ca-certificates.crt", "".join(bundle))
 
 
-def _loader_cache(root: str) -> None:
+def loader_cache(root: str) -> None:
     """libc-bin: /etc/ld.so.cache. Needs root, for chroot; without it the loader searches its built-in directories."""
     if os.geteuid() == 0:
         subprocess.run(
