@@ -58,9 +58,14 @@ _background: Optional[_Background] = None
 _starting = threading.Lock()
 
 
+_abandoned: list[Optional[_Background]] = []
+"""The parent's loops, in a child: freeing one would touch what belongs to the parent."""
+
+
 def _forget() -> None:
     """After a fork: threads did not come along, so neither does the loop."""
     global _background, _starting
+    _abandoned.append(_background)
     _background = None
     _starting = threading.Lock()
 
