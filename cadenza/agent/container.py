@@ -367,7 +367,8 @@ def _tick(life: Life, now: float) -> list[Command]:
     if life.state == DRAINING:
         if life.bye:
             return _end(life, nodes.EXITED, "", now)
-        return _end(life, nodes.STOPPED, "it did not end within its grace period and was killed", now)
+        text = _join(life.message, "it did not end within its grace period and was killed")
+        return _end(life, nodes.STOPPED, text, now)
     if life.state in _STARTING and now >= _started(life, now) + life.startup_s and not life.generic:
         text = f"it was not ready within its startup timeout of {life.startup_s:g} s ({life.state})"
         return _end(life, nodes.START_TIMEOUT, text, now)
@@ -401,10 +402,10 @@ def _exited(life: Life, event: Exited, now: float) -> list[Command]:
 
 def _verdict(life: Life, event: Exited) -> tuple[str, str]:
     """Why it ended by itself, and the sentence for people; empty when there is nothing to explain."""
+    if life.bye:
+        return nodes.EXITED, ""  # even if a child of the user's code died for want of memory before
     if event.oom:
         return nodes.OOM, event.detail or "it used more memory than its limit and was killed"
-    if life.bye:
-        return nodes.EXITED, ""
     if life.told:
         return nodes.STOPPED, ""
     text = _join(exit_text(event.code), event.detail)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import pytest
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "agent"))
 
@@ -247,7 +248,7 @@ def test_a_function_runs_in_a_container_and_nothing_is_left(root: str, home: Pat
             assert (gone.reason, gone.exit_code) == (nodes.EXITED, 0), world.control.text("ta-live1", 2)
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_a_function_that_ignores_every_signal_is_dead_within_5_s_of_its_deadline(root: str, home: Path) -> None:
@@ -265,7 +266,7 @@ def test_a_function_that_ignores_every_signal_is_dead_within_5_s_of_its_deadline
             assert gone.reason == nodes.STOPPED
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_violent_end_is_explained(root: str, home: Path, name: str, reason: st
             assert words in world.control.text("ta-live3", 0)
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_children_of_the_function_write_to_the_log_and_end_with_it(root: str, home: Path) -> None:
@@ -302,7 +303,7 @@ def test_children_of_the_function_write_to_the_log_and_end_with_it(root: str, ho
             assert alive(inside) == []
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_large_sets_of_files_come_as_a_layer(root: str, home: Path) -> None:
@@ -317,7 +318,7 @@ def test_large_sets_of_files_come_as_a_layer(root: str, home: Path) -> None:
             assert values.unpack(world.control.given[0][1].data) == 5 << 20
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_the_pool_saves_all_but_the_import(root: str, home: Path) -> None:
@@ -339,7 +340,7 @@ def test_the_pool_saves_all_but_the_import(root: str, home: Path) -> None:
             assert values.unpack(world.control.given[0][1].data) == 2
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_commands_run_beside_the_function(root: str, home: Path) -> None:
@@ -362,7 +363,7 @@ def test_commands_run_beside_the_function(root: str, home: Path) -> None:
             assert await terminal.wait() == 7
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_a_build_step_writes_to_its_layer(root: str, home: Path) -> None:
@@ -381,7 +382,7 @@ def test_a_build_step_writes_to_its_layer(root: str, home: Path) -> None:
             assert b"".join(said) == b"t\n"
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_byte_code_for_an_images_python_is_made_in_a_container_of_it(root: str, home: Path) -> None:
@@ -396,7 +397,7 @@ def test_byte_code_for_an_images_python_is_made_in_a_container_of_it(root: str, 
             assert list(Path(agent.lib, "cadenza/runner/__pycache__").glob("session.*.pyc"))
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_fifty_containers_start_at_once_and_all_are_removed(root: str, home: Path) -> None:
@@ -413,7 +414,7 @@ def test_fifty_containers_start_at_once_and_all_are_removed(root: str, home: Pat
             assert {values.unpack(output.data) for _, output in world.control.given} == {2}
         assert traces(home) == NOTHING
 
-    asyncio.run(go())
+    uvloop.run(go())
 
 
 def test_kill_9_of_the_agent_leaves_nothing_after_the_next_start(root: str, home: Path) -> None:
@@ -436,7 +437,7 @@ def test_kill_9_of_the_agent_leaves_nothing_after_the_next_start(root: str, home
                 assert there.items() <= NOTHING.items()
                 assert alive(inside) == []
 
-        asyncio.run(go())
+        uvloop.run(go())
         assert traces(home) == NOTHING
     finally:
         agent.kill()
@@ -456,4 +457,4 @@ async def serve(home: str, root: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], sys.argv[2]))
+    uvloop.run(serve(sys.argv[1], sys.argv[2]))

@@ -49,9 +49,12 @@ def test_a_generic_container_waits_and_takes_a_function_late() -> None:
 
 def test_a_drain_ends_in_sigkill_at_its_deadline() -> None:
     life = grown(*START)
-    assert apply(life, c.Stop(10.0, drain=True), 100.0) == [c.Drain(10.0), c.Report()]
+    assert apply(life, c.Stop(10.0, drain=True, reason="too old"), 100.0) == [c.Drain(10.0), c.Report()]
     assert apply(life, c.Tick(), 109.9) == []
-    assert c.Kill() in apply(life, c.Tick(), 110.0)
+    said, kill, _ = apply(life, c.Tick(), 110.0)
+    assert kill == c.Kill()
+    assert isinstance(said, c.Say)
+    assert said.text.startswith("too old; it did not end within its grace period")
     assert life.state == c.STOPPING
     assert apply(life, c.Exited(137), 110.1)[-1] == c.Remove()
     assert (life.state, life.reason) == (c.GONE, nodes.STOPPED)
@@ -111,6 +114,7 @@ def test_the_startup_limit_holds_until_ready_and_names_the_state() -> None:
         (START, c.Exited(139), nodes.CRASHED, "SIGSEGV"),
         (START, c.Exited(137, oom=True, detail="over 64 MiB"), nodes.OOM, "over 64 MiB"),
         ((*START, c.Bye()), c.Exited(0), nodes.EXITED, ""),
+        ((*START, c.Bye()), c.Exited(0, oom=True, detail="a child's"), nodes.EXITED, ""),
         ((*START, c.Stop(9.0, True), c.Bye()), c.Exited(0), nodes.EXITED, ""),
         ((*START, c.Stop()), c.Exited(137), nodes.STOPPED, ""),
         (START[:3], c.Exited(127, detail="no python3"), nodes.RUNTIME_FAILED, "no python3"),
