@@ -19,12 +19,11 @@ from cadenza.protocol.plain import from_plain
 from cadenza.sdk import recipe, secret, source
 from cadenza.sdk.declaration import Declaration
 from cadenza.sdk.recipe import Resolved
+from cadenza.sdk.serialized import pickled
 
 if TYPE_CHECKING:
     from cadenza.sdk.image import Image
 
-MAX_SERIALIZED_BYTES = 16 << 20
-LARGE_SERIALIZED_BYTES = 256 << 10
 MAX_BUILDS_AT_ONCE = 4
 
 
@@ -152,39 +151,6 @@ def module_of(raw: Callable[..., Any]) -> ModuleType:
     if module is None:
         raise InvalidError(f"the module {raw.__module__!r} of function {raw.__qualname__!r} is not loaded")
     return module
-
-
-def pickled(declaration: Declaration) -> bytes:
-    """The function itself as bytes, with what it uses of its module. InvalidError beyond 16 MiB."""
-    try:
-        import cloudpickle  # type: ignore[import-untyped]
-    except ImportError:
-        raise InvalidError("serialized=True needs the package cloudpickle: pip install cloudpickle") from None
-    module = sys.modules.get(declaration.raw.__module__)
-    by_value = (
-        module is not None
-        and module.__name__ != "__main__"
-        and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
-    )
-    if by_value:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        data: bytes = cloudpickle.dumps(declaration.raw, protocol=4)
-    finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)
-    if len(data) > MAX_SERIALIZED_BYTES:
-        raise InvalidError(
-            f"function {declaration.name!r} is {len(data) >> 20} MiB when serialized, at most 16 MiB are allowed: "
-            "pass large data as an argument, or do not capture it"
-        )
-    if len(data) > LARGE_SERIALIZED_BYTES:
-        warnings.warn(
-            f"function {declaration.name!r} is {len(data) >> 10} KiB when serialized: does it capture data that "
-            "could be an argument?",
-            stacklevel=2,
-        )
-    return data
 
 
 async def publish(

@@ -345,6 +345,28 @@ def test_a_serialized_function_has_limits() -> None:
         prepare(app._declarations["huge"])
 
 
+def test_a_serialized_function_uses_other_functions_of_its_app() -> None:
+    import cloudpickle
+
+    app = App("x")
+    other = app.function(serialized=True, name="other")(lambda x: x)
+
+    def caller() -> Any:
+        return other, app
+
+    app.function(serialized=True)(caller)
+    [upload] = prepare(app._declarations["caller"]).uploads
+    context.become(context.Container("ta-x", layout={"other": "fu-7"}))
+    try:
+        handle, same = cloudpickle.loads(upload.data)()
+        assert (handle.object_id, handle.is_hydrated, same.name) == ("fu-7", True, "x")
+        context.become(context.Container("ta-x", layout={}))
+        with pytest.raises(ExecutionError, match="'other'"):
+            cloudpickle.loads(upload.data)
+    finally:
+        context.become(None)
+
+
 def test_a_definition_in_a_notebook_is_serialized(monkeypatch: pytest.MonkeyPatch) -> None:
     import types
 
