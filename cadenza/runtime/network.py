@@ -22,6 +22,7 @@ import ipaddress
 import json
 import os
 import shutil
+import subprocess
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Iterable, Optional, Sequence
@@ -327,20 +328,20 @@ class Network:
         path = shutil.which(argv[0], path="/usr/sbin:/sbin:/usr/bin:/bin")
         if path is None:
             raise RuntimeFault(f"the program {argv[0]} is missing: apt-get install iproute2 nftables")
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(path, *argv[1:], stdin=pipe, stdout=pipe, stderr=pipe)
+        # In a thread: uvloop's own pipes raise when a program ends before it has read what it is given.
+        command, given = [path, *argv[1:]], text.encode()
         try:
-            out, err = await asyncio.wait_for(process.communicate(text.encode()), COMMAND_LIMIT_S)
-        except asyncio.TimeoutError:
-            process.kill()
-            await process.wait()
+            done = await asyncio.to_thread(
+                subprocess.run, command, input=given, capture_output=True, timeout=COMMAND_LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
             raise RuntimeFault(f"{argv[0]} did not answer within {COMMAND_LIMIT_S:g} s") from None
-        if process.returncode != 0 and not force:
-            detail = err.decode(errors="replace").strip()
+        if done.returncode != 0 and not force:
+            detail = done.stderr.decode(errors="replace").strip()
             raise RuntimeFault(
                 f"cannot set up the container's network: {detail.splitlines()[0] if detail else argv}", detail
             )
-        return out.decode()
+        return done.stdout.decode()
 
 
 def _inside(namespace: Namespace, gateway: str) -> list[str]:
