@@ -185,6 +185,9 @@ class Stack:
     def __init__(self, lowerdirs: Sequence[str], upper: str) -> None:
         self._upper = upper
         self._all = (upper, *lowerdirs)
+        # Directories asked for so far, resolved; and those that only this upper has, where no lower needs a look.
+        self._made: dict[str, str] = {}
+        self._fresh: set[str] = set()
 
     def lookup(self, path: str) -> Optional[os.stat_result]:
         """What is at this path of the tree, whose directories are no links; None: nothing."""
@@ -256,12 +259,18 @@ class Stack:
 
     def make_directory(self, path: str) -> str:
         """Make the directory and those above it, keeping what lower layers say of them; gives its resolved path."""
+        if path in self._made:
+            return self._made[path]
         resolved = self.resolve(path)
         at = ""
         for part in [one for one in resolved.split("/") if one]:
             at += "/" + part
+            if at in self._fresh:
+                continue
             found = self.lookup(at)
-            if found is not None and not stat.S_ISDIR(found.st_mode):
+            if found is None:
+                self._fresh.add(at)
+            elif not stat.S_ISDIR(found.st_mode):
                 raise InvalidError(f"{at} in the image is a file, so {path} cannot be below it")
             if os.path.isdir(self._upper + at):
                 continue
@@ -277,6 +286,7 @@ class Stack:
                 os.chown(self._upper + at, found.st_uid, found.st_gid)
             if whiteout is not None:
                 self._hide(self._upper + at)
+        self._made[path] = resolved
         return resolved
 
     def _hide(self, directory: str) -> None:
@@ -290,8 +300,12 @@ class Stack:
     def put(self, source: str, entry: FileEntry) -> None:
         """Copy a file to its place. InvalidError when a directory is there."""
         folder = self.make_directory(os.path.dirname(entry.path))
-        target = self.resolve(folder.rstrip("/") + "/" + os.path.basename(entry.path))
-        found = self.lookup(target)
+        target = folder.rstrip("/") + "/" + os.path.basename(entry.path)
+        if folder in self._fresh:
+            found = os.lstat(self._upper + target) if os.path.lexists(self._upper + target) else None
+        else:
+            target = self.resolve(target)
+            found = self.lookup(target)
         if found is not None and stat.S_ISDIR(found.st_mode):
             raise InvalidError(f"{entry.path} is a directory in the image; a file cannot take its place")
         if os.path.dirname(target) != folder:
