@@ -222,10 +222,10 @@ class Connection(asyncio.BufferedProtocol):
         replies, self._replies = self._replies, {}
         for one in replies.values():
             if not one.done():
-                one.set_exception(error)
+                one.set_exception(type(error)(*error.args))  # one each: raising writes into an exception
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream._fail(error)
+            stream._fail(type(error)(*error.args))
         while self._slots:
             slot = self._slots.popleft()
             if not slot.done():

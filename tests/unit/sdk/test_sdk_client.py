@@ -179,6 +179,43 @@ def test_streams_wait_for_credit_before_they_send(client, server):
     assert body["before"] == 4
 
 
+def test_more_requests_than_may_be_open_wait_their_turn(client, server, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_OPEN_REQUESTS", 5)
+    open_now, most = [], []
+
+    async def answer(peer, number, body, payload):
+        open_now.append(number)
+        most.append(len(open_now))
+        await asyncio.sleep(0.002)
+        open_now.remove(number)
+        peer.send("rep", number, body)
+
+    server.handlers["call.run"] = answer
+
+    async def main():
+        return await asyncio.gather(*(client._request_raw("call.run", {"n": n}) for n in range(40)))
+
+    assert [body["n"] for body, _ in _dual.run(main())] == list(range(40))
+    assert max(most) == 5
+
+
+def test_all_that_is_under_way_fails_when_the_server_dies_each_with_its_own_error(client, server):
+    async def never(peer, number, body, payload):
+        if body["n"] == 9:
+            server.drop_connections()
+        await asyncio.sleep(3600)
+
+    server.handlers["call.run"] = never
+
+    async def main():
+        calls = (client._request_raw("call.run", {"n": n}) for n in range(10))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    ends = _dual.run(main())
+    assert [type(one) for one in ends] == [ServiceError] * 10
+    assert len({id(one) for one in ends}) == 10
+
+
 def test_a_ping_is_answered(client, server):
     def ping(peer, number, body, payload):
         peer.writer.write(encode({"t": "ping"}))
