@@ -27,11 +27,12 @@ def listen_private(path: str) -> socket.socket:
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     found = os.stat(directory)
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+    if found.st_uid != os.getuid():
         raise InvalidError(
             f"{directory} belongs to user {found.st_uid}: set CADENZA_RUNTIME_DIR to a directory of yours"
         )
-    os.chmod(directory, 0o700)
+    if found.st_mode & 0o077:  # perhaps a directory that others need: it is not ours to close
+        raise InvalidError(f"others may enter {directory}: `chmod 700` it, or set CADENZA_RUNTIME_DIR to another one")
     try:
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)  # left by a server that was killed; the lock says that none is alive

@@ -154,7 +154,7 @@ class Rpc:
             except FileNotFoundError:
                 pass
         self._listeners.clear()
-        tasks = [task for one in list(self.connections) for task in one.end("the server stops")]
+        tasks = [task for one in list(self.connections) for task in one.end("the server stops", "unavailable")]
         if tasks:
             await asyncio.wait(tasks, timeout=LINGER_S)
         deadline = loop.time() + LINGER_S
@@ -287,6 +287,7 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = None
         self.caller = Caller(self._server.ids.new("connection"), self.caller.container_id)
         self.greeted = True
+        self._server.metrics.add("connections")
         self._send(
             encode(
                 {
@@ -327,6 +328,7 @@ class Connection(asyncio.BufferedProtocol):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._error(request_id, "invalid", f"{head.m}: {error}")
             return
+        self._server.metrics.add("requests")
         request: Request[Any] = Request(request_id, body, payload, self.caller, self)
         self._requests[request_id] = (request, row)
         request.task = self._loop.create_task(self._run(row, request))
@@ -420,6 +422,7 @@ class Connection(asyncio.BufferedProtocol):
         return sum(len(one) for one in payloads)
 
     def _error(self, request_id: int, kind: str, message: str, detail: Optional[dict[str, Any]] = None) -> None:
+        self._server.metrics.add("errors." + kind)
         body = {"kind": kind, "message": message, "detail": detail or {}}
         self._send(encode(_encode_body({"t": "err", "id": request_id, "e": body})))
 
@@ -464,13 +467,13 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- the end ---
 
-    def end(self, message: str) -> list[asyncio.Task[None]]:
+    def end(self, message: str, kind: str = "invalid") -> list[asyncio.Task[None]]:
         """Say why, with request number 0, and close. Returns the tasks that were cancelled."""
         if self._ending:
             return []
         self._ending = True
         tasks = self._cancel_all()
-        self._error(0, "invalid" if not message.startswith("the server") else "unavailable", message)
+        self._error(0, kind, message)
         self._close_soon()
         return tasks
 

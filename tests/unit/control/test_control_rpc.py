@@ -17,10 +17,12 @@ from typing import Any, Awaitable, Callable, Optional
 
 import pytest
 import uvloop
+from hypothesis import given, settings, strategies as st
 
-from cadenza.base.errors import ConflictError, ImageBuildError, NotFoundError
+from cadenza.base.errors import ConflictError, ImageBuildError, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control import rpc as module
+from cadenza.control.listen import listen_private
 from cadenza.control.request import ITEM_COST_BYTES, Reply, Request
 from cadenza.control.hello import refuse
 from cadenza.control.rpc import Rpc
@@ -129,6 +131,23 @@ def test_the_socket_is_this_users_alone(tmp_path: Any) -> None:
     serving(tmp_path, {}, test)
 
 
+def test_a_directory_that_others_may_enter_is_refused(tmp_path: Any) -> None:
+    """It is told to the user and not closed: it may be one that others need."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pytest.raises(InvalidError, match="chmod 700"):
+        listen_private(str(folder / "s.sock"))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    folder.chmod(0o700)
+    (folder / "s.sock").write_text("not a socket")
+    with pytest.raises(InvalidError, match="cannot listen"):
+        listen_private(str(folder / "s.sock"))
+    (folder / "s.sock").unlink()
+    listen_private(str(folder / "s.sock")).close()
+    listen_private(str(folder / "s.sock")).close()  # one that a killed server left is replaced
+
+
 def test_a_mismatch_is_refused_with_a_sentence(tmp_path: Any) -> None:
     async def test(server: Rpc, path: str) -> None:
         peer = await Peer.connect(path, hello=False)
@@ -195,6 +214,14 @@ def test_errors_travel_by_kind_and_faults_do_not_leak(tmp_path: Any, caplog: pyt
         assert "secret" not in found["d"]["message"]
         fault = found["d"]["message"].rsplit(" ", 1)[1]
         assert any(fault in one.getMessage() for one in caplog.records)
+        assert server.metrics.read() == {
+            "connections": 1,
+            "requests": 5,
+            **{
+                f"errors.{kind}": 1
+                for kind in ("not_found", "conflict", "image_build", "internal", "resource_exhausted")
+            },
+        }
         peer.close()
 
     serving(tmp_path, {"app.get": get}, test)
@@ -537,3 +564,92 @@ def test_closing_says_so_and_cancels(tmp_path: Any) -> None:
 
     uvloop.run(main())
     assert ended == [1]
+
+
+class Wire:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.out = b""
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.out += data
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.out += b"".join(parts)
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+words = st.sampled_from(["req", "rep", "item", "end", "credit", "cancel", "ping", "pong", "hello", "", "err"])
+heads = st.fixed_dictionaries(
+    {"t": words},
+    optional={
+        "id": st.integers(-2, 4) | json_values,
+        "m": st.sampled_from(["app.create", "log.read", "container.exec", "x"]) | json_values,
+        "b": json_values | st.just({"container_id": "ta-1", "argv": ["x"]}),
+        "n": st.integers(-5, 10) | json_values,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(heads, st.binary(max_size=20)) | st.binary(max_size=40), max_size=12), st.booleans())
+def test_whatever_arrives_is_answered_in_frames(pieces: list[Any], greet: bool) -> None:
+    """Half frames, nonsense, the right frames in the wrong order: replies, errors, or the end; never a fault."""
+
+    async def talk(request: Request[Any]) -> None:
+        while (item := await request.receive()) is not None:
+            await request.send(ExecOutput(), (item[1],))
+
+    async def read(request: Request[Any]) -> None:
+        await request.send(LogBatch(()))
+
+    async def main() -> None:
+        faults: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+        server = Rpc({"app.create": create, "log.read": read, "container.exec": talk}, IdSource())
+        connection = module.Connection(server, "")
+        server.connections.add(connection)
+        wire = Wire()
+        connection.connection_made(wire)  # type: ignore[arg-type]
+        raw = encode({"t": "hello", "protocol": PROTOCOL, "role": "client"}) if greet else b""
+        for one in pieces:
+            raw += one if isinstance(one, bytes) else encode(one[0], one[1])
+        for start in range(0, len(raw), 37):
+            part = raw[start : start + 37]
+            connection.get_buffer(-1)[: len(part)] = part
+            connection.buffer_updated(len(part))
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for head, _ in Decoder().feed(wire.out):
+            answer = json.loads(head)
+            assert answer["t"] in ("welcome", "refuse", "rep", "err", "item", "end", "credit", "pong")
+            if answer["t"] == "err":
+                assert answer["e"]["kind"] != "internal"
+        connection.connection_lost(None)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not server.connections
+        assert faults == []
+
+    asyncio.run(main())
