@@ -388,6 +388,11 @@ class Cell(bridge.Host):
         await self.driver.signal(self.cell_id, signal.SIGUSR1)
 
     @property
+    def takes_function(self) -> bool:
+        """Whether it is a warm container that waits for its function."""
+        return self.life.state == container.IDLE and self._link is not None
+
+    @property
     def alive(self) -> bool:
         """Whether commands can run in it."""
         return self._started and self.life.state not in (container.STOPPING, container.GONE)

@@ -218,7 +218,7 @@ class Agent:
         if spec.function.block_network or spec.gpus or not files.inline(spec.function.files):
             return None
         for cell in self._cells.values():
-            if cell.life.state == container.IDLE and pool.Kind(cell.image_id, cell.isolation) == kind:
+            if cell.takes_function and pool.Kind(cell.image_id, cell.isolation) == kind:
                 return cell
         return None
 

@@ -385,6 +385,24 @@ def test_a_build_step_writes_to_its_layer(root: str, home: Path) -> None:
     uvloop.run(go())
 
 
+@pytest.mark.parametrize(("blocked", "interfaces"), [(True, ["lo"]), (False, ["eth0", "lo"])])
+def test_each_container_has_its_own_network_or_none(
+    root: str, home: Path, blocked: bool, interfaces: list[str]
+) -> None:
+    source = "import os\ndef f(x):\n    return sorted(os.listdir('/sys/class/net'))\n"
+
+    async def go() -> None:
+        async with LiveWorld(home, root) as world:
+            world.want(spec("ta-live11", files=(world.source(source),), block_network=blocked))
+            await world.control.state("ta-live11", nodes.READY)
+            world.agent.deliver("ta-live11", [attempt(0, packed(1))])
+            await world.control.until(lambda: world.control.given)
+            assert values.unpack(world.control.given[0][1].data) == interfaces
+        assert traces(home) == NOTHING
+
+    uvloop.run(go())
+
+
 def test_byte_code_for_an_images_python_is_made_in_a_container_of_it(root: str, home: Path) -> None:
     async def go() -> None:
         async with LiveWorld(home, root) as world:
