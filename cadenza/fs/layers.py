@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from dataclasses import asdict, dataclass
 from typing import Iterable, Optional, Sequence
 
@@ -363,7 +364,10 @@ def remove_tree(root: str) -> None:
         if libc.umount2(os.fsencode(mounted), MNT_DETACH) != 0:
             return  # not ours to undo: leave it for the next start
     for _ in range(3):  # a dying process may still have put a file in
-        shutil.rmtree(root, onerror=_open_up)
+        if sys.version_info >= (3, 12):
+            shutil.rmtree(root, onexc=_open_up)
+        else:
+            shutil.rmtree(root, onerror=_open_up)
         if not os.path.lexists(root):
             return
 
