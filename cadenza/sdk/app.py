@@ -98,8 +98,29 @@ class _Runs(_dual.context[P, T]):
         return _RunMethod(self.__wrapped__, instance)
 
 
+class _RunContext(_dual.BothContext[T]):
+    """Gives the program's own exception back with the traceback that it came with: ours is of no use to the reader."""
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> bool:
+        try:
+            return super().__exit__(kind, error, traceback)
+        finally:
+            if error is not None:
+                error.__traceback__ = traceback
+
+    async def __aexit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> bool:
+        try:
+            return await super().__aexit__(kind, error, traceback)
+        finally:
+            if error is not None:
+                error.__traceback__ = traceback
+
+
 class _RunMethod(_dual.BothContextMethod[P, T]):
     __slots__ = ()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> _dual.BothContext[T]:
+        return _RunContext(self.__wrapped__(self._first, *args, **kwargs))
 
     def aio(self, *args: P.args, **kwargs: P.kwargs) -> _dual.BothContext[T]:
         """The same: for ``async with``."""

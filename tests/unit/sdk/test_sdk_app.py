@@ -476,6 +476,26 @@ def test_what_the_program_raises_ends_the_run_and_comes_through(error: BaseExcep
     assert SPARE.app_id is None
 
 
+def test_the_programs_traceback_is_its_own() -> None:
+    import traceback
+
+    def program() -> None:
+        with SPARE.run(client=Recorder()):  # type: ignore[arg-type]
+            raise ValueError("mine")
+
+    async def async_program() -> None:
+        async with SPARE.run(client=Recorder()):  # type: ignore[arg-type]
+            raise ValueError("mine")
+
+    for call in (program, lambda: asyncio.run(async_program())):
+        try:
+            call()
+        except ValueError as error:
+            shown = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        assert "running.py" not in shown
+        assert "_dual.py" not in shown
+
+
 def test_a_failed_build_publishes_nothing() -> None:
     server = Recorder(**{"image.build": ImageBuildError("no such package", "im-x")})
     with pytest.raises(ImageBuildError, match="no such package"):
