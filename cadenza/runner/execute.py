@@ -259,7 +259,7 @@ class OnMainThread(Executor):
                 return
             for header, payload in frames:
                 self.handle(header, payload)
-            frames = None
+            header, payload, frames = {}, b"", None  # large ones are not kept while the next is waited for
             if self.waiting:
                 self.run(self.take())
 

@@ -82,8 +82,7 @@ class Session:
         _signal.signal(_signal.SIGTERM, self._on_term)
         self._connect()
         try:
-            header, payload = self._until_attached()
-            self._attach(header, payload)
+            self._attach(*self._until_attached())
             code = self._serve()
         except KeyboardInterrupt:
             code = self._interrupted()

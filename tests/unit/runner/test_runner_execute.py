@@ -598,3 +598,25 @@ def test_a_thread_that_never_ends_does_not_hold_the_container(agent: Agent) -> N
     agent.send({"t": "drain", "grace_s": 0.3})
     assert agent.finish() == 0 and agent.order[-1] == "bye"
     assert "Waiting at most 0.3 s for threads that still run:" in agent.text(2) and "stuck" in agent.text(2)
+
+
+def test_memory_of_arguments_and_results_is_given_back() -> None:
+    """Nothing of an input stays once its output is sent."""
+    with Agent(lane=True) as agent:
+        agent.attach(
+            "import gc, weakref\nclass Big(bytearray): pass\nlast = None\n"
+            "def f(x):\n    global last\n    was = last and last()\n"
+            "    one = Big(3 << 20)\n    last = weakref.ref(one)\n"
+            "    return was is None, one if x == 1 else None"
+        )
+        assert agent.lane is not None
+        agent.run((2,), (2,), (2,))
+        assert [agent.out()[1] for _ in range(3)] == [(True, None)] * 3
+        packed = values.pack_bytes(((bytes(2 << 20),), {}))
+        for number in range(3):
+            agent.lane.blobs[f"bl-in{number}"] = packed
+            one = {"a": f"in-{number}:2", "i": "in-x", "c": "fc", "n": 0, "blob": f"bl-in{number}"}
+            agent.send({"t": "run", "ins": [one]})
+            assert agent.out()[1] == (True, None)
+        # The bytes came without a descriptor here, so there is nothing mapped; a mapped one is in test_runner_lane.
+        assert [one["t"] for one in agent.lane.requests] == ["get"] * 3
