@@ -31,7 +31,7 @@ from cadenza.runner import values
 from cadenza.runtime.cgroup import detect
 from cadenza.runtime.launcher import Launcher
 from cadenza.runtime.network import NETNS_FOLDER, Network, tag_of
-from cadenza.runtime.oci import OciDriver, crun
+from cadenza.runtime.oci import OciDriver, crun, runc
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -102,11 +102,12 @@ class Store(FakeStore):
 class LiveWorld(World):
     """The agent on crun."""
 
-    def __init__(self, home: Any, root: str, **settings: Any) -> None:
+    def __init__(self, home: Any, root: str, program: str = "crun", **settings: Any) -> None:
         super().__init__(home, **settings)
         around = self.agent._given
         assert around is not None
-        self.driver = OciDriver(crun("/usr/bin/crun"), os.path.join(str(home), "runtime"), Launcher(), detect())
+        dialect = {"crun": crun, "runc": runc}[program](str(shutil.which(program)))
+        self.driver = OciDriver(dialect, os.path.join(str(home), "runtime"), Launcher(), detect())
         self.networks = Network(os.path.join(str(home), "runtime"))
         around.drivers = {"standard": self.driver}
         around.store = Store(root)  # type: ignore[assignment]
@@ -228,13 +229,14 @@ def child(x):
 """
 
 
-def test_a_function_runs_in_a_container_and_nothing_is_left(root: str, home: Path) -> None:
+@pytest.mark.parametrize("program", ["crun", "runc"])
+def test_a_function_runs_in_a_container_and_nothing_is_left(root: str, home: Path, program: str) -> None:
     async def go() -> None:
-        async with LiveWorld(home, root) as world:
+        async with LiveWorld(home, root, program) as world:
             one = spec("ta-live1", files=(world.source(SOURCE),))
             world.want(one)
             ready = await world.control.state("ta-live1", nodes.READY)
-            assert ready.runtime == "crun"
+            assert ready.runtime == program
             assert sum(ready.phases.values()) == pytest.approx(ready.ready_at - one.wanted_at, rel=0.02)
             print(ready.phases)
             world.agent.deliver("ta-live1", [attempt(0, packed(41))])
