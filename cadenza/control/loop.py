@@ -402,7 +402,7 @@ class Loop:
         elif verdict.delay_s > 0:
             self._later(entry, verdict.delay_s)
         else:
-            if lost if lost is not None else attempt.begun_at:
+            if lost if lost is not None else attempt.begun:
                 entry.losses += 1
             entry.container_id = ""
             back.append(entry)

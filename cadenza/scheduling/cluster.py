@@ -48,13 +48,18 @@ class AttemptState:
     entry: Entry
     assigned_at: float
     timeout_s: float
-    begun_at: float = 0.0
-    """0 while it waits behind others in its container."""
+    begun_at: float = -1.0
+    """Negative while it waits behind others in its container."""
     deadline: float = math.inf
     zombie: bool = False
     revoking: bool = False
     next_item: int = 0
     """How many of a generator's values were passed on."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether its time runs."""
+        return self.begun_at >= 0
 
 
 @dataclass(eq=False)
@@ -489,7 +494,7 @@ class Cluster:
         function = container.function
         if not attempt.zombie:
             function.running -= 1
-        if attempt.begun_at:
+        if attempt.begun:
             container.begun -= 1
         else:
             container.queued.remove(attempt)

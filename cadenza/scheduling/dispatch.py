@@ -113,7 +113,7 @@ def overdue(container: ContainerState, now: float) -> tuple[list[Union[TimedOut,
     again = math.inf
     slow = False
     for attempt in container.attempts.values():
-        if not attempt.begun_at:
+        if not attempt.begun:
             continue
         if attempt.deadline <= now:
             if not attempt.zombie:
@@ -166,7 +166,7 @@ def after_loss(attempt: AttemptState, spec: FunctionSpec, error: str) -> Verdict
 
 def after_end(attempt: AttemptState, spec: FunctionSpec, report: ContainerReport) -> Verdict:
     """After an attempt's container ended under it. What had not begun goes on elsewhere as if nothing had been."""
-    if not attempt.begun_at:
+    if not attempt.begun:
         return Verdict(0.0)
     if report.reason not in (CRASHED, OOM):
         return after_loss(attempt, spec, report.message or f"the container ended ({report.reason})")

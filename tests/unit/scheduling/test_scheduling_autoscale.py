@@ -1,0 +1,108 @@
+"""How many containers, and why. Semantics: sections 11.1 and 12.1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cadenza.base.resources import Resources
+from cadenza.protocol import nodes
+from cadenza.protocol.calls import INIT_FAILURE
+from cadenza.protocol.nodes import ContainerReport, NodeInfo
+from cadenza.protocol.objects import FunctionSpec
+from cadenza.scheduling import autoscale
+from cadenza.scheduling import cluster as state
+from cadenza.scheduling.cluster import Cluster, FailedStart
+from cadenza.storage.entry import Entry
+
+
+def make(waiting: int = 0, containers: int = 0, ready: bool = True, **spec: Any) -> Cluster:
+    cluster = Cluster()
+    cluster.apply(state.NodeSeen(NodeInfo("n", Resources(100_000, 100_000))), 0.0)
+    cluster.apply(state.FunctionAdded("f", "a", "app", FunctionSpec("f", **spec), {}), 0.0)
+    for number in range(containers):
+        cluster.apply(state.StartContainer(f"c{number}", "f", "n", (), "test"), 0.0)
+        if ready:
+            cluster.apply(state.ContainerSeen(ContainerReport(f"c{number}", nodes.READY)), float(number))
+    cluster.apply(state.Arrived("f", [Entry(i, f"in-{i}", "fc", i, "f", False) for i in range(waiting)]), 0.0)
+    return cluster
+
+
+def decide(cluster: Cluster, now: float = 0.0) -> autoscale.Decision:
+    return autoscale.decide(cluster.functions["f"], now)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "spec", "start"),
+    [
+        (0, {}, 0),
+        (1, {}, 1),
+        (7, {}, 7),
+        (7, {"max_concurrent": 10, "target_concurrent": 3}, 3),
+        (7, {"max_containers": 4}, 4),
+        (0, {"min_containers": 2}, 2),
+        (0, {"buffer_containers": 3}, 0),
+        (1, {"buffer_containers": 3}, 4),
+        (1, {"buffer_containers": 3, "max_containers": 2}, 2),
+        (9_000, {}, 4_000),
+    ],
+)
+def test_from_zero(waiting: int, spec: dict[str, Any], start: int) -> None:
+    assert decide(make(waiting, **spec)).start == start
+
+
+def test_containers_on_their_way_count() -> None:
+    assert decide(make(5, containers=3, ready=False)).start == 2
+
+
+def test_the_table_s_backlog_counts_but_not_what_is_not_due() -> None:
+    cluster = make()
+    cluster.apply(state.BacklogChanged("f", 6, 2), 0.0)
+    assert decide(cluster).start == 4
+
+
+def test_short_work_is_not_worth_a_start() -> None:
+    cluster = make(50, containers=1)
+    cluster.functions["f"].average_s = 0.001
+    decision = decide(cluster)
+    assert decision.start == 0 and "done in 0.05 s" in decision.why
+    cluster.functions["f"].average_s = 1.0
+    assert decide(cluster).start == 49
+
+
+def test_idle_containers_end_after_the_window_oldest_first() -> None:
+    cluster = make(containers=3, min_containers=1, scaledown_window_s=60.0)
+    assert decide(cluster, 59.0).stop == ()
+    assert decide(cluster, 59.0).again_at == 60.0
+    assert decide(cluster, 60.5).stop == ("c0",)
+    assert decide(cluster, 99.0).stop == ("c0", "c1"), "one stays: min_containers"
+
+
+def test_those_that_are_stopping_count_against_the_maximum() -> None:
+    cluster = make(3, containers=2, max_containers=2)
+    cluster.apply(state.StopContainer("c0", 30.0, True, "test"), 0.0)
+    assert decide(cluster).start == 0, "its place is free when it is gone"
+
+
+def test_an_ended_app_wants_nothing() -> None:
+    cluster = make(1, containers=1)
+    cluster.apply(state.FunctionRemoved("f"), 0.0)
+    assert decide(cluster, 1e6) == autoscale.Decision(0, (), "its app has ended")
+
+
+def test_failed_starts_are_spaced_out_and_said_why() -> None:
+    assert [autoscale.backoff_s(failures) for failures in (1, 2, 3, 4, 50)] == [0.0, 0.25, 0.5, 1.0, 60.0]
+    cluster = make(1)
+    cluster.apply(state.StartFailed("f", True, 7.5), 5.0)
+    decision = decide(cluster, 5.0)
+    assert (decision.start, decision.again_at) == (0, 7.5)
+    assert "next start is in 2.5 s" in decision.why
+    cluster.apply(state.StartFailed("f", True, 7.5, FailedStart(INIT_FAILURE, "ImportError: x")), 5.0)
+    assert "ImportError" in decide(cluster, 9.0).why
+
+
+def test_idle_containers_make_room_for_others_but_not_below_the_minimum() -> None:
+    cluster = make(containers=3, min_containers=1)
+    assert autoscale.spare(cluster.functions.values(), 5) == ["c0", "c1"]
+    assert autoscale.spare(cluster.functions.values(), 1) == ["c0"]

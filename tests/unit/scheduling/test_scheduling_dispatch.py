@@ -1,0 +1,253 @@
+"""Dispatch, retries and deadlines, decided without a clock. Semantics: sections 6, 7, 8 and 9."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from cadenza.base.errors import Bug
+from cadenza.base.resources import Resources
+from cadenza.protocol import nodes
+from cadenza.protocol.calls import (
+    FAILURE,
+    INTERNAL_FAILURE,
+    MAX_INTERNAL_FAILURES,
+    SUCCESS,
+    TIMEOUT,
+    AttemptOutput,
+    attempt_id,
+)
+from cadenza.protocol.nodes import ContainerReport, NodeInfo
+from cadenza.protocol.objects import FunctionSpec, RetryPolicy
+from cadenza.scheduling import cluster as state
+from cadenza.scheduling import dispatch
+from cadenza.scheduling.cluster import AttemptState, Cluster
+from cadenza.storage.entry import Entry
+
+
+def make(containers: int = 1, **spec: Any) -> Cluster:
+    """A cluster with function ``f`` and so many READY containers ``c0``, ``c1``..."""
+    cluster = Cluster()
+    cluster.apply(state.NodeSeen(NodeInfo("n", Resources(100_000, 100_000))), 0.0)
+    cluster.apply(state.FunctionAdded("f", "a", "app", FunctionSpec("f", **spec), {}), 0.0)
+    for number in range(containers):
+        cluster.apply(state.StartContainer(f"c{number}", "f", "n", (), "test"), 0.0)
+        cluster.apply(state.ContainerSeen(ContainerReport(f"c{number}", nodes.READY)), 0.0)
+    return cluster
+
+
+def entry(index: int, **more: Any) -> Entry:
+    return Entry(index, f"in-{index}", "fc", index, "f", False, **more)
+
+
+def put(cluster: Cluster, count: int, now: float = 0.0, start: int = 0) -> None:
+    cluster.apply(state.Arrived("f", [entry(index) for index in range(start, start + count)]), now)
+
+
+def give_all(cluster: Cluster, now: float = 0.0) -> dict[str, list[int]]:
+    """Carry out every assignment that is possible: container to the indices it got."""
+    given: dict[str, list[int]] = {}
+    while True:
+        assign = dispatch.plan(cluster, cluster.functions["f"], now)
+        if assign is None:
+            return given
+        for attempt in cluster.apply(assign, now):
+            given.setdefault(assign.container_id, []).append(attempt.entry.index)
+
+
+def settle(cluster: Cluster, container: str, index: int, now: float, took: float = 0.0, fence: int = 1) -> None:
+    output = AttemptOutput(attempt_id(f"in-{index}", fence), SUCCESS, started_at=50.0, finished_at=50.0 + took)
+    cluster.apply(state.Settle(container, [output]), now)
+
+
+def test_each_container_gets_as_many_as_it_can_run() -> None:
+    cluster = make(2, max_concurrent=2)
+    put(cluster, 5)
+    given = give_all(cluster)
+    assert {name: len(got) for name, got in given.items()} == {"c0": 2, "c1": 2}
+    assert [one.index for one in cluster.functions["f"].ready] == [4]
+
+
+def test_the_last_used_container_is_used_again() -> None:
+    cluster = make(3)
+    for index in range(4):
+        put(cluster, 1, start=index)
+        (name,) = give_all(cluster)
+        settle(cluster, name, index, 1.0, took=1.0)
+        assert name == "c2", "the others fall idle"
+
+
+def test_short_functions_get_inputs_early_and_slow_ones_do_not() -> None:
+    cluster = make(1)
+    put(cluster, 1)
+    give_all(cluster)
+    settle(cluster, "c0", 0, 0.0, took=0.001)
+    put(cluster, 50, start=1)
+    assert len(give_all(cluster)["c0"]) == 1 + 10, "10 ms of work wait, 1 ms each"
+    slow = make(1)
+    put(slow, 1)
+    give_all(slow)
+    settle(slow, "c0", 0, 0.0, took=0.5)
+    put(slow, 50, start=1)
+    assert len(give_all(slow)["c0"]) == 1
+
+
+def test_at_most_32_wait_early() -> None:
+    cluster = make(1)
+    put(cluster, 1)
+    give_all(cluster)
+    settle(cluster, "c0", 0, 0.0, took=1e-6)
+    put(cluster, 100, start=1)
+    assert len(give_all(cluster)["c0"]) == 1 + dispatch.MAX_EARLY
+
+
+def test_what_waits_behind_a_slow_head_is_called_back() -> None:
+    cluster = make(1)
+    cluster.functions["f"].average_s = 0.001
+    put(cluster, 3)
+    give_all(cluster, 10.0)
+    found, again = dispatch.overdue(cluster.containers["c0"], 10.01)
+    assert found == [] and again == pytest.approx(10.02)
+    ((back,), _) = dispatch.overdue(cluster.containers["c0"], 10.03)
+    assert isinstance(back, state.CallBack)
+    assert list(back.attempt_ids) == ["in-1:1", "in-2:1"]
+    cluster.apply(back, 10.03)
+    assert dispatch.overdue(cluster.containers["c0"], 10.03)[0] == [], "asked once"
+    put(cluster, 1, start=9)
+    assert give_all(cluster, 10.03) == {}, "and nothing more goes there"
+
+
+def test_a_time_limit_counts_from_the_beginning_of_each_attempt() -> None:
+    cluster = make(1, timeout_s=5.0)
+    cluster.functions["f"].average_s = 0.001
+    put(cluster, 2)
+    give_all(cluster, 10.0)
+    settle(cluster, "c0", 0, 14.0)
+    assert dispatch.overdue(cluster.containers["c0"], 18.9)[0] == []
+    ((late,), _) = dispatch.overdue(cluster.containers["c0"], 19.0)
+    assert isinstance(late, dispatch.TimedOut) and late.attempt.entry.index == 1
+
+
+def test_a_zombie_keeps_its_slot_until_its_end_or_deadline() -> None:
+    cluster = make(1, timeout_s=5.0)
+    put(cluster, 1)
+    give_all(cluster, 10.0)
+    cluster.apply(state.Bury("c0", ["in-0:1"]), 11.0)
+    put(cluster, 1, start=1)
+    assert give_all(cluster, 11.0) == {}
+    ((stop,), _) = dispatch.overdue(cluster.containers["c0"], 15.0)
+    assert isinstance(stop, state.StopContainer) and stop.grace_s < 5.0 and not stop.drain
+    settle(cluster, "c0", 0, 12.0)
+    assert give_all(cluster, 12.0) == {"c0": [1]}
+
+
+def test_a_container_that_is_to_stop_gets_nothing() -> None:
+    cluster = make(1)
+    cluster.apply(state.StopContainer("c0", 5.0, True, "test"), 0.0)
+    put(cluster, 1)
+    assert give_all(cluster) == {}
+
+
+def test_a_fence_grows_with_each_lease() -> None:
+    cluster = make(1)
+    put(cluster, 1)
+    give_all(cluster)
+    (attempt,) = cluster.apply(state.Detach("c0", ["in-0:1"]), 1.0)
+    cluster.apply(state.Arrived("f", [attempt.entry], front=True), 1.0)
+    give_all(cluster, 1.0)
+    assert list(cluster.containers["c0"].attempts) == ["in-0:2"]
+    settle(cluster, "c0", 0, 2.0, fence=1)
+    assert cluster.functions["f"].running == 1, "the old attempt's word counts for nothing"
+
+
+def test_an_old_report_changes_nothing() -> None:
+    cluster = make(1)
+    cluster.apply(state.ContainerSeen(ContainerReport("c0", nodes.STARTING)), 1.0)
+    assert cluster.containers["c0"].state == nodes.READY
+
+
+def test_what_is_no_event_is_a_bug() -> None:
+    with pytest.raises(Bug):
+        Cluster().apply("nonsense", 0.0)  # type: ignore[arg-type]
+
+
+FIXED = FunctionSpec("f", retries=RetryPolicy(3))
+DOUBLING = FunctionSpec("f", retries=RetryPolicy(9, 2.0, 1.0, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("spec", "delays"),
+    [
+        (FIXED, [1, 1, 1, 1]),
+        (DOUBLING, [1, 2, 4, 8, 10, 10]),
+        (FunctionSpec("f", retries=RetryPolicy(3, 2.0, 0.1)), [1, 1, 1, 1]),
+    ],
+)
+def test_retry_delays(spec: FunctionSpec, delays: list[float]) -> None:
+    """Section 7: fixed or exponential, raised to 1 s, cut at max_delay."""
+    assert [dispatch.retry_delay_s(spec, failures) for failures in range(1, len(delays) + 1)] == delays
+
+
+def test_a_huge_count_of_retries_does_not_overflow() -> None:
+    assert dispatch.retry_delay_s(FunctionSpec("f", retries=RetryPolicy(10_000, 10.0, 1.0, 60.0)), 9_000) == 60.0
+
+
+def test_failures_are_charged_until_the_retries_are_spent() -> None:
+    assert dispatch.after_failure(entry(0, retries=2), FIXED, FAILURE, "x").charged
+    verdict = dispatch.after_failure(entry(0, retries=3), FIXED, TIMEOUT, "late")
+    assert (verdict.delay_s, verdict.status, verdict.error) == (None, TIMEOUT, "late")
+    assert dispatch.after_failure(entry(0), FunctionSpec("f"), FAILURE, "x").delay_s is None
+
+
+def attempt(begun: float = 1.0, **more: Any) -> AttemptState:
+    return AttemptState("in-0:1", entry(0, **more), 0.0, 5.0, begun_at=begun)
+
+
+def test_the_platforms_losses_cost_nothing_and_have_an_end() -> None:
+    report = ContainerReport("c", nodes.GONE, nodes.RUNTIME_FAILED, "the mount failed")
+    assert dispatch.after_end(attempt(), FunctionSpec("f"), report).delay_s == 0.0
+    last = dispatch.after_end(attempt(losses=MAX_INTERNAL_FAILURES), FunctionSpec("f"), report)
+    assert last.delay_s is None and last.status == INTERNAL_FAILURE
+    assert "the mount failed" in last.error
+
+
+def test_a_generator_that_has_given_values_is_not_begun_again() -> None:
+    given = attempt()
+    given.next_item = 3
+    report = ContainerReport("c", nodes.GONE, nodes.NODE_LOST)
+    verdict = dispatch.after_end(given, FunctionSpec("f", is_generator=True), report)
+    assert verdict.status == INTERNAL_FAILURE and "3 values" in verdict.error
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        (ContainerReport("c", nodes.GONE, nodes.CRASHED, exit_code=139), "SIGSEGV"),
+        (ContainerReport("c", nodes.GONE, nodes.CRASHED, exit_code=-11), "SIGSEGV"),
+        (ContainerReport("c", nodes.GONE, nodes.CRASHED, exit_code=3), "exited with code 3"),
+        (ContainerReport("c", nodes.GONE, nodes.OOM, exit_code=137), "256 MiB"),
+    ],
+)
+def test_a_crash_says_what_happened(report: ContainerReport, text: str) -> None:
+    spec = FunctionSpec("f", resources=Resources(memory_limit_mib=256))
+    verdict = dispatch.after_end(attempt(), spec, report)
+    assert verdict.delay_s is None and verdict.status == FAILURE
+    assert text in verdict.error
+
+
+def test_what_had_not_begun_in_a_crash_goes_on_elsewhere() -> None:
+    report = ContainerReport("c", nodes.GONE, nodes.CRASHED, exit_code=1)
+    assert dispatch.after_end(attempt(begun=-1.0), FunctionSpec("f"), report).delay_s == 0.0
+
+
+def test_a_kill_from_outside_is_run_again_a_few_times() -> None:
+    report = ContainerReport("c", nodes.GONE, nodes.CRASHED, exit_code=137)
+    assert dispatch.after_end(attempt(), FunctionSpec("f"), report).delay_s == 0.0
+    verdict = dispatch.after_end(attempt(losses=dispatch.MAX_KILLED), FunctionSpec("f"), report)
+    assert verdict.status == FAILURE and "SIGKILL" in verdict.error
+
+
+def test_nothing_planned_means_no_alarm() -> None:
+    assert make(0).next_alarm() == math.inf
