@@ -154,6 +154,8 @@ async def _run(process: FakeProcess, program: FakeProgram, finish: Callable[[], 
 
 
 class FakeExecution:
+    """One more program of a fake container."""
+
     def __init__(self, process: FakeProcess, pty_fd: int) -> None:
         self.pid = process.pid
         self.pty_fd = pty_fd
@@ -186,7 +188,11 @@ class FakeDriver:
         process.task = asyncio.ensure_future(_run(process, program, lambda: None))
         # A namespace's first process takes its children with it.
         process.ended.add_done_callback(lambda _: self._end_others(config.container_id))
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            await self.delete(config.container_id)
+            raise
         return process.pid
 
     async def wait(self, container_id: str) -> Exit:

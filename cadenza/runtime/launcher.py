@@ -290,10 +290,16 @@ class Launcher:
         self._queue.put(task)
         try:
             # Shielded: a spawned child must never be lost.
-            pid = await asyncio.shield(spawned)
+            return Child(await asyncio.shield(spawned))
         except OSError as error:
             raise RuntimeFault(f"cannot start {program.path}: {error.strerror}", str(error)) from None
-        return Child(pid)
+        except asyncio.CancelledError:
+            await asyncio.wait([spawned])
+            if spawned.exception() is None:
+                child = Child(spawned.result())
+                child.signal(signal.SIGKILL)
+                await child.wait()
+            raise
 
     async def run(self, program: Program, limit_s: float) -> Exit:
         """Start a program and wait for its end; killed after ``limit_s``, which is a RuntimeFault."""

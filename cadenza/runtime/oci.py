@@ -88,10 +88,12 @@ class Dialect:
 
 
 def crun(path: str) -> Dialect:
+    """Leaves cgroups to us."""
     return Dialect("crun", path, leaves="crun")
 
 
 def runc(path: str) -> Dialect:
+    """Insists on joining a cgroup itself: it is told of ours."""
     return Dialect("runc", path)
 
 

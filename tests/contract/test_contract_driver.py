@@ -232,6 +232,25 @@ def test_an_id_is_used_once_at_a_time(on):
     on(body)
 
 
+def test_a_start_that_is_called_off_leaves_nothing(on):
+    async def body(bench: Bench) -> None:
+        mark = f"5{os.getpid()}"
+        for number, delay_s in enumerate((0, 0.001, 0.004, 0.012, 0.05)):
+            start = asyncio.ensure_future(bench.start(f"c{number}", f"sleep {mark} & wait"))
+            await asyncio.sleep(delay_s)
+            start.cancel()
+            try:
+                await start
+            except asyncio.CancelledError:
+                assert await bench.driver.list() == {}
+                assert sleepers(mark) == []
+            else:
+                await bench.driver.delete(f"c{number}")
+        assert sleepers(mark) == []
+
+    on(body)
+
+
 def test_exec_runs_beside_the_first_process(on, tmp_path):
     async def body(bench: Bench) -> None:
         await bench.start("c1", "sleep 300")
