@@ -17,9 +17,10 @@ FOLLOWER_BYTES = 4 << 20
 """What waits for a follower that does not keep up. What comes beyond is left out, and the reader is told how much."""
 BATCH_ENTRIES = 2_000
 MAX_TAIL = 1_000_000
-END_CHECK_S = 0.25
-END_GRACE_S = 0.5
-"""How long a follower waits for last words after its app's last container is gone."""
+END_CHECK_S = 0.1
+END_GRACE_S = 0.05
+"""How long a follower waits once its app's last container is gone: a node hands over a container's last words before
+it says so, and they need only pass through the event loop."""
 SOURCES = {"": None, "stdout": 1, "stderr": 2, "system": 0}
 
 
