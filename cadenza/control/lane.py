@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import socket
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Optional
 
@@ -29,6 +30,7 @@ MAX_LANE_FRAME_BYTES = 64 << 10
 MAX_FDS = 16
 MAX_VALUE_BYTES = 1 << 40
 MAX_LANES = 2_048
+MAX_CONTAINER_LANES = 64
 STALL_S = 30.0
 """A peer that sends or takes nothing of a body for this long is given up."""
 BODY_BYTES = 1 << 20
@@ -62,6 +64,7 @@ class LaneServer:
         self._lanes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(WORKERS, "lane")
         self._lingering: set[int] = set()
+        self._by_container: Counter[str] = Counter()
         blobs.forget = lambda blob_id: self._later(blobs.store.delete, blob_id)
 
     def listen(self, path: str) -> None:
@@ -77,15 +80,23 @@ class LaneServer:
 
     def serve(self, sock: socket.socket, container_id: str) -> None:
         """Take over an accepted socket of a container, or of the host when ``container_id`` is empty."""
-        if len(self._lanes) >= MAX_LANES:
-            _log.warning("refused a lane: too many", lanes=len(self._lanes))
+        mine = self._by_container[container_id] if container_id else 0
+        if len(self._lanes) >= MAX_LANES or mine >= MAX_CONTAINER_LANES:
+            _log.warning("refused a lane: too many", lanes=len(self._lanes), container=container_id, its=mine)
             sock.close()
             return
         sock.setblocking(False)
         lane = _Lane(sock, self._ids.new("connection"), self._blobs, self._ids, self._threads, self._ended)
         task = asyncio.get_running_loop().create_task(lane.run())
         self._lanes.add(task)
-        task.add_done_callback(self._lanes.discard)
+        self._by_container[container_id] += 1
+        task.add_done_callback(lambda task: self._gone(task, container_id))
+
+    def _gone(self, task: asyncio.Task[None], container_id: str) -> None:
+        self._lanes.discard(task)
+        self._by_container[container_id] -= 1
+        if not self._by_container[container_id]:
+            del self._by_container[container_id]
 
     def _ended(self, lane: str, process: int) -> None:
         """A lane's connection is over. Its views are over only with its process: until then no sender may overwrite

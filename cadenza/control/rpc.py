@@ -28,6 +28,8 @@ from cadenza.protocol.methods import CLIENT, CONTAINER, METHODS, Method
 HELLO_LIMIT_S = 10.0
 MAX_OPEN_REQUESTS = 10_000
 MAX_CONNECTIONS = 4_096
+MAX_CONTAINER_CONNECTIONS = 64
+"""One container must not keep everybody else out."""
 READ_BUFFER_BYTES = 256 << 10
 WRITE_HIGH_BYTES = 4 << 20
 """With more than this unsent, streams wait and the connection is not read from."""
@@ -120,11 +122,14 @@ class Rpc:
     def serve(self, sock: socket.socket, container_id: str) -> None:
         """Take over an accepted socket. ``container_id`` says which container it came from; empty: the host."""
         sock.setblocking(False)
+        full = ""
         if len(self.connections) >= MAX_CONNECTIONS:
+            full = f"the server has {MAX_CONNECTIONS} connections: try again later"
+        elif container_id and self._of_container(container_id) >= MAX_CONTAINER_CONNECTIONS:
+            full = f"this container has {MAX_CONTAINER_CONNECTIONS} connections to the server: close some"
+        if full:
             try:
-                sock.send(
-                    encode({"t": "refuse", "message": f"the server has {MAX_CONNECTIONS} connections: try again later"})
-                )
+                sock.send(encode({"t": "refuse", "message": full}))
             except OSError:
                 pass
             sock.close()
@@ -134,6 +139,9 @@ class Rpc:
         task = asyncio.get_running_loop().create_task(self._start(sock, connection))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
+
+    def _of_container(self, container_id: str) -> int:
+        return sum(1 for one in self.connections if one.caller.container_id == container_id)
 
     async def _start(self, sock: socket.socket, connection: Connection) -> None:
         try:

@@ -21,7 +21,7 @@ from cadenza.base.clock import ManualClock
 from cadenza.base.errors import NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.blobs import FRESH_S, Blobs
-from cadenza.control.lane import LaneServer
+from cadenza.control.lane import MAX_CONTAINER_LANES, LaneServer
 from cadenza.protocol.frame import encode
 from cadenza.storage.blobs import MemoryBlobs
 
@@ -427,5 +427,12 @@ def test_a_container_has_its_own_way_in(tmp_path: Any) -> None:
         assert container is not None
         blob = (await container.put(b"from inside"))["blob"]
         assert read_all(await world.lane().get(blob)) == b"from inside"
+        extra = [socket.socketpair() for _ in range(MAX_CONTAINER_LANES)]
+        for mine, _ in extra:
+            world.server.serve(mine, "ta-1")
+        assert extra[-1][1].recv(1) == b""  # one too many
+        assert (await world.lane().put(b"others go on"))["t"] == "ok"
+        for _, one in extra:
+            one.close()
 
     in_world(tmp_path, test)

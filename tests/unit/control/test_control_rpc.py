@@ -250,6 +250,27 @@ def test_who_calls_is_known_from_the_socket(tmp_path: Any) -> None:
     assert seen == ["ta-1"]
 
 
+def test_a_container_cannot_keep_others_out(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONTAINER_CONNECTIONS", 3)
+
+    async def test(server: Rpc, path: str) -> None:
+        pairs = [socket.socketpair() for _ in range(4)]
+        for ours, _ in pairs:
+            server.serve(ours, "ta-1")
+        head, _ = Decoder().feed(pairs[3][1].recv(1000))[0]
+        assert json.loads(head)["t"] == "refuse"
+        other, theirs = socket.socketpair()
+        server.serve(other, "ta-2")
+        peer = Peer(*await asyncio.open_unix_connection(sock=theirs))
+        await peer.hello()
+        assert peer.welcome["t"] == "welcome"
+        peer.close()
+        for _, one in pairs:
+            one.close()
+
+    serving(tmp_path, {}, test)
+
+
 def test_unknown_and_unbuilt_methods(tmp_path: Any) -> None:
     async def test(server: Rpc, path: str) -> None:
         peer = await Peer.connect(path)
