@@ -115,8 +115,11 @@ def package_source(name: str, ignore: Ignore = NON_PYTHON_FILES) -> list[LocalFi
 
 
 def directory_source(directory: str, remote: str, ignore: Ignore = (), *, hidden: bool = True) -> list[LocalFile]:
-    """The files below a directory that ``ignore`` does not name, sorted. Links to files are followed, links to
-    directories too, once each. ``hidden=False`` also leaves out dotfiles, ``__pycache__`` and compiled files."""
+    """The files below a directory that ``ignore`` does not name, sorted.
+
+    Links are followed, but not into a directory that the link itself is in. ``hidden=False`` also leaves out dotfiles,
+    ``__pycache__`` and compiled files. FileNotFoundError if there is no such directory.
+    """
     if not os.path.isdir(directory):
         raise FileNotFoundError(f"no directory {directory}")
     ignored = as_predicate(ignore)
@@ -132,15 +135,15 @@ def directory_source(directory: str, remote: str, ignore: Ignore = (), *, hidden
 
 def _walk(root: str, prune: Optional[Callable[[Path], bool]], hidden: bool) -> Iterator[str]:
     """Paths of files below ``root``, relative to it."""
-    seen = set()
-    stack = [""]
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
-        part = stack.pop()
+        part, above = stack.pop()
         here = os.path.join(root, part)
-        identity = os.stat(here)
-        if (identity.st_dev, identity.st_ino) in seen:
-            continue
-        seen.add((identity.st_dev, identity.st_ino))
+        status = os.stat(here)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            continue  # a link to a directory that it is in
+        inside = above | {identity}
         with os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
@@ -149,7 +152,7 @@ def _walk(root: str, prune: Optional[Callable[[Path], bool]], hidden: bool) -> I
                 path = os.path.join(part, name)
                 if entry.is_dir():
                     if prune is None or not prune(Path(path)):
-                        stack.append(path)
+                        stack.append((path, inside))
                 elif entry.is_file():
                     yield path
 

@@ -109,11 +109,12 @@ def test_a_directory_with_its_hidden_files_and_links(tmp_path: Path) -> None:
     (tmp_path / "d" / "deep" / "x.txt").write_text("x")
     (tmp_path / "d" / "link.txt").symlink_to(tmp_path / "d" / "deep" / "x.txt")
     (tmp_path / "d" / "loop").symlink_to(tmp_path / "d", target_is_directory=True)
+    (tmp_path / "d" / "again").symlink_to(tmp_path / "d" / "deep", target_is_directory=True)
     (tmp_path / "d" / "gone").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "d" / "pipe")
     found = source.directory_source(str(tmp_path / "d"), "/data")
-    assert remotes(found) == ["/data/.env", "/data/deep/x.txt", "/data/link.txt"]
-    assert remotes(source.directory_source(str(tmp_path / "d"), "/data", ["deep", "*.txt"])) == ["/data/.env"]
+    assert remotes(found) == ["/data/.env", "/data/again/x.txt", "/data/deep/x.txt", "/data/link.txt"]
+    assert remotes(source.directory_source(str(tmp_path / "d"), "/data", ["deep", "again", "*.txt"])) == ["/data/.env"]
     with pytest.raises(FileNotFoundError):
         source.directory_source(str(tmp_path / "nowhere"), "/data")
 
