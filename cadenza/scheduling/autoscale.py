@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Iterable
 
 from cadenza.protocol.nodes import READY
-from cadenza.scheduling.cluster import ContainerState, FunctionState
+from cadenza.scheduling.cluster import SLOW_HEAD_S, ContainerState, FunctionState
 
 MAX_CONTAINERS_PER_FUNCTION = 4_000
 """Source: semantics.md section 30."""
@@ -42,12 +42,15 @@ def decide(function: FunctionState, now: float) -> Decision:
     load = held + waiting
     needed = -(-load // target)
     why = f"{waiting} waiting and {held} running at {target} a container need {needed}"
-    ready = sum(1 for one in alive if one.state == READY)
-    if needed > len(alive) and ready and function.average_s is not None and not spec.single_use:
-        soon = load * function.average_s / (ready * spec.max_concurrent)
+    again = math.inf
+    if needed > len(alive) and function.average_s is not None and not spec.single_use:
+        slow_s = max(SLOW_HEAD_S, 2 * function.average_s)
+        able = sum(1 for one in alive if one.state == READY and not _is_slow(one, now, slow_s))
+        soon = load * function.average_s / (able * spec.max_concurrent) if able else math.inf
         if soon <= START_WORTH_S:
             needed = len(alive)
-            why = f"{load} inputs at {function.average_s * 1000:.1f} ms each are done in {soon:.2f} s by {ready}"
+            again = now + slow_s  # the average may be wrong about what runs now
+            why = f"{load} inputs at {function.average_s * 1000:.1f} ms each are done in {soon:.2f} s by {able}"
     if load and spec.buffer_containers:
         needed += spec.buffer_containers
         why += f", and {spec.buffer_containers} as a buffer"
@@ -58,12 +61,11 @@ def decide(function: FunctionState, now: float) -> Decision:
     if wanted > most:
         wanted = most
         why += f"; at most {most}"
-    again = math.inf
     start = max(0, min(wanted - len(alive), most - len(containers)))
     if start and function.failing is not None:
         start, why = 0, "its containers do not start: " + function.failing.error
     elif start and now < function.blocked_until:
-        start, again = 0, function.blocked_until
+        start, again = 0, min(again, function.blocked_until)
         why += f"; the next start is in {function.blocked_until - now:.1f} s, because the last ones failed"
     stop: list[str] = []
     surplus = len(alive) - wanted
@@ -76,6 +78,13 @@ def decide(function: FunctionState, now: float) -> Decision:
             else:
                 again = min(again, until)
     return Decision(start, tuple(stop), why, again)
+
+
+def _is_slow(one: ContainerState, now: float, slow_s: float) -> bool:
+    """Whether the oldest input of a container runs so long that the average says nothing about it."""
+    for attempt in one.attempts.values():
+        return attempt.zombie or (attempt.begun and now - attempt.begun_at >= slow_s)
+    return False
 
 
 def _idle_order(one: ContainerState) -> tuple[float, str]:

@@ -130,6 +130,7 @@ class World:
         self.outputs: dict[tuple[str, int], str] = {}
         self.log: list[str] = []
         self.trace = False
+        self.start_reasons: tuple[str, ...] = (nodes.RUNTIME_FAILED, nodes.RUNTIME_FAILED, nodes.INIT_FAILED)
         self._channel_at = 0.0
         self._down_at = 0.0
         self._generation = 0
@@ -230,7 +231,7 @@ class World:
         delay = self.random.uniform(0.05, 1.0 if self.faulty else 0.1)
         box.handles.append(self.loop.call_later(delay / 2, self._move, box, nodes.STARTING))
         if self.faulty and self.random.random() < self.faults.start_fails:
-            reason = self.random.choice((nodes.RUNTIME_FAILED, nodes.RUNTIME_FAILED, nodes.INIT_FAILED))
+            reason = self.random.choice(self.start_reasons)
             box.handles.append(self.loop.call_later(delay, self._end, box, reason))
         else:
             box.handles.append(self.loop.call_later(delay, self._move, box, nodes.READY))
