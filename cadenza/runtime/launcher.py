@@ -55,6 +55,16 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
+def _keep_descriptors_to_ourselves() -> None:
+    """Python's own descriptors are not inherited, but those that whoever started this process left open would be."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                pass
+
+
 def unified_beside_v1() -> Optional[str]:
     """Path of the cgroup v2 mount of a hybrid tree, or None."""
     path = os.path.join(CGROUP_ROOT, "unified")
@@ -199,6 +209,7 @@ class Launcher:
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._home = os.open(f"/proc/{os.getpid()}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if self._is_root else -1
         become_subreaper()
+        _keep_descriptors_to_ourselves()
         # Not ended before the process is: a child's parent-death signal follows the thread that spawned it.
         self._thread = threading.Thread(target=self._work, name="launcher", daemon=True)
         self._thread.start()

@@ -23,6 +23,7 @@ from cadenza.runtime.oci import Dialect, OciDriver, crun, runc, runsc
 from cadenza.runtime.seccomp import ARCHITECTURES
 
 TRIAL_LIMIT_S = 8.0
+RUNTIMES = ("crun", "runc", "runsc")
 PLATFORMS = ("systrap", "ptrace")
 IDLE_SETTLE_S = 0.3
 IDLE_SAMPLE_S = 0.5
@@ -211,7 +212,7 @@ async def probe(launcher: Launcher, hierarchy: Optional[Hierarchy] = None) -> Ma
         abilities["runc"] = await _probe_runtime("runc", runc, launcher, hierarchy)
         abilities["runsc"] = await _probe_runsc(launcher, hierarchy)
     else:
-        for name in ("crun", "runc", "runsc"):
+        for name in RUNTIMES:
             abilities[name] = Ability(False, f"{name} is used by root only so far.", "sudo cadenza up")
     return Machine(root, abilities)
 
@@ -224,7 +225,7 @@ def _fingerprint() -> dict[str, object]:
             found["boot"] = file.read().strip()
     except OSError:
         pass
-    for name in ("crun", "runc", "runsc", "ip", "nft"):
+    for name in (*RUNTIMES, "ip", "nft"):
         path = shutil.which(name, path=PROGRAM_PATH)
         found[name] = [path, os.stat(path).st_mtime] if path else None
     return found
@@ -242,6 +243,9 @@ async def kept_probe(state_dir: str, launcher: Launcher) -> Machine:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     machine = await probe(launcher)
+    if not all(machine.can(name) or shutil.which(name, path=PROGRAM_PATH) is None for name in RUNTIMES):
+        # It is there and failed: perhaps only because the machine was busy. Ask again the next time.
+        return machine
     os.makedirs(state_dir, exist_ok=True)
     with open(path + ".new", "w") as file:
         json.dump({"fingerprint": fingerprint, **asdict(machine)}, file)
