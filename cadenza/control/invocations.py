@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Optional, Sequence
 
-from cadenza.base.errors import Error, InvalidError
+from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
 from cadenza.control.lane import LaneServer
@@ -46,6 +46,9 @@ from cadenza.protocol.methods import (
 MAX_WAIT_S = 55.0
 BATCH_OUTPUTS = 500
 """How many outputs one frame carries at most; each takes about 250 bytes of its header."""
+
+FULL_DELAY_S, FULL_DELAY_MAX_S, FULL_LIMIT_S = 0.02, 1.0, 300.0
+"""How a map waits where its function is full (semantics.md section 3.4): first, at most between two tries, in all."""
 
 _log = Log("cadenza.control.invocations")
 Value = tuple[int, bytes, Optional[BlobRef]]
@@ -333,11 +336,24 @@ class _Map:
                 self._holders[index] = holder
             self._waiting[index] = ""
         self._put += len(values)
-        input_ids = await home._calls.add(self.call_id, values)
+        input_ids = await self._when_there_is_room(values)
         for (index, _, _), input_id in zip(values, input_ids):
             if index in self._waiting:
                 self._waiting[index] = input_id
                 home._attached.add(input_id)
+
+    async def _when_there_is_room(self, values: Sequence[Value]) -> list[str]:
+        """Add inputs; while the function has too many from all its callers, this map waits with its next ones."""
+        delay_s, waited_s = FULL_DELAY_S, 0.0
+        while True:
+            try:
+                return await self._home._calls.add(self.call_id, values)
+            except ResourceExhaustedError:
+                if waited_s >= FULL_LIMIT_S:
+                    raise
+            await asyncio.sleep(delay_s)
+            waited_s += delay_s
+            delay_s = min(2 * delay_s, FULL_DELAY_MAX_S)
 
     @property
     def _outstanding(self) -> int:

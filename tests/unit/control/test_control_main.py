@@ -157,6 +157,35 @@ def test_an_empty_map_and_bad_maps(tmp_path: Path) -> None:
     in_world(tmp_path, test)
 
 
+def test_a_map_waits_where_its_function_is_full(tmp_path: Path) -> None:
+    """semantics.md section 3.4: 2,000 inputs may wait; a map is held back, and goes on when there is room."""
+
+    async def test(world: World) -> None:
+        client = await world.client()
+        _, functions = await client.app("never")
+        parts = world.control._parts
+        assert parts is not None
+
+        async def begin() -> tuple[int, str]:
+            number = client.begin("call.map", {"function_id": functions["never"]})
+            head, _ = await client.next()
+            for start in range(0, 1000, 50):
+                inputs = [{"index": start + one, "value": {}} for one in range(50)]
+                client.send({"t": "item", "id": number, "b": {"inputs": inputs}})
+            client.send({"t": "item", "id": number, "b": {"total": 1000}})
+            return number, head["b"]["opened"]["call_id"]
+
+        maps = [await begin() for _ in range(3)]
+        states = [parts.calls._attached[call_id].record for _, call_id in maps]
+        await until(lambda: states[1].inputs == 1000 and 0 < states[2].inputs < 1000)
+        client.send({"t": "cancel", "id": maps[0][0]})
+        assert (await client.next())[0]["e"]["kind"] == "cancelled"
+        await until(lambda: states[2].inputs == 1000)
+        client.close()
+
+    in_world(tmp_path, test)
+
+
 def test_a_generator_gives_items_and_then_its_end(tmp_path: Path) -> None:
     """semantics.md section 6: items in order, and the end says how many there were."""
 

@@ -28,9 +28,9 @@ from cadenza.control.hello import refuse
 from cadenza.control.rpc import Rpc
 from cadenza.protocol.calls import OutputItem, ValueRef
 from cadenza.protocol.frame import MAX_HEADER_BYTES, PROTOCOL, STREAM_CREDIT_BYTES, Decoder, encode
+from cadenza.protocol.objects import AppInfo
 from cadenza.protocol.methods import (
     AppCreated,
-    AppInfo,
     Apps,
     CallOutput,
     Empty,
