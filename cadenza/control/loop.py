@@ -352,7 +352,7 @@ class Loop:
                     container=container,
                 )  # fmt: skip
             else:
-                self._again(attempt, verdict, container, back, lost=status == INTERNAL_FAILURE)
+                self._again(attempt, verdict, container, back, lost=status != REVOKED)
         self._return(function, back)
         if refused and container.stop is None:
             self._stop(container, EXIT_GRACE_S, True, "it gives its inputs back")
@@ -404,6 +404,8 @@ class Loop:
         else:
             if lost if lost is not None else attempt.begun:
                 entry.losses += 1
+            else:
+                entry.attempts -= 1  # it never ran
             entry.container_id = ""
             back.append(entry)
 

@@ -435,8 +435,16 @@ class Cluster:
         function = self.functions[event.function_id]
         for one in event.entries:
             one.since = now
-        if event.front:
-            function.ready.extendleft(reversed(event.entries))
+        if event.front and event.entries:
+            ready = function.ready
+            back = list(event.entries)
+            last = max(one.seq for one in back)
+            while ready and ready[0].returned and ready[0].seq < last:  # they came back before these, in pieces
+                back.append(ready.popleft())
+            back.sort(key=lambda one: one.seq)
+            for one in back:
+                one.returned = True
+            ready.extendleft(reversed(back))
         else:
             function.ready.extend(event.entries)
         return []
@@ -469,6 +477,7 @@ class Cluster:
             else:
                 entry.fence = max(entry.fence, event.fence_base) + 1
             entry.attempts += 1
+            entry.returned = False
             entry.container_id = container.container_id
             attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, spec.timeout_s)
             container.attempts[attempt.attempt_id] = attempt
@@ -562,6 +571,7 @@ class Cluster:
         container = self.containers[event.container_id]
         function = container.function
         entry = event.entry
+        entry.attempts += 1
         attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, function.spec.timeout_s)
         container.attempts[attempt.attempt_id] = attempt
         container.taken += 1

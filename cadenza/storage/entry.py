@@ -52,11 +52,13 @@ class Entry:
     """Attempts that the platform lost; they cost no retries."""
     container_id: str = ""
     attempts: int = 0
-    """Attempts of this process's life."""
+    """Runs since it was last taken from the table."""
     stored_fence: int = 0
     """The fence that the queue knows of."""
     fresh: bool = False
     """Put and leased in one write: the first attempt uses the fence that is there."""
+    returned: bool = False
+    """It was given out, came back without a run, and waits at the front."""
     done: bool = False
     """Its output is decided: nothing may lease it again."""
     since: float = 0.0
