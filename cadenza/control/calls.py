@@ -79,6 +79,8 @@ class _Attached:
     start: dict[str, float] = field(default_factory=dict)
     failed: bool = False
     """Its inputs could not be stored."""
+    dropped: bool = False
+    """Inputs of it ended in the table, which keeps their outputs."""
     below: int = 0
     """All indices under this are known, and those in ``beyond``."""
     beyond: set[int] = field(default_factory=set)
@@ -317,7 +319,7 @@ class Calls:
             self._attached[call_id] = state
             if caller:
                 self._by_caller.setdefault(caller, set()).add(call_id)
-            self._run_attached(state, record, entries)
+            self._run_attached(state, entries)
         else:
             await self._store_detached(function_id, record, entries)
         return call_id, [one.input_id for one in entries]
@@ -343,7 +345,7 @@ class Calls:
         else:
             entries = self._entries(record, [one for one in values if state.is_new(one[0])])
             record.inputs += len(entries)
-            self._run_attached(state, None, entries)
+            self._run_attached(state, entries)
         return [_input_id(call_id, index) or "" for index, _, _ in values]
 
     def _check_limits(self, function_id: str, attached: bool, count: int) -> None:
@@ -377,16 +379,17 @@ class Calls:
                     record.function_id, record.attached, data, blob, fence if fresh else 0, now, fresh=fresh,
                 )
             )  # fmt: skip
+        self.loop.reserve(record.function_id, min(room, len(found)))
         return found
 
-    def _run_attached(self, state: _Attached, record: Optional[CallRecord], entries: list[Entry]) -> None:
+    def _run_attached(self, state: _Attached, entries: list[Entry]) -> None:
         """Let them run now and write them meanwhile."""
         function_id = state.record.function_id
         self._usage_of(function_id).attached += len(entries)
         fresh = [one for one in entries if one.fresh]
         if fresh:
-            self.loop.post(self.loop.arrived, function_id, fresh)
-        future = self._queue.put(record, entries)
+            self.loop.post(self.loop.arrived, function_id, fresh, len(fresh))
+        future = self._queue.put(None, entries)
         if len(fresh) < len(entries):
             self.loop.post(self.loop.stored, function_id, len(entries) - len(fresh))
         future.add_done_callback(lambda done: self._stored(state, entries, done))
@@ -418,20 +421,29 @@ class Calls:
             self.loop.post(self.loop.stored, function_id, waiting)
         try:
             known = await asyncio.shield(future)
-        except BaseException as error:
-            if future.done() and future.exception() is not None:
-                usage.detached -= len(entries)
-                if waiting:
-                    self.loop.post(self.loop.removed, function_id, waiting)
-                raise
+        except asyncio.CancelledError:
             # The caller went away; what is being written is accepted all the same.
             future.add_done_callback(lambda done: self._run_detached(function_id, entries, done))
-            raise error
+            raise
+        except Error:
+            self._not_stored(function_id, entries)
+            raise
         self._run_stored(function_id, entries, known)
 
+    def _not_stored(self, function_id: str, entries: list[Entry]) -> None:
+        waiting = sum(1 for one in entries if not one.fence)
+        self.loop.reserve(function_id, waiting - len(entries))
+        self._usage_of(function_id).detached -= len(entries)
+        if waiting:
+            self.loop.post(self.loop.removed, function_id, waiting)
+
     def _run_detached(self, function_id: str, entries: list[Entry], done: asyncio.Future[list[int]]) -> None:
-        if not done.cancelled() and done.exception() is None:
+        if done.cancelled() or self._stopped:
+            return
+        if done.exception() is None:
             self._run_stored(function_id, entries, done.result())
+        else:
+            self._not_stored(function_id, entries)
 
     def _run_stored(self, function_id: str, entries: list[Entry], known: list[int]) -> None:
         new = set(known) if len(known) != len(entries) else None
@@ -442,10 +454,11 @@ class Calls:
             waiting = sum(1 for one in repeated if not one.fence)
             if waiting:
                 self.loop.post(self.loop.removed, function_id, waiting)
-        if not fresh or self._stopped:
+        reserved = sum(1 for one in entries if one.fresh)
+        if not reserved or self._stopped:
             return
         if function_id in self.loop.cluster.functions:
-            self.loop.post(self.loop.arrived, function_id, fresh)
+            self.loop.post(self.loop.arrived, function_id, fresh, reserved)
         else:  # its app ended meanwhile
             for one in fresh:
                 self.finish(one, TERMINATED, b"", None, "the app has ended", 0, None)
@@ -513,6 +526,7 @@ class Calls:
         else:
             usage.attached -= 1
             state.finished += 1
+            state.dropped = state.dropped or entry is None
             state.statuses[output.status] = state.statuses.get(output.status, 0) + 1
             if state.on_output is not None:
                 state.on_output(_item(output), output.data)
@@ -537,7 +551,8 @@ class Calls:
         self._ended[record.call_id] = self._attached_info(state)
         if len(self._ended) > ENDED_CALLS_KNOWN:
             self._ended.popitem(last=False)
-        self._queue.forget_calls((record.call_id,))
+        if state.dropped:
+            self._queue.forget_calls((record.call_id,))
 
     # --- asking ---
 

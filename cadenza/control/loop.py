@@ -105,6 +105,7 @@ class Loop:
         self._resize: set[str] = set()
         self._stuck: set[str] = set()
         self._refills: dict[str, _Refill] = {}
+        self._reserved: dict[str, int] = {}
         self._specs: dict[str, ContainerSpec] = {}
         self._stops: dict[str, StopOrder] = {}
         self._images: OrderedDict[str, None] = OrderedDict()
@@ -177,10 +178,16 @@ class Loop:
         function = self.cluster.functions[function_id]
         if function.backlog > function.delayed:
             return 0
-        return max(0, WINDOW_INPUTS - len(function.ready))
+        return max(0, WINDOW_INPUTS - len(function.ready) - self._reserved.get(function_id, 0))
 
-    def arrived(self, function_id: str, entries: Sequence[Entry]) -> None:
+    def reserve(self, function_id: str, change: int) -> None:
+        """Places in memory for inputs that are on their way; given back by `arrived`, or with a negative ``change``."""
+        if change:
+            self._reserved[function_id] = max(0, self._reserved.get(function_id, 0) + change)
+
+    def arrived(self, function_id: str, entries: Sequence[Entry], reserved: int = 0) -> None:
         """New inputs, leased with their put."""
+        self.reserve(function_id, -reserved)
         if function_id not in self.cluster.functions:
             return
         good = [one for one in entries if not one.done and not self._sink.ended(one.call_id)]

@@ -74,6 +74,8 @@ class Queue:
     def put(self, record: Optional[CallRecord], entries: Sequence[Entry]) -> asyncio.Future[list[int]]:
         """Keep a new call (``record``), or more inputs of an old one. Resolves to the indices that were new.
 
+        Attached inputs need no record: what is left of them after a restart is dropped.
+
         An entry with a fence is put as leased (put and lease in one write); the others wait in the table.
         """
         rows = [_input_row(one) for one in entries]
@@ -96,8 +98,10 @@ class Queue:
 
     def ack(self, entry: Entry, output: Output, then: Callable[[bool], None]) -> None:
         """Commit an output; ``then(True)`` after that. ``then(False)``, and nothing is kept, when the entry's fence is
-        not the one that the table has. (A callback: this is the hot path, and a future costs two turns of the loop.)"""
-        self._pending.append(("ack", ((entry.seq, entry.fence), _output_row(output)), then))
+        not the one that the table has. An attached input's output goes to its caller and is not kept: only that it has
+        ended is. (A callback: this is the hot path, and a future costs two turns of the loop.)"""
+        row = None if entry.attached else _output_row(output)
+        self._pending.append(("ack", ((entry.seq, entry.fence), row), then))
         self._wake()
 
     def drop_waiting(self, call_id: str, error: str, expires_at: float) -> asyncio.Future[list[tuple[str, int, str]]]:
@@ -115,7 +119,7 @@ class Queue:
         self._tell("close_call", (total, call_id))
 
     def forget_calls(self, call_ids: Sequence[str]) -> None:
-        """Remove attached calls, whose outputs were handed over."""
+        """Remove all that is kept of calls."""
         self._tell("forget_calls", tuple(call_ids))
 
     def forget_input(self, entry: Entry) -> None:
@@ -457,7 +461,7 @@ def _put(transaction: Transaction, payloads: list[Any], careful: bool) -> list[A
 def _ack(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
     if careful:
         results = [transaction.execute("finish_input", key) == 1 for key, _ in payloads]
-        _insert(transaction, _PUT_OUTPUTS, [row for (_, row), good in zip(payloads, results) if good])
+        _insert(transaction, _PUT_OUTPUTS, [row for (_, row), good in zip(payloads, results) if good and row])
         return results
     by_fence: dict[int, list[int]] = {}
     for (seq, fence), _ in payloads:
@@ -465,7 +469,7 @@ def _ack(transaction: Transaction, payloads: list[Any], careful: bool) -> list[A
     for fence, seqs in by_fence.items():
         if _each(transaction, _FINISH, seqs, (fence,)) != len(seqs):
             raise _Stale
-    _insert(transaction, _PUT_OUTPUTS, [row for _, row in payloads])
+    _insert(transaction, _PUT_OUTPUTS, [row for _, row in payloads if row])
     return [True] * len(payloads)
 
 

@@ -155,7 +155,8 @@ class MemoryQueue(Queue):
         if row is None or row[_FENCE] != fence:
             return False
         del self.store.inputs[seq]
-        self.store.outputs.setdefault((output[0], output[1]), output)
+        if output is not None:
+            self.store.outputs.setdefault((output[0], output[1]), output)
         return True
 
     def _drop(self, rows: list[list[Any]], error: str, expires_at: float) -> None:

@@ -1,0 +1,130 @@
+"""The loop: sizes of pools, room on machines, what a node is told. Semantics: section 11."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "sim"))
+from test_control_calls import run, sync
+from world import World
+
+from cadenza.base.resources import Resources
+from cadenza.protocol.calls import SPAWN_MAP, SUCCESS, AttemptOutput
+from cadenza.protocol.nodes import Desired
+from cadenza.protocol.objects import FunctionSpec
+
+
+def test_a_single_use_container_takes_one_input() -> None:
+    async def work(world: World) -> None:
+        items = await asyncio.gather(*(sync(world) for _ in range(6)))
+        assert len({item.container_id for item in items}) == 6
+        await asyncio.sleep(1)
+        assert not world.boxes
+
+    run(work, single_use=True, max_containers=2)
+
+
+def test_the_minimum_is_there_without_any_call() -> None:
+    async def work(world: World) -> None:
+        await asyncio.sleep(100)
+        assert len(world.boxes) == 2
+        assert [one.why for one in world.calls.containers()] == ["min_containers is 2"] * 2
+
+    run(work, min_containers=2)
+
+
+def test_idle_containers_of_one_function_make_room_for_another() -> None:
+    async def work(world: World) -> None:
+        spec = FunctionSpec("g", resources=Resources(4000, 128))
+        world.functions["g"] = spec
+        world.calls.add_function("g", "ap-1", "app", spec, {})
+        await sync(world)
+        begun = world.loop.time()
+        call_id, _ = await world.calls.submit("g", SPAWN_MAP, [(0, b"ok 0.1", None)])
+        assert (await world.calls.get(call_id, 0, 55))[0].status == SUCCESS
+        assert world.loop.time() - begun < 2, "long before the first function's window of 3600 s"
+
+    run(work, scaledown_window_s=3600.0)
+
+
+def test_what_waits_for_room_says_so() -> None:
+    async def work(world: World) -> None:
+        await world.calls.submit("f", SPAWN_MAP, [(index, b"ok 5", None) for index in range(4)])
+        await asyncio.sleep(1)
+        assert "2 wait for room on a machine" in world.calls.loop.cluster.functions["f"].why
+        assert world.calls.stats("f").num_total_runners == 2 and world.calls.stats("f").backlog == 2
+
+    run(work, resources=Resources(2000, 128))
+
+
+def test_memory_holds_a_window_of_a_long_queue() -> None:
+    async def work(world: World) -> None:
+        for _ in range(4):
+            await world.calls.submit("f", SPAWN_MAP, [(index, b"ok 0.001", None) for index in range(500)])
+        function = world.calls.loop.cluster.functions["f"]
+        assert len(function.ready) <= 512 and function.backlog >= 1000
+        most = 0
+        while world.calls.app_busy("ap-1"):
+            most = max(most, len(function.ready))
+            await asyncio.sleep(0.02)
+        assert most <= 512 + 4 * 33 and function.backlog == 0
+
+    run(work)
+
+
+def test_revisions_only_grow_and_name_everything() -> None:
+    async def work(world: World) -> None:
+        told: list[Desired] = []
+        want = world.want
+
+        def record(desired: Desired) -> None:
+            told.append(desired)
+            want(desired)
+
+        world.want = record  # type: ignore[method-assign]
+        await asyncio.gather(*(sync(world, b"ok 1") for _ in range(3)))
+        await asyncio.sleep(60)
+        revisions = [one.revision for one in told]
+        assert revisions == sorted(set(revisions))
+        assert len(told[0].containers) == 3 and told[0].images
+        assert all(
+            {stop.container_id for stop in one.stops} <= {c.container_id for c in one.containers} for one in told
+        )
+        assert told[-1].containers == ()
+        spec = told[0].containers[0]
+        assert spec.wanted_at <= spec.placed_at and spec.isolation == "standard"
+
+    run(work)
+
+
+def test_words_of_those_that_hold_no_lease_fall_on_the_floor() -> None:
+    async def work(world: World) -> None:
+        call = asyncio.ensure_future(sync(world, b"ok 5"))
+        while not any(box.running for box in world.boxes.values()):
+            await asyncio.sleep(0.01)
+        ((name, box),) = world.boxes.items()
+        (attempt,) = box.running
+        stale = attempt.rpartition(":")[0] + ":0"
+        for container, said in (("ta-other", attempt), (name, stale), (name, "nonsense")):
+            world.calls.take_outputs(container, [AttemptOutput(said, SUCCESS, b"wrong")])
+        await asyncio.sleep(1)
+        assert not call.done()
+        assert (await call).status == SUCCESS
+
+    run(work)
+
+
+def test_a_container_that_gives_its_inputs_back_is_let_go() -> None:
+    async def work(world: World) -> Any:
+        await sync(world)
+        (box,) = world.boxes.values()
+        box.draining = True  # it ends by itself, and the node has not said so
+        item = await sync(world)
+        assert item.status == SUCCESS and item.container_id != box.spec.container_id
+        assert dataclasses.asdict(item)["attempts"] == 1
+
+    run(work)
