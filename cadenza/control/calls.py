@@ -59,8 +59,8 @@ Value = tuple[int, bytes, Optional[BlobRef]]
 ENDED_CALLS_KNOWN = 2_000
 """How many attached calls are still known to `Calls.info` after their end."""
 EXPIRE_EVERY_S = 600.0
-FIRST_REPORT_S = 10.0
-"""How long a start waits for a node to say which of the containers that it had are still there."""
+FIRST_REPORT_S = 1.0
+"""How long after a start a node may take to say which of the containers that it had are still there."""
 DROP_ROWS = 5_000
 """How many waiting inputs of an ended app are dropped in one transaction."""
 OUTPUTS_PAGE = 1_000
@@ -129,7 +129,7 @@ class Calls:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unclaimed: dict[str, tuple[list[Entry], int]] = {}
         self._first_reports: dict[str, NodeReport] = {}
-        self._first_report: Optional[asyncio.Future[None]] = None
+        self._reported = False
         self._started = False
         self._stopped = False
         self._expiry: Optional[asyncio.TimerHandle] = None
@@ -154,15 +154,17 @@ class Calls:
         self._started = True
         early = self._first_reports.pop(node_id, None)
         if early is not None:
+            self._reported = True
             self.loop.post(self.loop.report, early)
         elif adoptable:
-            self._first_report = asyncio.get_running_loop().create_future()
-            try:
-                await asyncio.wait_for(self._first_report, FIRST_REPORT_S)
-            except asyncio.TimeoutError:
-                empty = NodeReport(node_id, (), whole=True, revision=0)
-                self.loop.post(self.loop.report, empty)
+            asyncio.get_running_loop().call_later(FIRST_REPORT_S, self._no_report, node_id)
         self._expire_later()
+
+    def _no_report(self, node_id: str) -> None:
+        """A node that says nothing has nothing: it began anew, as this process did."""
+        node = self.loop.cluster.nodes[node_id]
+        if not node.connected and not self._stopped and not self._reported:
+            self.loop.post(self.loop.report, NodeReport(node_id, (), whole=True, revision=0))
 
     def _adoptable(self, kept: tuple[str, str, str, str], holding: set[str]) -> bool:
         """Whether a container that may have outlived the earlier process is of use to this one."""
@@ -782,8 +784,7 @@ class Calls:
             if report.whole:
                 self._first_reports[report.node_id] = report
             return
-        if report.whole and self._first_report is not None and not self._first_report.done():
-            self._first_report.set_result(None)
+        self._reported = self._reported or report.whole
         self.loop.post(self.loop.report, report)
 
     def take_outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:

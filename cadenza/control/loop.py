@@ -258,6 +258,7 @@ class Loop:
             self._container_seen(one)
         if not report.whole:
             return
+        behind = report.revision < self._revision  # it has not heard our last word
         self._revision = max(self._revision, report.revision)  # an earlier control plane's may be ahead
         again = not node.connected
         if again:
@@ -270,7 +271,7 @@ class Loop:
             elif again and container.attempts:
                 # What was under way when the connection broke may be lost: a container ignores what it has.
                 self._deliver(container, container.attempts.values())
-        if again or there - node.containers.keys():  # it has what we do not know: it is to end that
+        if again or behind or there - node.containers.keys():  # or it has what we do not know: it is to end that
             self._changed.add(report.node_id)
         if again:
             self._all_dirty()
@@ -294,7 +295,9 @@ class Loop:
         self._queue.drop_container(container.container_id)
         for name in self._stuck:
             self.touch(name)
-        if not was_ready and container.stop is None:
+        # Of an earlier life and gone with it: that is no failed start.
+        outlived = report.reason == nodes.NODE_LOST and not container.revision
+        if not was_ready and container.stop is None and not outlived:
             self._start_failed(function, report)
         spec = function.spec
         back: list[Entry] = []

@@ -393,6 +393,21 @@ def test_a_restart_goes_on_with_detached_calls_and_adopts_what_runs() -> None:
     run(work)
 
 
+def test_a_node_that_says_nothing_after_a_restart_has_nothing() -> None:
+    async def work(world: World) -> None:
+        call_id, _ = await world.calls.submit("f", SPAWN, [(0, b"ok 3", None)])
+        await asyncio.sleep(2.0)
+        world.faults.node_dies_with_control = True
+        world.crash()
+        world._hello = lambda generation: None  # type: ignore[method-assign]
+        begun = world.loop.time()
+        await world.boot()
+        assert world.loop.time() == begun, "a start waits for nobody"
+        assert (await world.calls.get(call_id, 0, 6))[0].status == SUCCESS
+
+    run(work)
+
+
 def test_an_unknown_container_is_ended() -> None:
     async def work(world: World) -> None:
         await sync(world)
