@@ -22,6 +22,8 @@ from cadenza.runtime.launcher import Launcher
 from cadenza.runtime.network import HostNetwork, Namespace, Network, resolv_conf
 
 HOSTS = "127.0.0.1\tlocalhost cadenza\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+CLEAN_AT_ONCE = 32
+"""How many containers of an earlier agent are removed at once."""
 
 
 class Networks(Protocol):
@@ -72,14 +74,20 @@ class Surroundings:
 
 async def clean(around: Surroundings, containers_dir: str) -> list[str]:
     """Remove what an earlier agent of this data directory left. Gives sentences for the log."""
-    said = []
-    for driver in {id(one): one for one in around.drivers.values()}.values():
-        for container_id in await driver.list():
-            try:
+    said: list[str] = []
+    room = asyncio.Semaphore(CLEAN_AT_ONCE)
+
+    async def delete(driver: Driver, container_id: str) -> None:
+        try:
+            async with room:
                 await driver.delete(container_id)
-                said.append(f"removed the container {container_id}, left by an earlier server")
-            except (Error, OSError) as error:
-                said.append(f"the container {container_id}, left by an earlier server, could not be removed: {error}")
+            said.append(f"removed the container {container_id}, left by an earlier server")
+        except (Error, OSError) as error:
+            said.append(f"the container {container_id}, left by an earlier server, could not be removed: {error}")
+
+    drivers = {id(one): one for one in around.drivers.values()}.values()
+    # Together: its new parent may be slow to collect a dead process, and whoever waits for the server waits for all.
+    await asyncio.gather(*[delete(driver, name) for driver in drivers for name in await driver.list()])
     for name in sorted(os.listdir(containers_dir)):
         try:
             await asyncio.to_thread(rootfs.remove, os.path.join(containers_dir, name))
