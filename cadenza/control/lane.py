@@ -404,6 +404,8 @@ def receive_body(sock: socket.socket, ahead: bytes, fd: int, size: int) -> None:
 
 def send_body(sock: socket.socket, fd: int, size: int) -> None:
     """The first ``size`` bytes of a file into a connection. Blocks."""
+    if not size:
+        return
     sock.settimeout(STALL_S)
     try:
         with os.fdopen(os.dup(fd), "rb") as file:

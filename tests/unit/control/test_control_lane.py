@@ -59,7 +59,8 @@ class Lane:
 
     def _ask(self, header: Head, fd: int, body: bytes) -> Head:
         self.say(header, fd)
-        self.sock.sendall(body)
+        if body:
+            self.sock.sendall(body)
         return self.read()
 
     def say(self, header: Head, fd: int = -1) -> None:
@@ -306,6 +307,7 @@ def test_raw_bytes_both_ways(tmp_path: Any) -> None:
         assert await other.body(len(data)) == data
         empty = (await lane.ask({"t": "put", "size": 0, "fd": False, "durable": False}))["blob"]
         assert (await other.ask({"t": "get", "blob": empty, "fd": False}))["size"] == 0
+        assert (await other.ask({"t": "get", "blob": empty, "fd": False}))["size"] == 0  # the lane is still there
 
     in_world(tmp_path, test)
 

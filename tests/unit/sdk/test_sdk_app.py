@@ -643,11 +643,12 @@ def test_functions_that_share_an_image_build_it_once() -> None:
     assert server.asked.count("image.build") == 2
 
 
-def test_an_app_without_functions_runs() -> None:
+def test_an_app_without_functions_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/program.py", "--flag"])
     server = Recorder()
     with App().run(client=server):  # type: ignore[arg-type]
         pass
-    assert server.bodies["app.create"].name == os.path.basename(sys.argv[0])
+    assert server.bodies["app.create"].name == "program.py"
 
 
 def test_heartbeats() -> None:
