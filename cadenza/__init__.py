@@ -96,16 +96,16 @@ _REMOVED = {
 __all__ = ["Error", "config", "__version__", *_HOMES]
 
 
+def _module(name: str) -> Any:
+    return __import__(name, fromlist=("__name__",))  # importlib.import_module would load a package of its own
+
+
 def _get(name: str) -> Any:
     home = _HOMES.get(name)
     if home is not None:
-        from importlib import import_module
-
-        value: Any = getattr(import_module("cadenza.sdk." + home), name)
+        value: Any = getattr(_module("cadenza.sdk." + home), name)
     elif name in _MODULES:
-        from importlib import import_module
-
-        value = import_module(_MODULES[name])
+        value = _module(_MODULES[name])
     elif name == "Error":
         from cadenza.base.errors import Error as value
     elif name in _REMOVED:

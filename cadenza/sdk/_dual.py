@@ -12,41 +12,54 @@ Source: semantics.md section 1 (both forms, fork, Ctrl-C, AsyncUsageWarning).
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import warnings
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Generator,
-    Generic,
-    Iterable,
-    Iterator,
-    Optional,
-    TypeVar,
-    cast,
-)
 
 from cadenza.base.errors import AsyncUsageWarning, Bug, DeprecationError, InvalidError
-from cadenza.sdk import _loop
-from cadenza.sdk._loop import background_loop as background_loop
-from cadenza.sdk._loop import bridge as bridge
-from cadenza.sdk._loop import in_running_loop as in_running_loop
-from cadenza.sdk._loop import later as later
-from cadenza.sdk._loop import run as run
+from cadenza.sdk._handover import later as later
+from cadenza.sdk._light import Generic, cast
 
-if TYPE_CHECKING or sys.version_info >= (3, 10):
-    from typing import Concatenate, ParamSpec
+TYPE_CHECKING = False  # typing is slow to import, and so is all that `_loop` needs: it comes with the first call
+if TYPE_CHECKING:
+    from typing import (
+        Any,
+        AsyncGenerator,
+        AsyncIterator,
+        Callable,
+        Concatenate,
+        Coroutine,
+        Generator,
+        Iterable,
+        Iterator,
+        Optional,
+        ParamSpec,
+        TypeVar,
+    )
+
+    from cadenza.sdk._loop import background_loop as background_loop
+    from cadenza.sdk._loop import bridge as bridge
+    from cadenza.sdk._loop import run as run
 
     P = ParamSpec("P")
+    R = TypeVar("R")
+    T = TypeVar("T")
 else:
-    P = TypeVar("P")
-R = TypeVar("R")
-T = TypeVar("T")
+    P = R = T = None
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("background_loop", "bridge", "run"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from cadenza.sdk import _loop
+
+        return getattr(_loop, name)
+
+
+def in_running_loop() -> bool:
+    """Whether the calling thread is inside a running event loop."""
+    if "asyncio" not in sys.modules:
+        return False
+    from cadenza.sdk import _loop
+
+    return _loop.in_running_loop()
 
 
 # --- methods ---
@@ -62,10 +75,14 @@ class Both(Generic[P, R]):
         self._first = first
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        from cadenza.sdk._loop import run
+
         return run(self.__wrapped__(self._first, *args, **kwargs))
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same as a coroutine, for any event loop."""
+        from cadenza.sdk._loop import bridge
+
         return await bridge(self.__wrapped__(self._first, *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
@@ -117,10 +134,14 @@ class BothFree(Generic[P, R]):
         self.__wrapped__ = function
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        from cadenza.sdk._loop import run
+
         return run(self.__wrapped__(*args, **kwargs))
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same as a coroutine, for any event loop."""
+        from cadenza.sdk._loop import bridge
+
         return await bridge(self.__wrapped__(*args, **kwargs))
 
 
@@ -154,6 +175,8 @@ class BothAtOnce(Generic[P, R]):
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Deprecated: the blocking form does no I/O, use it from async code too."""
+        import warnings
+
         name = getattr(self.__wrapped__, "__qualname__", "this method")
         warnings.warn(f"{name} does no I/O: call it without .aio", DeprecationError, stacklevel=2)
         return self.__wrapped__(self._first, *args, **kwargs)
@@ -192,6 +215,8 @@ class Items(Generic[T]):
                         f"{self._name}() blocks, and this is a running event loop: "
                         f"use `async for ... in {self._name}.aio(...)`"
                     )
+                import warnings
+
                 warnings.warn(
                     f"{self._name}() blocks the running event loop: use `async for ... in {self._name}.aio(...)`",
                     AsyncUsageWarning,
@@ -222,6 +247,8 @@ class Items(Generic[T]):
 
     def __del__(self) -> None:
         if self._inner is None and not self._closed:
+            import warnings
+
             warnings.warn(
                 f"{self._name}() was called and never iterated, so nothing has run: iterate over it, e.g. "
                 f"`for result in {self._name}(...)`",
@@ -249,10 +276,16 @@ async def _aclose(batches: AsyncIterator[Any]) -> None:
 def _drop(batches: AsyncIterator[Any]) -> None:
     """Close without waiting, from any thread, also the background loop's (a garbage collection may run there)."""
     if not sys.is_finalizing():
+        import asyncio
+
+        from cadenza.sdk import _loop
+
         _loop.soon(lambda: asyncio.ensure_future(_aclose(batches)))
 
 
 def _iterate(batches: AsyncIterator[Iterable[T]]) -> Generator[T, None, None]:
+    from cadenza.sdk._loop import run
+
     ended = False
     try:
         while True:
@@ -291,6 +324,8 @@ class AsyncItems(Generic[T]):
 
     def __del__(self) -> None:
         if self._inner is None and not self._closed:
+            import warnings
+
             warnings.warn(
                 f"{self._name}.aio() was called and never iterated, so nothing has run: use "
                 f"`async for result in {self._name}.aio(...)`",
@@ -300,6 +335,8 @@ class AsyncItems(Generic[T]):
 
 
 async def _aiterate(batches: AsyncIterator[Iterable[T]]) -> AsyncGenerator[T, None]:
+    from cadenza.sdk._loop import bridge
+
     ended = False
     try:
         while True:
@@ -372,15 +409,23 @@ class BothContext(Generic[T]):
         self._generator = generator
 
     def __enter__(self) -> T:
+        from cadenza.sdk._loop import run
+
         return run(self._enter())
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> bool:
+        from cadenza.sdk._loop import run
+
         return run(self._exit(error))
 
     async def __aenter__(self) -> T:
+        from cadenza.sdk._loop import bridge
+
         return await bridge(self._enter())
 
     async def __aexit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> bool:
+        from cadenza.sdk._loop import bridge
+
         return await bridge(self._exit(error))
 
     async def _enter(self) -> T:

@@ -13,22 +13,9 @@ import threading
 from typing import Any, Callable, Coroutine, Optional, TypeVar, cast
 
 from cadenza.base.errors import Bug, ClientClosed
+from cadenza.sdk._handover import finish
 
 R = TypeVar("R")
-
-
-class Later:
-    """A result that the caller's own thread still has to make."""
-
-    __slots__ = ("make",)
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
-
-
-def later(make: Callable[[], R]) -> R:
-    """Let ``make()`` run in the caller's thread; only as the last word of a `method` or as a batch of a `generator`."""
-    return cast(R, Later(make))
 
 
 class _Background:
@@ -149,7 +136,7 @@ def run(coroutine: Coroutine[Any, Any, R]) -> R:
         raise
     error = one.error
     if error is None:
-        return cast(R, _finish(one.value))
+        return cast(R, finish(one.value))
     try:
         if isinstance(error, asyncio.CancelledError):
             raise ClientClosed("the call was ended while it was under way") from error
@@ -158,16 +145,12 @@ def run(coroutine: Coroutine[Any, Any, R]) -> R:
         del error, one  # no cycle through this frame
 
 
-def _finish(value: Any) -> Any:
-    return value.make() if type(value) is Later else value
-
-
 async def bridge(coroutine: Coroutine[Any, Any, R]) -> R:
     """Await ``coroutine``, which runs on the background loop, from any loop. Cancelling the wait cancels it."""
     here = asyncio.get_running_loop()
     background = _background or _start()
     if here is background.loop:
-        return cast(R, _finish(await coroutine))
+        return cast(R, finish(await coroutine))
     ended: asyncio.Future[None] = here.create_future()
 
     def set_ended() -> None:
@@ -193,7 +176,7 @@ async def bridge(coroutine: Coroutine[Any, Any, R]) -> R:
             raise one.error
         finally:
             del one
-    return cast(R, _finish(one.value))
+    return cast(R, finish(one.value))
 
 
 def in_running_loop() -> bool:

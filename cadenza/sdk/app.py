@@ -5,24 +5,9 @@ What a run of an app does is in `cadenza.sdk.running`.
 
 from __future__ import annotations
 
-import functools
-import inspect
-import warnings
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    AsyncIterator,
-    Callable,
-    Mapping,
-    Optional,
-    Sequence,
-    TypeVar,
-    Union,
-    cast,
-)
-
 from cadenza.base.errors import DeprecationError, InvalidError, UnimplementedError
-from cadenza.sdk import _dual
+from cadenza.sdk import _dual, shape
+from cadenza.sdk._light import cast, look_like
 from cadenza.sdk.context_api import container
 from cadenza.sdk.declaration import Declaration
 from cadenza.sdk.decorators import PartialFunction
@@ -35,8 +20,22 @@ from cadenza.sdk.options import DEFAULT_TIMEOUT_S, check_mounts, flag, read_opti
 from cadenza.sdk.secret import Secret, check_secrets
 from cadenza.sdk.target import check_kind, check_place, is_interactive_definition, unwrap
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Coroutine, ParamSpec, Protocol, overload
+    from typing import (
+        Any,
+        AsyncIterator,
+        Callable,
+        Coroutine,
+        Mapping,
+        Optional,
+        ParamSpec,
+        Protocol,
+        Sequence,
+        TypeVar,
+        Union,
+        overload,
+    )
 
     from cadenza.protocol.objects import FunctionSpec
     from cadenza.sdk.client import Client
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     R = TypeVar("R")
+    F = TypeVar("F", bound=Callable[..., Any])
+    T = TypeVar("T")
 
     class FunctionDecorator(Protocol):
         """What ``@app.function(...)`` is: it keeps the signature of what it is put on."""
@@ -64,9 +65,7 @@ if TYPE_CHECKING:
         def __call__(self, raw: Callable[P, R], /) -> LocalEntrypoint[P, R]: ...
 
 else:
-    P = TypeVar("P")
-F = TypeVar("F", bound="Callable[..., Any]")
-T = TypeVar("T")
+    P = T = None
 
 _RENAMED = {
     "keep_warm": "min_containers",
@@ -79,7 +78,6 @@ _RENAMED = {
 def _strict(factory: F) -> F:
     """Refuse parameters that were renamed, and a decorator without its parentheses, with a sentence."""
 
-    @functools.wraps(factory)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         for old, new in _RENAMED.items():
             if old in kwargs:
@@ -88,7 +86,7 @@ def _strict(factory: F) -> F:
             raise InvalidError(f"@app.{factory.__name__} takes parentheses: write @app.{factory.__name__}()")
         return factory(self, *args, **kwargs)
 
-    return cast(F, checked)
+    return cast("F", look_like(checked, factory))
 
 
 class _Runs(_dual.context[P, T]):
@@ -317,15 +315,15 @@ class App(LaterApp):
             raw, marks = unwrap(target)
             by_value = serialized or is_interactive_definition(raw)
             check_place(raw, by_value)
-            generator = inspect.isgeneratorfunction(raw) or inspect.isasyncgenfunction(raw)
+            generator = shape.is_generator(raw)
             if is_generator is not None:
                 generator = flag("is_generator", is_generator, "@app.function")
-            check_kind(raw, marks, generator, options.retries is not None, options.schedule is not None)
+            check_kind(raw, marks, generator, options.retry is not None, options.schedule is not None)
             declaration = Declaration(
                 name=name or raw.__qualname__.rsplit("<locals>.", 1)[-1],
                 raw=raw,
                 is_generator=generator,
-                is_async=inspect.iscoroutinefunction(raw) or inspect.isasyncgenfunction(raw),
+                is_async=shape.is_async(raw),
                 serialized=by_value,
                 include_source=self._include_source
                 if include_source is None
@@ -342,7 +340,7 @@ class App(LaterApp):
     def _register(self, declaration: Declaration) -> Function[Any, Any, Any]:
         before = self._functions.get(declaration.name)
         if before is not None:
-            warnings.warn(
+            _warn(
                 f"the app has two functions named {declaration.name!r}: the later one is used. "
                 "Give one of them another name=",
                 stacklevel=4,
@@ -377,7 +375,7 @@ class App(LaterApp):
             raise InvalidError(f"local_entrypoint: name must be a string, not {type(name).__name__}")
 
         def decorate(raw: Any) -> Any:
-            if isinstance(raw, (Function, PartialFunction, LocalEntrypoint)) or not inspect.isroutine(raw):
+            if isinstance(raw, (Function, PartialFunction, LocalEntrypoint)) or not shape.is_routine(raw):
                 raise InvalidError("@app.local_entrypoint() goes on a plain function")
             called = name or raw.__qualname__
             if called in self._entrypoints:
@@ -394,7 +392,7 @@ class App(LaterApp):
         for name, function in other_app._functions.items():
             before = self._functions.get(name)
             if before is not None and before is not function:
-                warnings.warn(f"both apps have a function named {name!r}: the included one is used", stacklevel=2)
+                _warn(f"both apps have a function named {name!r}: the included one is used", stacklevel=2)
             self._functions[name] = function
             self._declarations[name] = other_app._declarations[name]
         if inherit_tags:
@@ -464,12 +462,18 @@ def _spec(declaration: Declaration) -> FunctionSpec:
     return prepare(declaration).spec
 
 
+def _warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
+    import warnings
+
+    warnings.warn(text, category, stacklevel + 1)
+
+
 def _deprecated(name: str) -> None:
-    warnings.warn(f"App.{name} is deprecated", DeprecationError, stacklevel=3)
+    _warn(f"App.{name} is deprecated", DeprecationError, stacklevel=3)
 
 
 def _single_use(max_inputs: int) -> bool:
     if max_inputs != 1:
         raise InvalidError("max_inputs can only be 1, and is deprecated: use single_use_containers=True")
-    warnings.warn("max_inputs=1 is deprecated: use single_use_containers=True", DeprecationError, stacklevel=4)
+    _warn("max_inputs=1 is deprecated: use single_use_containers=True", DeprecationError, stacklevel=4)
     return True

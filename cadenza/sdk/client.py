@@ -11,11 +11,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, TypeVar
 
-from cadenza.base import config as configuration
 from cadenza.base.errors import ClientClosed, ConnectionError, ServiceError
 from cadenza.protocol.calls import BlobRef
-from cadenza.protocol.methods import METHODS
-from cadenza.protocol.plain import from_plain, to_plain
 from cadenza.sdk import _dual
 from cadenza.sdk.connection import Connection, Payload, Stream, connect
 
@@ -170,6 +167,7 @@ class Client:
                 ) from None
         from dataclasses import replace
 
+        from cadenza.base import config as configuration
         from cadenza.sdk import embedded
 
         config = configuration.load()
@@ -196,11 +194,16 @@ class Client:
 
     async def _request(self, method: str, body: Any, payload: Sequence[Payload] = ()) -> Any:
         """One request as the dataclass that `METHODS` names; the reply's dataclass. For replies without values."""
+        from cadenza.protocol.methods import METHODS  # late: a container's calls are plain JSON values all the way
+        from cadenza.protocol.plain import from_plain, to_plain
+
         reply, _ = await self._request_raw(method, to_plain(body), payload)
         return from_plain(METHODS[method].reply, reply)
 
     async def _stream(self, method: str, body: Any, payload: Sequence[Payload] = ()) -> Stream:
         """Open a stream; ``body`` is the method's dataclass. Its items' bodies are plain JSON values."""
+        from cadenza.protocol.plain import to_plain
+
         return await (await self._connected()).stream(method, to_plain(body), payload)
 
     # --- large values ---

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from cadenza.base.errors import InvalidError
 from cadenza.runner import context
 from cadenza.runner.context import current as container  # what the runner says of this container; None on the host
 from cadenza.sdk import _dual
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 __all__ = ["container", "current_function_call_id", "current_input_id", "interact", "is_local"]
 

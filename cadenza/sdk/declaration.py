@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Sequence
+from cadenza.sdk._light import record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Callable, Sequence
+
     from cadenza.sdk.decorators import Marks
     from cadenza.sdk.image import Image
     from cadenza.sdk.options import FunctionOptions
     from cadenza.sdk.secret import Secret
 
 
-@dataclass(frozen=True)
+@record
 class Declaration:
     """One function as its decorators describe it. Nothing is read from disk before
     `cadenza.sdk.publish.prepare`."""

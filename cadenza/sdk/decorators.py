@@ -5,20 +5,18 @@ Source: semantics.md sections 10, 12, 16 and 34.
 
 from __future__ import annotations
 
-import functools
-import inspect
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, Sequence, TypeVar, cast
-
 from cadenza.base.errors import DeprecationError, InvalidError
+from cadenza.sdk import shape
+from cadenza.sdk._light import Generic, cast, look_like, record
 from cadenza.sdk.options import MAX_CONCURRENT_INPUTS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ParamSpec
-
-    from typing import Protocol
+    from typing import Any, Callable, Optional, ParamSpec, Protocol, Sequence, TypeVar
 
     P = ParamSpec("P")
+    F = TypeVar("F", bound=Callable[..., Any])
+    O = TypeVar("O")  # noqa: E741
 
     class Marking(Protocol):
         """A decorator that keeps the signature of what it is put on."""
@@ -26,15 +24,13 @@ if TYPE_CHECKING:
         def __call__(self, target: Callable[P, O], /) -> PartialFunction[P, O]: ...
 
 else:
-    P = TypeVar("P")
-F = TypeVar("F", bound="Callable[..., Any]")
-O = TypeVar("O")  # noqa: E741
+    P = O = None  # noqa: E741
 
 MAX_BATCH_WAIT_MS = 600_000
 WEB = ("asgi_app", "wsgi_app", "web_server", "fastapi_endpoint")
 
 
-@dataclass(frozen=True)
+@record
 class Marks:
     """What the decorators below the app's have said."""
 
@@ -54,7 +50,7 @@ class PartialFunction(Generic[P, O]):
     def __init__(self, raw: Callable[..., Any], marks: Marks) -> None:
         self.raw = raw
         self.marks = marks
-        functools.update_wrapper(self, raw, updated=())
+        look_like(self, raw, updated=())
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
         return self.raw.__get__(obj, objtype)
@@ -73,13 +69,12 @@ def with_parentheses(name: str) -> Callable[[F], F]:
     """Make a decorator that is used without its parentheses say so."""
 
     def wrap(factory: F) -> F:
-        @functools.wraps(factory)
         def checked(*args: Any, **kwargs: Any) -> Any:
             if args and callable(args[0]) and not kwargs and len(args) == 1:
                 raise InvalidError(f"@{name} takes its arguments in parentheses: write @{name}(...)")
             return factory(*args, **kwargs)
 
-        return cast(F, checked)
+        return cast("F", look_like(checked, factory))
 
     return wrap
 
@@ -95,7 +90,7 @@ def _mark(name: str, target: Any, check: Optional[Callable[[Any], None]] = None,
         raise InvalidError(f"@{name} goes on a function, not on {type(raw).__name__}")
     if check is not None:
         check(raw)
-    return PartialFunction(raw, replace(before, **marks))
+    return PartialFunction(raw, Marks(**{**vars(before), **marks}))
 
 
 @with_parentheses("concurrent")
@@ -116,7 +111,7 @@ def concurrent(*, max_inputs: Optional[int] = None, target_inputs: Optional[int]
     pair = (max_inputs, max_inputs if target_inputs is None else target_inputs)
 
     def check(raw: Any) -> None:
-        if not inspect.isclass(raw) and is_method_name(getattr(raw, "__qualname__", "")):
+        if not isinstance(raw, type) and is_method_name(getattr(raw, "__qualname__", "")):
             raise InvalidError("@concurrent goes on the class, below @app.cls, and not on a method")
 
     return lambda target: _mark("concurrent", target, check, concurrent=pair)
@@ -135,11 +130,11 @@ def batched(*, max_batch_size: int, wait_ms: int) -> Marking:
             raise InvalidError(f"batched: {name} must be between {least} and {most:,}, got {value}")
 
     def check(raw: Any) -> None:
-        if inspect.isgeneratorfunction(raw) or inspect.isasyncgenfunction(raw):
+        if shape.is_generator(raw):
             raise InvalidError("a batched function cannot be a generator: it returns a list, one result for each input")
-        for parameter in inspect.signature(raw).parameters.values():
-            if parameter.default is not inspect.Parameter.empty:
-                raise InvalidError(f"a batched function cannot have default arguments: {parameter.name} has one")
+        for name, has_default in shape.parameters(raw):
+            if has_default:
+                raise InvalidError(f"a batched function cannot have default arguments: {name} has one")
 
     return lambda target: _mark("batched", target, check, batched=(max_batch_size, wait_ms))
 
@@ -148,13 +143,11 @@ def _check_web(name: str, *, nullary: bool) -> Callable[[Any], None]:
     def check(raw: Any) -> None:
         if not nullary:
             return
-        if inspect.iscoroutinefunction(raw) or inspect.isasyncgenfunction(raw):
+        if shape.is_async(raw):
             raise InvalidError(f"the function below @{name} must not be async: it returns the app")
-        if not inspect.isclass(raw) and not is_method_name(getattr(raw, "__qualname__", "")):
-            for parameter in inspect.signature(raw).parameters.values():
-                if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                    continue
-                raise InvalidError(f"the function below @{name} takes no arguments: {parameter.name} is one")
+        if not isinstance(raw, type) and not is_method_name(getattr(raw, "__qualname__", "")):
+            for parameter, _ in shape.parameters(raw):
+                raise InvalidError(f"the function below @{name} takes no arguments: {parameter} is one")
 
     return check
 

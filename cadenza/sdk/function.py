@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Coroutine, Generic, Iterable, Optional, TypeVar, cast
-
-from cadenza.base.errors import DeprecationError, ExecutionError, InvalidError, ServiceError
-from cadenza.protocol.calls import SUCCESS
+from cadenza.base.errors import ExecutionError, InvalidError
 from cadenza.runner import context
-from cadenza.sdk import _dual, mapping, result
-from cadenza.sdk.call import FunctionCall
+from cadenza.sdk import _dual
+from cadenza.sdk._light import Generic, cast, record
 from cadenza.sdk.handle import Object, travels
 
-if TYPE_CHECKING or sys.version_info >= (3, 10):
-    from typing import ParamSpec
-
-    P = ParamSpec("P")
-else:
-    P = TypeVar("P")
-R = TypeVar("R")
-"""What the call gives: for ``async def`` the awaited value."""
-O = TypeVar("O")  # noqa: E741
-"""What the user's own callable returns: for ``async def`` the coroutine."""
-
+TYPE_CHECKING = False  # typing is slow to import; what the verbs need comes with the first call
 if TYPE_CHECKING:
+    from typing import Any, AsyncIterator, Callable, Coroutine, Iterable, Optional, ParamSpec, TypeVar
+
     from cadenza.protocol.methods import FunctionInfo
     from cadenza.protocol.objects import FunctionSpec
+    from cadenza.sdk.call import FunctionCall
     from cadenza.sdk.client import Client
+    from cadenza.sdk.stats import FunctionCurrentStats as FunctionCurrentStats
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    """What the call gives: for ``async def`` the awaited value."""
+    O = TypeVar("O")  # noqa: E741
+    """What the user's own callable returns: for ``async def`` the coroutine."""
+else:
+    P = R = O = None  # noqa: E741
+
+    def __getattr__(name: str) -> Any:
+        if name != "FunctionCurrentStats":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from cadenza.sdk.stats import FunctionCurrentStats
+
+        return FunctionCurrentStats
 
 
-@dataclass
+@record
 class Definition:
     """A function as ``@app.function`` found it."""
 
@@ -47,16 +49,6 @@ class Definition:
     spec: Callable[[], FunctionSpec]
     """Makes what the server needs; called when the app is published, and may raise InvalidError."""
     is_web: bool = False
-
-
-@dataclass(frozen=True)
-class FunctionCurrentStats:
-    """What is under way now. ``input_headroom``: how many more inputs the present containers could run at once."""
-
-    backlog: int
-    num_total_runners: int
-    num_running_inputs: int = 0
-    input_headroom: int = 0
 
 
 @travels
@@ -240,49 +232,17 @@ class Function(Object, Generic[P, R, O]):
     def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Run it in a container and wait for the result, or raise the exception it raised."""
         self._check_verb("remote")
-        return self._remote(result.Packed((args, kwargs)), context.current_input_id() or "")
+        from cadenza.sdk import invocation
 
-    async def _remote(self, packed: result.Packed, parent: str) -> R:
-        client = await self._called("remote")
-        value, payload = await result.sent(client, packed)
-        body = {"function_id": self._object_id, "value": value, "parent_input_id": parent}
-        reply, data = await client._request_raw("call.run", body, payload)
-        output = reply["output"]
-        data_of_output, _ = await result.received(client, output["value"], data, 0)
-        return cast(R, _dual.later(partial(result.value, (output, data_of_output))))
+        return invocation.remote(self, (args, kwargs))
 
     @_dual.generator
     def remote_gen(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Iterable[Any]]:
         """Run a generator in a container and iterate over what it yields."""
         self._check_verb("remote_gen", wants_generator=True)
-        return self._remote_gen(result.Packed((args, kwargs)), context.current_input_id() or "")
+        from cadenza.sdk import invocation
 
-    async def _remote_gen(self, packed: result.Packed, parent: str) -> AsyncIterator[Iterable[Any]]:
-        client = await self._called("remote_gen", wants_generator=True)
-        value, payload = await result.sent(client, packed)
-        body = {"function_id": self._object_id, "value": value, "parent_input_id": parent}
-        stream = await (await client._connected()).stream("call.generate", body, payload)
-        try:
-            while True:
-                frames = await stream.receive_all()
-                if not frames:
-                    raise ServiceError("the server ended a generator's stream without its end")
-                values: list[result.Payload] = []
-                last: Optional[result.Output] = None
-                for item, data in frames:
-                    offset = 0
-                    for ref in item.get("values") or ():
-                        one, offset = await result.received(client, ref, data, offset)
-                        values.append(one)
-                    output = item.get("output")
-                    if output is not None:
-                        one, offset = await result.received(client, output["value"], data, offset)
-                        last = (output, one)
-                yield _dual.later(partial(_given, values, last))
-                if last is not None:
-                    return
-        finally:
-            stream.cancel()
+        return invocation.remote_gen(self, (args, kwargs))
 
     def local(self, /, *args: P.args, **kwargs: P.kwargs) -> O:
         """Run the user's own callable in this process. ExecutionError when its definition is not in this program."""
@@ -292,19 +252,9 @@ class Function(Object, Generic[P, R, O]):
     def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, FunctionCall[R]]:
         """Start it in a container and return at once; the work outlives this program. The result is kept for 7 days."""
         self._check_verb("spawn")
-        return self._spawn(result.Packed((args, kwargs)), context.current_input_id() or "")
+        from cadenza.sdk import invocation
 
-    async def _spawn(self, packed: result.Packed, parent: str) -> FunctionCall[R]:
-        client = await self._called("spawn")
-        value, payload = await result.sent(client, packed, durable=True)
-        body = {
-            "function_id": self._object_id,
-            "inputs": [{"index": 0, "value": value}],
-            "kind": "spawn",
-            "parent_input_id": parent,
-        }
-        reply, _ = await client._request_raw("call.spawn", body, payload)
-        return FunctionCall._known(reply["call_id"], client)
+        return invocation.spawn(self, (args, kwargs))
 
     # --- many inputs ---
 
@@ -325,6 +275,8 @@ class Function(Object, Generic[P, R, O]):
         """
         _warn_wrapped(wrap_returned_exceptions)
         self._check_verb("map")
+        from cadenza.sdk import mapping
+
         return mapping.results(self, mapping.zipped(input_iterators, kwargs), order_outputs, return_exceptions)
 
     @_dual.strict_generator
@@ -340,6 +292,8 @@ class Function(Object, Generic[P, R, O]):
         """As `map`, where each input is a tuple of arguments."""
         _warn_wrapped(wrap_returned_exceptions)
         self._check_verb("starmap")
+        from cadenza.sdk import mapping
+
         return mapping.results(self, mapping.starred(input_iterator, kwargs), order_outputs, return_exceptions)
 
     @_dual.method
@@ -352,6 +306,8 @@ class Function(Object, Generic[P, R, O]):
         """Call it for each of ``zip(*input_iterators)`` and wait for all; results are dropped, and are not fetched
         apart. The first exception is raised and ends it, unless ``ignore_exceptions``."""
         self._check_verb("for_each")
+        from cadenza.sdk import mapping
+
         return mapping.for_each(self, mapping.zipped(input_iterators, kwargs), ignore_exceptions)
 
     @_dual.method
@@ -362,6 +318,8 @@ class Function(Object, Generic[P, R, O]):
     ) -> Coroutine[Any, Any, None]:
         """`spawn` for each of ``zip(*input_iterators)``; returns when all are accepted."""
         self._check_verb("spawn_map")
+        from cadenza.sdk import mapping
+
         return mapping.spawn_each(self, mapping.zipped(input_iterators, kwargs))
 
     @_dual.method
@@ -372,6 +330,8 @@ class Function(Object, Generic[P, R, O]):
     ) -> Coroutine[Any, Any, FunctionCall[R]]:
         """As `spawn_map`, as one call: read its results by ``get(index=i)`` and ``iter()``."""
         self._check_verb("experimental_spawn_map")
+        from cadenza.sdk import mapping
+
         return mapping.spawn_all(self, mapping.zipped(input_iterators, kwargs))
 
     # --- what the server knows of it ---
@@ -380,6 +340,7 @@ class Function(Object, Generic[P, R, O]):
     async def get_current_stats(self) -> FunctionCurrentStats:
         """How many inputs wait for it, and how many containers it has."""
         from cadenza.protocol.methods import FunctionRef
+        from cadenza.sdk.stats import FunctionCurrentStats
 
         self._hydrate_here()
         client = await self._ready()
@@ -410,16 +371,12 @@ class Function(Object, Generic[P, R, O]):
         return self._web_url
 
 
-def _given(values: list[result.Payload], last: Optional[result.Output]) -> Iterable[Any]:
-    """A generator's values one after the other, and then how it ended. Runs in the consumer's thread."""
-    for one in values:
-        yield result.unpacked(one)
-    if last is not None and last[0]["status"] != SUCCESS:
-        result.raise_failure(last)
-
-
 def _warn_wrapped(value: Optional[bool]) -> None:
     if value is not None:
+        import warnings
+
+        from cadenza.base.errors import DeprecationError
+
         warnings.warn(
             "wrap_returned_exceptions does nothing any more: returned exceptions are never wrapped",
             DeprecationError,

@@ -7,16 +7,17 @@ one that is not is an InvalidError (section 4).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, TypeVar
-
 from cadenza.base.errors import ExecutionError, InvalidError
 from cadenza.runner import context
 from cadenza.sdk import _dual
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Optional, TypeVar
+
     from cadenza.sdk.client import Client
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
 
 class Object:
@@ -114,9 +115,20 @@ _KINDS: dict[str, type[Object]] = {}
 
 
 def travels(cls: type[T]) -> type[T]:
-    """Class decorator: handles of this class may be arguments and results."""
+    """Class decorator: handles of this class may be arguments and results. A class that is loaded late is named in
+    `_HOMES` too."""
     _KINDS[cls.__name__] = cls  # type: ignore[assignment]
     return cls
+
+
+_HOMES = {"Function": "cadenza.sdk.function", "FunctionCall": "cadenza.sdk.call"}
+"""The modules to load when a handle comes whose class nobody has used here."""
+
+
+def _kind(name: str) -> Optional[type[Object]]:
+    if name not in _KINDS and name in _HOMES:
+        __import__(_HOMES[name])
+    return _KINDS.get(name)
 
 
 def persistent_id(thing: Any) -> Optional[tuple[str, str, dict[str, Any]]]:
@@ -132,7 +144,7 @@ def persistent_id(thing: Any) -> Optional[tuple[str, str, dict[str, Any]]]:
 def persistent_load(written: tuple[str, str, dict[str, Any]]) -> Object:
     """The handle on this side, from what `persistent_id` wrote. ExecutionError for a kind from a newer version."""
     object_id, kind, metadata = written
-    cls = _KINDS.get(kind)
+    cls = _kind(kind)
     if cls is None:
         raise ExecutionError(f"a value holds a handle of kind {kind!r}, which this version of cadenza does not know")
     handle: Object = cls.__new__(cls)

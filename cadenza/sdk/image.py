@@ -7,10 +7,6 @@ resolved: at ``app.run`` or ``image.build``. `cadenza.sdk.recipe` has the steps 
 from __future__ import annotations
 
 import os
-import warnings
-from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, TypeVar, Union
 
 from cadenza.base.errors import InvalidError
 from cadenza.runner.context import current as container
@@ -18,21 +14,26 @@ from cadenza.sdk import _dual, recipe
 from cadenza.sdk.handle import Object
 from cadenza.sdk.later import LaterImage
 from cadenza.sdk.namespaces import unbuilt
-from cadenza.sdk.patterns import NON_PYTHON_FILES, Ignore, as_predicate
-from cadenza.sdk.recipe import Gpu, Mount, Step, StepOptions
-from cadenza.sdk.secret import Secret
+from cadenza.sdk.patterns import NON_PYTHON_FILES, as_predicate
+from cadenza.sdk.recipe import StepOptions
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path, PurePosixPath
+    from types import TracebackType
+    from typing import Any, Callable, Concatenate, Mapping, Optional, ParamSpec, Sequence, TypeVar, Union
+
     from cadenza.sdk.app import App
     from cadenza.sdk.client import Client
-
-    from typing import Concatenate, ParamSpec
+    from cadenza.sdk.patterns import Ignore
+    from cadenza.sdk.recipe import Gpu, Mount, Step
+    from cadenza.sdk.secret import Secret
 
     P = ParamSpec("P")
-T = TypeVar("T")
-Packages = Union[str, "list[str]"]
-Env = Optional[Mapping[str, Optional[str]]]
-Secrets = Optional[Sequence[Secret]]
+    T = TypeVar("T")
+    Packages = Union[str, list[str]]
+    Env = Optional[Mapping[str, Optional[str]]]
+    Secrets = Optional[Sequence[Secret]]
 
 
 class Image(LaterImage, Object):
@@ -296,6 +297,8 @@ class _Imports:
             if container() is not None:
                 self._image._import_errors.append(error)
             return not self._image._used_here
+        import warnings
+
         warnings.warn(
             f"{type(error).__name__} inside image.imports(): {error}. Only ImportError is passed over.",
             stacklevel=2,

@@ -5,20 +5,22 @@ A name leaves this file when it is built. What can be refused for good already i
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Union
-
 from cadenza.base.errors import InvalidError, UnimplementedError
 from cadenza.sdk import _dual
 from cadenza.sdk.names import check_name
 from cadenza.sdk.namespaces import LaterNamespace, unbuilt
 from cadenza.sdk.options import DEFAULT_TIMEOUT_S
-from cadenza.sdk.patterns import FilePatternMatcher, Ignore
+from cadenza.sdk.patterns import FilePatternMatcher
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any, Callable, Mapping, Optional, Sequence, Union
+
     from cadenza.sdk.app import App
     from cadenza.sdk.client import Client
     from cadenza.sdk.image import Env, Image, Packages, Secrets
+    from cadenza.sdk.patterns import Ignore
     from cadenza.sdk.recipe import Gpu
     from cadenza.sdk.retries import Retries
     from cadenza.sdk.secret import Secret

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Callable, Generic, TypeVar
+from cadenza.sdk._light import Generic, look_like
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ParamSpec
+    from typing import Callable, ParamSpec, TypeVar
 
     from cadenza.sdk.app import App
 
     P = ParamSpec("P")
+    E = TypeVar("E")
 else:
-    P = TypeVar("P")
-E = TypeVar("E")
+    P = E = None
 
 
 class LocalEntrypoint(Generic[P, E]):
@@ -23,7 +23,7 @@ class LocalEntrypoint(Generic[P, E]):
         self.app = app
         self.raw = raw
         self.name = name
-        functools.update_wrapper(self, raw)
+        look_like(self, raw)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> E:
         return self.raw(*args, **kwargs)

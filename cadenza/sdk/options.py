@@ -5,17 +5,26 @@ A pure reading: arguments in, `FunctionOptions` out. What needs the server or fi
 
 from __future__ import annotations
 
-import json
 import posixpath
-from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional, Sequence, Union
+from _collections_abc import Mapping  # as os does: collections.abc would load collections
 
+from cadenza.base import demand
 from cadenza.base.errors import InvalidError
-from cadenza.base.resources import Resources, gpu_text, parse
-from cadenza.protocol.objects import RetryPolicy
-from cadenza.sdk.retries import Retries, parse_retries
+from cadenza.sdk._light import record
+from cadenza.sdk.retries import Retries, check_retries
 from cadenza.sdk.schedule import Schedule
 from cadenza.sdk.secret import Secret, check_secrets, check_variables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional, Sequence, Union
+
+    from cadenza.base.resources import Resources
+    from cadenza.protocol.objects import RetryPolicy
+
+    Gpu = Union[str, Sequence[Optional[str]], None]
+    Cpu = Union[float, tuple[float, float], None]
+    Memory = Union[int, tuple[int, int], None]
 
 DEFAULT_TIMEOUT_S = 300
 DEFAULT_SCALEDOWN_S = 60
@@ -24,21 +33,20 @@ MAX_SCALEDOWN_S = 3600
 MAX_CONCURRENT_INPUTS = 1000
 _NO_MOUNT = ("/", "/root", "/tmp")
 
-Gpu = Union[str, Sequence[Optional[str]], None]
-Cpu = Union[float, "tuple[float, float]", None]
-Memory = Union[int, "tuple[int, int]", None]
 
-
-@dataclass(frozen=True)
+@record
 class FunctionOptions:
     """A decorator's arguments, checked. Times in seconds; 0 or empty where `FunctionSpec` has that as its default."""
 
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str]
+    numbers: demand.Numbers
+    """Cores, memory, disk and GPUs, as `demand.read` gives them."""
+    carried: dict[str, str]
+    """For `FunctionSpec.options`."""
     secrets: tuple[Secret, ...] = ()
-    resources: Resources = field(default_factory=Resources)
     timeout_s: float = DEFAULT_TIMEOUT_S
     startup_timeout_s: float = DEFAULT_TIMEOUT_S
-    retries: Optional[RetryPolicy] = None
+    retry: Optional[Retries] = None
     min_containers: int = 0
     max_containers: int = 0
     buffer_containers: int = 0
@@ -46,10 +54,20 @@ class FunctionOptions:
     single_use: bool = False
     block_network: bool = False
     schedule: Optional[Schedule] = None
-    carried: dict[str, str] = field(default_factory=dict)
-    """For `FunctionSpec.options`."""
     unbuilt: tuple[str, ...] = ()
     """What was asked for and cannot be given yet, one phrase each; `App.run` refuses the function with them."""
+
+    @property
+    def resources(self) -> Resources:
+        """``numbers`` as the vector that the server is told."""
+        from cadenza.base import resources
+
+        return resources.of(self.numbers)
+
+    @property
+    def retries(self) -> Optional[RetryPolicy]:
+        """``retry`` as the policy that the server is told."""
+        return None if self.retry is None else self.retry._policy()
 
 
 def count(name: str, value: object, where: str, least: int = 0) -> Optional[int]:
@@ -114,6 +132,12 @@ def _places(name: str, value: object, where: str) -> str:
     return ",".join(places)
 
 
+def _json(options: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(dict(options), sort_keys=True, default=str)
+
+
 def read_options(
     where: str,
     *,
@@ -121,8 +145,8 @@ def read_options(
     env: Optional[Mapping[str, Optional[str]]] = None,
     secrets: Optional[Sequence[Secret]] = None,
     gpu: Gpu = None,
-    network_file_systems: Mapping[Any, Any] = {},
-    volumes: Mapping[Any, Any] = {},
+    network_file_systems: Mapping[Any, Any] = {},  # noqa: B006
+    volumes: Mapping[Any, Any] = {},  # noqa: B006
     cpu: Cpu = None,
     memory: Memory = None,
     ephemeral_disk: Optional[int] = None,
@@ -148,9 +172,9 @@ def read_options(
 ) -> FunctionOptions:
     """The arguments of a decorator, checked; ``where`` begins each complaint. InvalidError for what can never work."""
     unbuilt: list[str] = []
-    resources = parse(cpu, memory, gpu, ephemeral_disk)
-    if resources.gpus:
-        unbuilt.append(f'gpu="{gpu_text(resources.gpus)}" (functions run without a GPU for now)')
+    numbers = demand.read(cpu, memory, gpu, ephemeral_disk)
+    if numbers[-1]:
+        unbuilt.append(f'gpu="{demand.gpu_text(numbers[-1])}" (functions run without a GPU for now)')
     lowest = count("min_containers", min_containers, where)
     highest = count("max_containers", max_containers, where, least=1)
     spare = count("buffer_containers", buffer_containers, where)
@@ -185,17 +209,15 @@ def read_options(
         "nonpreemptible": "1" if flag("nonpreemptible", nonpreemptible, where) else "",
         "memory_snapshot": "1" if flag("enable_memory_snapshot", enable_memory_snapshot, where) else "",
         "schedule": schedule._text() if schedule is not None else "",
-        "experimental": json.dumps(dict(experimental_options), sort_keys=True, default=str)
-        if experimental_options
-        else "",
+        "experimental": _json(experimental_options) if experimental_options else "",
     }
     return FunctionOptions(
         env=check_variables(env, f"{where}: env", drop_none=True) if env is not None else {},
         secrets=check_secrets(secrets, where),
-        resources=resources,
+        numbers=numbers,
         timeout_s=limit,
         startup_timeout_s=limit if startup_timeout is None else seconds("startup_timeout", startup_timeout, where),
-        retries=parse_retries(retries, where),
+        retry=check_retries(retries, where),
         min_containers=lowest or 0,
         max_containers=highest or 0,
         buffer_containers=spare or 0,

@@ -11,33 +11,52 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
-from pathlib import Path, PurePath
-from typing import Callable, Sequence, Union
 
 from cadenza.base.errors import InvalidError
 
-Ignore = Union[Sequence[str], "Callable[[Path], bool]"]
-"""What ``ignore=`` takes: patterns, or a predicate that is True for what is left out."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path, PurePath
+    from re import Pattern
+    from typing import Callable, Optional, Sequence, Union
+
+    Ignore = Union[Sequence[str], Callable[[Path], bool]]
+    """What ``ignore=`` takes: patterns, or a predicate that is True for what is left out."""
+
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./*?")
+"""A pattern of these alone is never malformed, so that it need not be tried at once: `re` is slow to import."""
 
 
 class _Pattern:
-    """One line: its text, whether it is an exception, and its regular expression."""
+    """One line: its text, whether it is an exception, and its regular expression, made when it is needed."""
 
-    __slots__ = ("cleaned", "exception", "expression", "text")
+    __slots__ = ("_expression", "cleaned", "exception", "text")
 
     def __init__(self, text: str, exception: bool, cleaned: str) -> None:
         self.text = text
         self.exception = exception
         self.cleaned = cleaned
-        try:
-            self.expression = re.compile(_translate(cleaned), re.DOTALL)
-        except re.error as error:
-            raise InvalidError(f"ignore pattern {text!r} is malformed: {error}") from None
+        self._expression: Optional[Pattern[str]] = None
+        if not _PLAIN.issuperset(cleaned):
+            self.expression()  # it may be malformed
+
+    def expression(self) -> Pattern[str]:
+        """The regular expression. InvalidError if it is malformed."""
+        if self._expression is None:
+            import re
+
+            try:
+                self._expression = re.compile(_translate(self.cleaned), re.DOTALL)
+            except re.error as error:
+                raise InvalidError(f"ignore pattern {self.text!r} is malformed: {error}") from None
+        return self._expression
 
 
 def _translate(pattern: str) -> str:
     """The regular expression of a cleaned pattern."""
+    import re
+
     out = []
     at, end = 0, len(pattern)
     while at < end:
@@ -86,6 +105,8 @@ def _class_end(pattern: str, start: int) -> int:
 
 
 def _class_body(body: str) -> str:
+    import re
+
     out = []
     at = 0
     while at < len(body):
@@ -137,6 +158,8 @@ class FilePatternMatcher:
         matcher = cls()
         matcher._texts = None
         matcher._read = None
+        from pathlib import Path
+
         matcher._file = Path(file_path)
         return matcher
 
@@ -174,7 +197,7 @@ class FilePatternMatcher:
         for pattern in self._compiled():
             if pattern.exception is not matched:
                 continue  # it could not change the answer so far
-            if any(pattern.expression.match(prefix) for prefix in prefixes):
+            if any(pattern.expression().match(prefix) for prefix in prefixes):
                 matched = not pattern.exception
         return matched
 

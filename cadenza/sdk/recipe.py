@@ -9,37 +9,39 @@ from __future__ import annotations
 import os
 import posixpath
 import sys
-from dataclasses import dataclass, field
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Union
-
+from cadenza.base import demand
 from cadenza.base.errors import InvalidError, UnimplementedError
-from cadenza.base.resources import parse_gpus
-from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
-from cadenza.sdk.patterns import Ignore
-from cadenza.sdk.secret import Secret, check_secrets, check_variables, merge
+from cadenza.sdk._light import record
+from cadenza.sdk.secret import check_secrets, check_variables, merge
 
+TYPE_CHECKING = False  # what resolving needs, hashlib above all, is loaded when a chain is resolved
 if TYPE_CHECKING:
+    from pathlib import PurePath
+    from typing import Any, Callable, Mapping, Optional, Sequence, Union
+
+    from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
+    from cadenza.sdk.patterns import Ignore
+    from cadenza.sdk.secret import Secret
     from cadenza.sdk.source import HashedFile, LocalFile
 
-Gpu = Union[str, Sequence[Optional[str]], None]
+    Gpu = Union[str, Sequence[Optional[str]], None]
 
 PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 REQUIREMENTS_DIRECTORY = "/.cadenza-requirements"
 
 
-@dataclass(frozen=True)
+@record
 class StepOptions:
     """What all building methods take. ``env`` and ``secrets`` are seen by the step's commands and not by the image."""
 
-    force: bool = False
-    env: dict[str, str] = field(default_factory=dict)
-    secrets: tuple[Secret, ...] = ()
+    force: bool
+    env: dict[str, str]
+    secrets: tuple[Secret, ...]
 
     @staticmethod
     def read(where: str, force: bool, env: object, secrets: object, gpu: Gpu) -> StepOptions:
         """Checked at the call. InvalidError for wrong types, UnimplementedError for a GPU."""
-        if parse_gpus(gpu):
+        if demand.gpus(gpu):
             raise UnimplementedError(f"{where}(gpu=...): building with a GPU is not built yet; leave gpu out")
         variables = check_variables(env, f"{where}: env", drop_none=True) if env is not None else {}
         return StepOptions(bool(force), variables, check_secrets(secrets, where))
@@ -53,7 +55,7 @@ class StepOptions:
             import json
 
             found["env_digest"] = hashlib.sha256(json.dumps(self.env, sort_keys=True).encode()).hexdigest()
-        return ImageStep(
+        return _step(
             kind,
             tuple(args),
             options=found,
@@ -63,10 +65,22 @@ class StepOptions:
         )
 
 
-Made = "tuple[list[ImageStep], list[HashedFile]]"
+def _step(
+    kind: str,
+    args: tuple[str, ...] = (),
+    options: Optional[dict[str, str]] = None,
+    env: Optional[dict[str, str]] = None,
+    files: tuple[FileEntry, ...] = (),
+    secrets: Optional[dict[str, str]] = None,
+    secret_keys: tuple[str, ...] = (),
+    force: bool = False,
+) -> ImageStep:
+    from cadenza.protocol.objects import ImageStep
+
+    return ImageStep(kind, args, options or {}, env or {}, files, secrets or {}, secret_keys, force)
 
 
-@dataclass(frozen=True)
+@record
 class Step:
     """A link that makes layers. ``name`` is the method's; ``make`` reads what it needs."""
 
@@ -74,7 +88,7 @@ class Step:
     make: Callable[[], tuple[list[ImageStep], list[HashedFile]]]
 
 
-@dataclass(frozen=True)
+@record
 class Mount:
     """A link whose files are mounted when a container starts. ``list`` names them."""
 
@@ -82,7 +96,7 @@ class Mount:
     list: Callable[[], list[LocalFile]]
 
 
-@dataclass(frozen=True)
+@record
 class Resolved:
     """A chain as the server is told it: the recipe, the files mounted at start, and all files to send."""
 
@@ -93,6 +107,7 @@ class Resolved:
 
 def resolve(links: Sequence[Union[Step, Mount]]) -> Resolved:
     """Read the files and check the order. InvalidError for a step after files that are mounted at start."""
+    from cadenza.protocol.objects import ImageSpec
     from cadenza.sdk.source import hash_files
 
     steps: list[ImageStep] = []
@@ -168,7 +183,7 @@ def debian_slim(python_version: Optional[str], force: bool) -> Step:
             raise InvalidError(
                 f"debian_slim: {whose} is {version}; it must be {hint}one of {', '.join(PYTHON_VERSIONS)}"
             )
-        return [ImageStep("base", options={"distribution": "debian_slim", "python": version}, force=force)], []
+        return [_step("base", options={"distribution": "debian_slim", "python": version}, force=force)], []
 
     return Step("debian_slim", make)
 
@@ -223,7 +238,7 @@ def pip(
         hashed = hash_files([LocalFile(path, remote[path]) for path in whole])
         flags = " ".join(["-r " + _quote(one) for one in remote.values()] + [options.get("extra_options", "")]).strip()
         return [
-            ImageStep("copy", files=tuple(one.entry for one in hashed), force=step.force),
+            _step("copy", files=tuple(one.entry for one in hashed), force=step.force),
             step.step("pip", sorted(names), {**options, "extra_options": flags}),
         ], hashed
 
@@ -267,7 +282,7 @@ def run(lines: Sequence[str], step: StepOptions) -> Step:
 def env(variables: Mapping[str, str]) -> Step:
     """Variables of the image."""
     checked = check_variables(variables, "Image.env")
-    return Step("env", lambda: ([ImageStep("env", env=checked)], []))
+    return Step("env", lambda: ([_step("env", env=checked)], []))
 
 
 def setting(kind: str, values: Sequence[str]) -> Step:
@@ -275,7 +290,7 @@ def setting(kind: str, values: Sequence[str]) -> Step:
     if isinstance(values, str) or not isinstance(values, (list, tuple)) or not all(isinstance(v, str) for v in values):
         raise InvalidError(f'Image.{kind} takes a list of strings such as ["sh", "-c"]')
     args = tuple(values)
-    return Step(kind, lambda: ([ImageStep(kind, args)], []))
+    return Step(kind, lambda: ([_step(kind, args)], []))
 
 
 # --- local files ---
@@ -289,7 +304,7 @@ def _local(name: str, copy: bool, files: Callable[[], list[LocalFile]]) -> Union
         from cadenza.sdk.source import hash_files
 
         hashed = hash_files(files())
-        return [ImageStep("copy", files=tuple(one.entry for one in hashed))], hashed
+        return [_step("copy", files=tuple(one.entry for one in hashed))], hashed
 
     return Step(name, make)
 

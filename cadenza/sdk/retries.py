@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
-
 from cadenza.base.errors import InvalidError
-from cadenza.protocol.objects import RetryPolicy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional, Union
+
+    from cadenza.protocol.objects import RetryPolicy
 
 INT_RETRY_DELAY_S = 1.0
 """``retries=N`` waits this long before each of its tries."""
@@ -52,6 +55,8 @@ class Retries:
         self.max_delay = longest
 
     def _policy(self) -> RetryPolicy:
+        from cadenza.protocol.objects import RetryPolicy  # late: a container never needs it
+
         return RetryPolicy(self.max_retries, self.backoff_coefficient, self.initial_delay, self.max_delay)
 
     def __repr__(self) -> str:
@@ -61,14 +66,18 @@ class Retries:
         )
 
 
-def parse_retries(value: Union[int, Retries, None], where: str = "retries") -> Optional[RetryPolicy]:
-    """``retries=`` as a policy: an integer is that many tries, 1 s apart. InvalidError on anything else."""
-    if value is None:
-        return None
-    if isinstance(value, Retries):
-        return value._policy()
+def check_retries(value: Union[int, Retries, None], where: str = "retries") -> Optional[Retries]:
+    """``retries=``: an integer is that many tries, 1 s apart. InvalidError on anything else."""
+    if value is None or isinstance(value, Retries):
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise InvalidError(f"{where}: retries must be 0 or more, got {value}")
-        return RetryPolicy(value, 1.0, INT_RETRY_DELAY_S, 60.0)
+        return Retries(max_retries=value, backoff_coefficient=1.0, initial_delay=INT_RETRY_DELAY_S)
     raise InvalidError(f"{where}: retries must be an integer or a Retries, not {type(value).__name__}")
+
+
+def parse_retries(value: Union[int, Retries, None], where: str = "retries") -> Optional[RetryPolicy]:
+    """``retries=`` as the policy that the server is told."""
+    checked = check_retries(value, where)
+    return None if checked is None else checked._policy()

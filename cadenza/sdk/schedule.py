@@ -5,8 +5,6 @@ Whether a cron line can be read is the server's to say; here only the types are 
 
 from __future__ import annotations
 
-import json
-
 from cadenza.base.errors import InvalidError
 
 
@@ -17,6 +15,8 @@ class Schedule:
 
     def _text(self) -> str:
         """The schedule as it travels in a function's options: JSON with a key ``kind``."""
+        import json
+
         return json.dumps({"kind": type(self).__name__.lower(), **self._fields}, sort_keys=True)
 
     def __eq__(self, other: object) -> bool:

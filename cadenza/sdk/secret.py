@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-import warnings
-from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Union
+from _collections_abc import Mapping  # as os does: collections.abc would load collections
 
 from cadenza.base.errors import InvalidError, UnimplementedError
 from cadenza.runner.context import current as container
@@ -14,9 +11,12 @@ from cadenza.sdk import _dual
 from cadenza.sdk.handle import Object
 from cadenza.sdk.namespaces import LaterNamespace
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional, Sequence, Union
+
 MAX_KEY_CHARS = 16_384
 MAX_VALUE_CHARS = 32_768
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def check_variables(variables: object, where: str, *, drop_none: bool = False) -> dict[str, str]:
@@ -36,7 +36,7 @@ def check_variables(variables: object, where: str, *, drop_none: bool = False) -
             raise InvalidError(
                 f"{where}: the value of {key!r} must be a string, not {type(value).__name__}; write str(...) around it"
             )
-        if len(key) > MAX_KEY_CHARS or not _KEY.match(key):
+        if len(key) > MAX_KEY_CHARS or not (key.isascii() and key.isidentifier()):
             shown = key if len(key) <= 64 else key[:64] + "..."
             raise InvalidError(
                 f"{where}: {shown!r} is no name for a variable: letters, digits and _, no digit first, "
@@ -116,6 +116,8 @@ class Secret(Object):
             from dotenv import dotenv_values
         except ImportError:
             raise ImportError("Secret.from_dotenv needs the package python-dotenv: pip install python-dotenv") from None
+        from pathlib import Path
+
         start = Path(path) if path is not None else Path.cwd()
         if not start.exists():
             raise InvalidError(f"Secret.from_dotenv: {str(path)!r} is not there")
@@ -123,6 +125,8 @@ class Secret(Object):
         directories = (start, *start.parents) if start.is_dir() else start.parents
         found = next((one / filename for one in directories if (one / filename).is_file()), None)
         if found is None:
+            import warnings
+
             warnings.warn(
                 f"Secret.from_dotenv: no file {filename!r} in {start} or above it: the secret is empty", stacklevel=2
             )

@@ -17,12 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Coroutine, Iterable, Iterator, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Iterable, Iterator, Optional, Sequence
 
 from cadenza.base.errors import ExecutionError, InvalidError, ModuleNotMountable
 from cadenza.protocol.methods import ObjectPut, ObjectsMissing
 from cadenza.protocol.objects import FileEntry
-from cadenza.sdk.patterns import NON_PYTHON_FILES, FilePatternMatcher, Ignore, as_predicate
+from cadenza.sdk.patterns import NON_PYTHON_FILES, FilePatternMatcher, as_predicate
+
+if TYPE_CHECKING:
+    from cadenza.sdk.patterns import Ignore
 
 ROOT = "/root"
 """Where a program's own modules are in a container; it is on the module search path and is the working directory."""

@@ -5,13 +5,16 @@ Source: semantics.md sections 4, 7, 15 and 34.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from typing import Any, Callable
 
 from cadenza.base.errors import InvalidError
+from cadenza.sdk import shape
 from cadenza.sdk.decorators import Marks, PartialFunction, is_method_name
 from cadenza.sdk.function import Function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
 
 
 def unwrap(target: Any) -> tuple[Callable[..., Any], Marks]:
@@ -21,7 +24,7 @@ def unwrap(target: Any) -> tuple[Callable[..., Any], Marks]:
         target, marks = target.raw, target.marks
     if isinstance(target, Function):
         raise InvalidError(f"{target!r} has @app.function() twice")
-    if inspect.isclass(target):
+    if isinstance(target, type):
         raise InvalidError(f"@app.function goes on a function; {target.__name__} is a class: use @app.cls")
     if isinstance(target, (staticmethod, classmethod)):
         raise InvalidError(
@@ -67,12 +70,9 @@ def check_kind(raw: Callable[..., Any], marks: Marks, generator: bool, retries: 
     if marks.batched is not None and generator:
         raise InvalidError(f"{raw.__qualname__}: a batched function cannot be a generator")
     if schedule:
-        for parameter in inspect.signature(raw).parameters.values():
-            if parameter.default is parameter.empty and parameter.kind not in (
-                parameter.VAR_POSITIONAL,
-                parameter.VAR_KEYWORD,
-            ):
+        for name, has_default in shape.parameters(raw):
+            if not has_default:
                 raise InvalidError(
                     f"{raw.__qualname__} has a schedule and so must be callable without arguments: "
-                    f"{parameter.name} needs a default"
+                    f"{name} needs a default"
                 )

@@ -1,0 +1,65 @@
+"""What declaring an app loads: a container pays for it at each cold start (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SLOW = (
+    "asyncio", "collections", "concurrent.futures", "dataclasses", "enum", "functools", "hashlib", "inspect",
+    "json", "logging", "pathlib", "pickle", "re", "socket", "ssl", "subprocess", "tempfile", "threading",
+    "traceback", "typing",
+)  # fmt: skip
+"""None of these is loaded by a bare interpreter, and each costs from one to forty milliseconds."""
+
+DECLARES = """
+    import cadenza
+
+    image = cadenza.Image.debian_slim("3.12").apt_install("git").pip_install("numpy").env({"A": "1"})
+    image = image.run_commands("true").add_local_dir(".", "/data", ignore=["**/*.pyc"]).add_local_python_source("json")
+    app = cadenza.App("named", image=image, tags={"a": "b"})
+
+    @app.function(
+        cpu=2.0, memory=(256, 512), secrets=[cadenza.Secret.from_dict({"KEY": "value"})], env={"B": "2"},
+        retries=cadenza.Retries(max_retries=3), timeout=60, max_containers=4,
+    )
+    def first(x: int, *, y: str = "a") -> int:
+        return x
+
+    @app.function(retries=1)
+    @cadenza.concurrent(max_inputs=10)
+    async def second(x: int) -> int:
+        return x
+
+    @app.local_entrypoint()
+    def main() -> None: ...
+"""
+
+
+def loaded(program: str) -> set[str]:
+    """The modules that a fresh interpreter has after ``program``, beyond those it has anyway."""
+    script = f"import sys; before = set(sys.modules); sys.path.insert(0, {str(ROOT)!r})\n{textwrap.dedent(program)}\n"
+    script += "found = sorted(set(sys.modules) - before)\nimport json; print(json.dumps(found))"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    assert {one for one in loaded("import cadenza") if not one.startswith("cadenza")} <= {"__future__"}
+
+
+def test_declaring_an_app_loads_nothing_slow() -> None:
+    found = loaded(DECLARES)
+    assert "cadenza.sdk.app" in found
+    assert not found & set(SLOW)
+    assert not {one for one in found if one.startswith("cadenza.protocol")}
+
+
+def test_declaring_an_app_stays_small() -> None:
+    ours = {one for one in loaded(DECLARES) if one.startswith("cadenza")}
+    assert len(ours) <= 32, sorted(ours)
