@@ -10,22 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
+from cadenza.protocol.statuses import FAILURE as FAILURE
+from cadenza.protocol.statuses import INIT_FAILURE as INIT_FAILURE
+from cadenza.protocol.statuses import INTERNAL_FAILURE as INTERNAL_FAILURE
+from cadenza.protocol.statuses import PENDING as PENDING
+from cadenza.protocol.statuses import REVOKED as REVOKED
+from cadenza.protocol.statuses import STATUSES as STATUSES
+from cadenza.protocol.statuses import SUCCESS as SUCCESS
+from cadenza.protocol.statuses import TERMINATED as TERMINATED
+from cadenza.protocol.statuses import TIMEOUT as TIMEOUT
+
 SYNC, MAP, GENERATOR, SPAWN, SPAWN_MAP = "sync", "map", "generator", "spawn", "spawn_map"
 CALL_KINDS = (SYNC, MAP, GENERATOR, SPAWN, SPAWN_MAP)
 DETACHED_KINDS = (SPAWN, SPAWN_MAP)
 """These outlive their caller; the others are dropped when it vanishes."""
-
-# What became of an input. Words and meaning: semantics.md section 5.
-PENDING = "PENDING"
-SUCCESS = "SUCCESS"
-FAILURE = "FAILURE"
-TERMINATED = "TERMINATED"
-TIMEOUT = "TIMEOUT"
-INIT_FAILURE = "INIT_FAILURE"
-INTERNAL_FAILURE = "INTERNAL_FAILURE"
-REVOKED = "REVOKED"
-"""Between control and runner only: an attempt handed over early and given back before it began."""
-STATUSES = (SUCCESS, FAILURE, TERMINATED, TIMEOUT, INIT_FAILURE, INTERNAL_FAILURE)
 
 MAX_INPUTS_OUTSTANDING = 1000
 """How many inputs of one ``.map`` are with the server at once."""

@@ -20,7 +20,7 @@ MODULES = (
     "cadenza.runner.lane", "site", "faulthandler", "atexit", "re", "json", "typing", "dataclasses", "contextvars",
     "inspect", "threading", "logging", "traceback", "pathlib", "random", "datetime", "subprocess", "hashlib", "ssl",
     "concurrent.futures", "asyncio", "cadenza.runner.tasks", "cadenza.runner.faults", "cadenza.compat",
-    "cadenza.exception", "cadenza.sdk.secret", "cadenza.sdk.image", "cadenza.sdk.function", "cadenza.sdk.app",
+    "cadenza.exception", "cadenza.sdk.app", "cadenza.sdk._loop", "cadenza.sdk.client", "cadenza.sdk.invocation",
 )  # fmt: skip
 """In small steps, so that the function never waits for more than one of them."""
 

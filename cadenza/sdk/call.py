@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, AsyncIterator, Coroutine, Generic, Iterable, Optional, TypeVar, cast
 
 from cadenza.base.errors import InvalidError
-from cadenza.protocol.calls import PENDING, SUCCESS
+from cadenza.protocol.statuses import PENDING, SUCCESS
 from cadenza.sdk import _dual, result
 from cadenza.sdk.handle import Object, travels
 

@@ -12,13 +12,13 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, TypeVar
 
 from cadenza.base.errors import ClientClosed, ConnectionError, ServiceError
-from cadenza.protocol.calls import BlobRef
 from cadenza.sdk import _dual
 from cadenza.sdk.connection import Connection, Payload, Stream, connect
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from cadenza.protocol.calls import BlobRef
     from cadenza.runner.lane import Lane
 
 T = TypeVar("T")
@@ -210,6 +210,8 @@ class Client:
 
     async def _put_blob(self, parts: Sequence[Payload], durable: bool) -> BlobRef:
         """Store one large value by the lane. ``durable``: it is on disk when this returns."""
+        from cadenza.protocol.calls import BlobRef
+
         blob_id, size = await self._by_lane(lambda lane: lane.put(parts, durable))
         return BlobRef(blob_id, size)
 

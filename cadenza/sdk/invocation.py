@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, AsyncIterator, Coroutine, Iterable, Optional
 
 from cadenza.base.errors import ServiceError
-from cadenza.protocol.calls import SUCCESS
+from cadenza.protocol.statuses import SUCCESS
 from cadenza.runner import context
 from cadenza.sdk import _dual, result
 from cadenza.sdk.call import FunctionCall

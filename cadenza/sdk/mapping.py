@@ -23,7 +23,7 @@ from typing import (
 )
 
 from cadenza.base.errors import ResourceExhaustedError, ServerWarning, ServiceError
-from cadenza.protocol.calls import MAX_INPUTS_OUTSTANDING, SUCCESS
+from cadenza.protocol.statuses import SUCCESS
 from cadenza.runner import context
 from cadenza.sdk import _dual, result
 from cadenza.sdk.feeding import Feeder, Inputs, Signal
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from cadenza.sdk.connection import Stream
     from cadenza.sdk.function import Function
 
+DEFAULT_OUTSTANDING_INPUTS = 1000
+"""How many inputs of one map are with the server at once, if it does not say."""
 FRAME_INPUTS = 200
 FRAME_BYTES = 256 << 10
 """A frame of inputs is sent at this size."""
@@ -119,7 +121,7 @@ class _Map:
                 for body, payload in frames:
                     opened = body.get("opened")
                     if opened is not None:
-                        self._max_outstanding = opened.get("max_outstanding") or MAX_INPUTS_OUTSTANDING
+                        self._max_outstanding = opened.get("max_outstanding") or DEFAULT_OUTSTANDING_INPUTS
                     items = body.get("outputs")
                     if items:
                         self._take(await result.outputs(client, items, payload))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn, Sequence, Union
 
 from cadenza.base.errors import ExecutionError, FunctionTimeoutError, InternalFailure, RemoteError
-from cadenza.protocol import calls
+from cadenza.protocol import statuses
 from cadenza.protocol.frame import INLINE_VALUE_BYTES
 from cadenza.runner import values
 from cadenza.sdk.handle import persistent_id, persistent_load
@@ -68,7 +68,7 @@ async def outputs(client: Client, items: Sequence[dict[str, Any]], payload: Payl
 def value(output: Output) -> Any:
     """What the call gives: the user's value, or the exception raised."""
     item, data = output
-    if item["status"] == calls.SUCCESS:
+    if item["status"] == statuses.SUCCESS:
         return unpacked(data)
     raise_failure(output)
 
@@ -92,13 +92,13 @@ def failure(output: Output) -> BaseException:
     """The exception that an output that is no success stands for."""
     item, data = output
     status, text = item["status"], item.get("error") or ""
-    if status == calls.TIMEOUT:
+    if status == statuses.TIMEOUT:
         return FunctionTimeoutError(text or "the function ran longer than its timeout")
-    if status == calls.INTERNAL_FAILURE:
+    if status == statuses.INTERNAL_FAILURE:
         return InternalFailure(text or "the platform lost the input too often and gave up")
-    if status == calls.TERMINATED:
+    if status == statuses.TERMINATED:
         return RemoteError(text or "the input was cancelled")
-    if status not in (calls.FAILURE, calls.INIT_FAILURE):
+    if status not in (statuses.FAILURE, statuses.INIT_FAILURE):
         return ExecutionError(f"an output has a status that this version of cadenza does not know: {status}")
     if not data:
         return RemoteError(text or "the function failed and left no exception")
