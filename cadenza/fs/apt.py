@@ -117,6 +117,7 @@ class Apt:
             'Acquire::ForceHash "SHA256";',
             'Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";',
             'Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";',
+            'Acquire::Retries "3";',
             self._settings,
         ]
         for name, text in (

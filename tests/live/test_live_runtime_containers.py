@@ -18,7 +18,7 @@ import pytest
 from cadenza.runtime import oci
 from cadenza.runtime.cgroup import Hierarchy, detect
 from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, Stdio
-from cadenza.runtime.launcher import Launcher, dead_children
+from cadenza.runtime.launcher import Dead, Launcher, dead_children
 from cadenza.runtime.probe import probe
 from cadenza.runtime.process import ProcessDriver, members
 
@@ -172,7 +172,11 @@ def test_a_fork_bomb_stays_small_and_dies_whole(name: str, tmp_path: Path, rootf
 def test_twenty_at_once_leave_nothing(name: str, tmp_path: Path, rootfs: str):
     async def body() -> None:
         launcher = Launcher()
+        others = {dead.pid for dead in dead_children()}  # of tests before this one
         driver = make_driver(name, str(tmp_path / "state"), launcher)
+
+        def mine() -> list[Dead]:
+            return [dead for dead in dead_children() if dead.pid not in others]
 
         async def one(number: int) -> int:
             bundle = tmp_path / f"bundle{number}"
@@ -188,10 +192,10 @@ def test_twenty_at_once_leave_nothing(name: str, tmp_path: Path, rootfs: str):
         assert await driver.list() == {}
         # The programs' middle processes are collected a moment later.
         for _ in range(100):
-            if not dead_children():
+            if not mine():
                 break
             await asyncio.sleep(0.05)
-        assert dead_children() == []
+        assert mine() == []
         launcher.close()
 
     asyncio.run(body())
@@ -256,6 +260,7 @@ def test_descendants_that_run_away_are_found(limits: str, tmp_path: Path):
 
     async def body() -> None:
         launcher = Launcher()
+        others = {dead.pid for dead in dead_children()}
         hierarchy = detect() if limits == "cgroups" else Hierarchy("none", reason="a test")
         driver = ProcessDriver(str(tmp_path / "state"), launcher, hierarchy)
         config = ContainerConfig("away", "/", ("/bin/sh", "-c", runaway), ENV)
@@ -265,7 +270,8 @@ def test_descendants_that_run_away_are_found(limits: str, tmp_path: Path):
             await asyncio.sleep(0.01)
         await driver.delete("away")
         assert members(pid, "away") == []
-        assert [dead for dead in dead_children() if dead.name in ("sh", "sleep", "setsid")] == []
+        left = [dead for dead in dead_children() if dead.pid not in others]
+        assert [dead for dead in left if dead.name in ("sh", "sleep", "setsid")] == []
         launcher.close()
 
     asyncio.run(body())
