@@ -20,6 +20,7 @@ def isolated_config(
     limits: Limits,
     netns: str,
     mounts: Sequence[Mount],
+    id_base: int = 0,
 ) -> ContainerConfig:
     """A runner in a container with a root file system of its own."""
     support = [Mount(lib, variables.LIB, read_only=True), Mount(paths.run, variables.SUPPORT, read_only=True)]
@@ -32,6 +33,7 @@ def isolated_config(
         mounts=(*support, *mounts),
         limits=limits,
         netns=netns,
+        id_base=id_base,
     )
 
 

@@ -21,6 +21,7 @@ from cadenza.protocol.frame import FrameError
 from cadenza.protocol.nodes import ContainerReport, ContainerSpec, LogChunk
 from cadenza.protocol.objects import FileEntry
 from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, RuntimeFault, Stdio
+from cadenza.runtime.ids import IdRange
 from cadenza.runtime.network import Namespace
 
 PIDS_LIMIT = 16_384
@@ -78,7 +79,10 @@ class Cell(bridge.Host):
         self._removal: Optional[asyncio.Task[None]] = None
         self._started = False
         self._timer: Optional[asyncio.TimerHandle] = None
-        self.paths = rootfs.Paths(os.path.join(site.containers_dir, cell_id))
+        self._identities = site.identities(self.driver)
+        self._ids: Optional[IdRange] = None
+        front = self._identities.front(cell_id) if self._identities is not None else ""
+        self.paths = rootfs.Paths(os.path.join(site.containers_dir, cell_id), front)
         self._loop = asyncio.get_running_loop()
         if spec is not None:
             self._begin_phases(spec)
@@ -170,7 +174,9 @@ class Cell(bridge.Host):
             self.layer = await asyncio.to_thread(self.site.layers.ensure, spec.function.files)
         if self.isolated:
             lowers = self.site.store.lowerdirs(self.image_id)
-            await asyncio.to_thread(self.paths.mount, [self.layer, *lowers] if self.layer else lowers)
+            if self._identities is not None:
+                self._ids = await self._identities.take()
+            await asyncio.to_thread(self.paths.mount, [self.layer, *lowers] if self.layer else lowers, self._ids)
         self._mark("rootfs")
         self._open_doors()
         self.dispatch(container.Prepared())
@@ -203,11 +209,12 @@ class Cell(bridge.Host):
         if not self.isolated:
             path = os.environ.get("PATH", variables.DEFAULT_PATH)
             python = site.python(self.image_id)
-            return attachment.bare_config(self.cell_id, self.paths, site.lib, env, most, python, path)
+            return attachment.bare_config(self.cell_id, self.paths, site.shown_lib, env, most, python, path)
         netns, mounts = "", []
         if self._lease is not None:
             netns, mounts = self._lease.path, site.name_mounts()
-        return attachment.isolated_config(self.cell_id, self.paths, site.lib, env, most, netns, mounts)
+        id_base = self._ids.base if self._ids is not None else 0
+        return attachment.isolated_config(self.cell_id, self.paths, site.shown_lib, env, most, netns, mounts, id_base)
 
     async def _create(self) -> None:
         self._pipes = [Pipe(lambda data: self._raw(1, data)), Pipe(lambda data: self._raw(2, data))]
@@ -468,6 +475,10 @@ class Cell(bridge.Host):
     async def _delete(self) -> None:
         if self._step is not None and self.life.changes and any(s == container.CREATING for s, _ in self.life.changes):
             await self.driver.delete(self.cell_id)
+        # Not if that failed: a process may be left that has these ids.
+        if self._ids is not None and self._identities is not None:
+            self._identities.ranges.give_back(self._ids)
+            self._ids = None
 
     async def _release(self) -> None:
         if self._lease is not None:

@@ -11,6 +11,7 @@ from typing import Callable, Optional, Sequence
 
 from cadenza.agent import capacity, commands, container, files, pool, steps, support, surroundings, variables
 from cadenza.agent.files import Layers
+from cadenza.agent.identities import Identities
 from cadenza.agent.lifecycle import Cell
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
@@ -24,6 +25,7 @@ from cadenza.protocol.calls import Attempt
 from cadenza.protocol.nodes import (
     BuildLine, BuildOrder, ContainerReport, ContainerSpec, Control, Desired, Exec, ImageInfo, NodeInfo, NodeReport,
 )  # fmt: skip
+from cadenza.runtime.choice import STANDARD
 from cadenza.runtime.driver import Driver, Mount, Stats
 
 CLOSE_LIMIT_S = 20.0
@@ -55,7 +57,7 @@ class Agent:
         self.accept_client = accept_client
         self.accept_lane = accept_lane
         self.containers_dir = os.path.join(config.data_dir, "containers")
-        self.lib = ""
+        self.lib = self.shown_lib = ""
         self.node_id = ""
         self.cores = capacity.cores()
         self._ids = ids
@@ -98,6 +100,9 @@ class Agent:
             self._around = self._given or await surroundings.open_surroundings(self.config)
             self.store = self._around.store
             self.networks = self._around.networks
+            self.shown_lib = self.lib
+            if self._around.identities is not None:
+                self.shown_lib = await asyncio.to_thread(self._around.identities.show, self.lib, "lib")
             for text in self._around.warnings:
                 self.trouble(text)
             for text in await surroundings.clean(self._around, self.containers_dir):
@@ -241,6 +246,10 @@ class Agent:
                 f"this machine has no runtime for isolation {level!r}; cadenza doctor says how to get one"
             )
         return found
+
+    def identities(self, driver: Driver) -> Optional[Identities]:
+        """What gives that driver's containers ids of their own; None where they have none."""
+        return self._around.identities if driver is self._around.drivers.get(STANDARD) else None
 
     def python(self, image_id: str) -> str:
         """The host's Python for a container without a root file system."""

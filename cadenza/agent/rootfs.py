@@ -7,7 +7,12 @@
       bundle/     the runtime program's
       run/        the sockets; mounted at /.cadenza/run
       upper/ work/ rootfs/
+      lower/      where layers are shown with the container's ids while rootfs is being mounted
       root/       without a root file system: the working directory in its place
+
+A container with ids of its own gets to what it mounts by its own root, who is nobody here, and the data directory is
+nobody's business. Its ``run`` and ``rootfs`` are in its *front* instead, a directory that all may search
+(`cadenza.agent.identities`).
 
 Methods block for milliseconds; call them from a thread.
 """
@@ -17,24 +22,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import Sequence
+from typing import Optional, Sequence
 
 from cadenza.agent import mounts
 from cadenza.base.config import MAX_SOCKET_PATH_BYTES
+from cadenza.runtime.ids import IdRange
 
 MADE = "made.json"
 
 
 class Paths:
-    """The places of one container below ``home``."""
+    """The places of one container below ``home``, and below ``front`` if it has one."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, front: str = "") -> None:
         self.home = home
+        self.front = front
         self.bundle = os.path.join(home, "bundle")
-        self.run = os.path.join(home, "run")
+        self.run = os.path.join(front or home, "run")
         self.upper = os.path.join(home, "upper")
         self.work = os.path.join(home, "work")
-        self.rootfs = os.path.join(home, "rootfs")
+        self.rootfs = os.path.join(front or home, "rootfs")
         self.root = os.path.join(home, "root")
         self.short = ""
         """A short name of ``run`` for a runner that sees the host's paths, where that is too long for a socket."""
@@ -50,16 +57,23 @@ class Paths:
         if len(os.fsencode(self.run)) + len("/runner.sock") > MAX_SOCKET_PATH_BYTES:
             self.short = f"/tmp/cadenza-{os.getuid()}-{os.path.basename(self.home)[-12:]}"
         with open(os.path.join(self.home, MADE), "w", encoding="utf-8") as file:
-            json.dump({"runtime": runtime, "short": self.short}, file)
+            json.dump({"runtime": runtime, "short": self.short, "front": self.front}, file)
+        if self.front:
+            os.mkdir(self.front, 0o711)
         os.mkdir(self.bundle, 0o700)
         for path in (self.run, self.upper, self.work, self.rootfs, self.root):
             os.mkdir(path, 0o755)
         if self.short:
             os.symlink(self.run, self.short)
 
-    def mount(self, lowerdirs: Sequence[str]) -> None:
-        """Mount the root file system: ``lowerdirs``, topmost first, below a writable layer."""
-        mounts.overlay(lowerdirs, self.upper, self.work, self.rootfs)
+    def mount(self, lowerdirs: Sequence[str], ids: Optional[IdRange] = None) -> None:
+        """Mount the root file system: ``lowerdirs``, topmost first, below a writable layer. ``ids``: as whose."""
+        if ids is None:
+            mounts.overlay(lowerdirs, self.upper, self.work, self.rootfs)
+            return
+        os.chown(self.upper, ids.base, ids.base)  # it is the root directory's owner
+        with mounts.shown(lowerdirs, os.path.join(self.home, "lower"), ids.userns) as shown:
+            mounts.overlay(shown, self.upper, self.work, self.rootfs)
 
     def remove(self) -> None:
         """Take it all away, mounts first. Nothing happens to what was never made."""
@@ -78,9 +92,17 @@ def read_made(home: str) -> dict[str, str]:
 
 def remove(home: str) -> None:
     """Remove a container's directory, with all that is mounted in it. OSError when something stays."""
-    short = read_made(home).get("short", "")
+    made = read_made(home)
+    short, front = made.get("short", ""), made.get("front", "")
     if short and os.path.islink(short) and os.readlink(short).startswith(home):
         os.unlink(short)
+    # The same name, or it is not ours to remove.
+    if os.path.basename(front) == os.path.basename(home):
+        _empty(front)
+    _empty(home)
+
+
+def _empty(home: str) -> None:
     for point in mounts.below(home):
         mounts.umount(point)
     if os.path.lexists(home):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Callable, Protocol
+from typing import TYPE_CHECKING, Callable, Optional, Protocol
 
 from cadenza.agent.bare import BareImages
 from cadenza.agent.files import Layers
+from cadenza.agent.identities import Identities
 from cadenza.agent.surroundings import Networks
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
@@ -28,7 +29,8 @@ class Site(Protocol):
     networks: Networks
     layers: Layers
     containers_dir: str
-    lib: str
+    shown_lib: str
+    """The support library, where containers reach it."""
     node_id: str
     cores: int
     accept_client: Callable[[socket.socket, str], None]
@@ -36,6 +38,9 @@ class Site(Protocol):
 
     def driver(self, isolation: str) -> Driver:
         """What gives this level of isolation here."""
+
+    def identities(self, driver: Driver) -> Optional[Identities]:
+        """What gives that driver's containers ids of their own; None where they have none."""
 
     def python(self, image_id: str) -> str:
         """The host's Python for a container without a root file system."""

@@ -7,10 +7,11 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, field
-from typing import Iterable, Protocol
+from typing import Iterable, Optional, Protocol
 
 from cadenza.agent import rootfs
 from cadenza.agent.bare import BareImages
+from cadenza.agent.identities import Identities
 from cadenza.base.config import Config
 from cadenza.base.errors import Error, InvalidError
 from cadenza.fs.images import ImageStore
@@ -45,6 +46,8 @@ class Surroundings:
     drivers: dict[str, Driver]
     store: ImageStore | BareImages
     networks: Networks
+    identities: Optional[Identities] = None
+    """What gives standard containers ids of their own; None where they cannot have any."""
     names: dict[str, str] = field(default_factory=dict)
     """Files that a container with a network sees: its path to ours."""
     warnings: list[str] = field(default_factory=list)
@@ -69,6 +72,8 @@ class Surroundings:
     async def close(self) -> None:
         """End what was opened here."""
         await self.networks.close()
+        if self.identities is not None:
+            await self.identities.close()
         await self.store.close()
 
 
@@ -116,16 +121,24 @@ async def open_surroundings(config: Config) -> Surroundings:
             around.networks = network
         except (Error, OSError) as error:
             around.warnings.append(f"containers share the machine's network; they can have none of their own: {error}")
-    around.names = await asyncio.to_thread(_names, state_dir)
+    if drivers[STANDARD].name in machine.mapped:
+        identities = Identities(state_dir)
+        try:
+            await identities.open()
+            around.identities = identities
+        except (Error, OSError) as error:
+            around.warnings.append(f"root in containers is the machine's root; it can be no other: {error}")
+    home = around.identities.home if around.identities is not None else state_dir
+    around.names = await asyncio.to_thread(_names, home)
     return around
 
 
-def _names(state_dir: str) -> dict[str, str]:
+def _names(home: str) -> dict[str, str]:
     """Write the files by which containers look names up. Those that cannot be known are left to the image."""
     found = {}
     for target, text in (("/etc/resolv.conf", resolv_conf()), ("/etc/hosts", HOSTS)):
         if text:
-            path = found[target] = os.path.join(state_dir, os.path.basename(target))
+            path = found[target] = os.path.join(home, os.path.basename(target))
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
             os.chmod(path, 0o644)

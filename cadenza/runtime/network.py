@@ -8,7 +8,9 @@ What a container sends is filtered on the host's side, where it cannot change it
 - to other containers, and to link-local addresses (a cloud's metadata service): dropped.
 
 The rules match interfaces by the prefix of their names, in one nftables table made once, so that a namespace costs no
-rule. A namespace is used by one container and then destroyed, never handed on.
+rule. A namespace is handed on once all processes of its container are gone, if that could not change it: the standard
+level has no CAP_NET_ADMIN and no CAP_NET_RAW, and sockets end with their processes. gVisor takes the addresses out of
+its namespace, so that one is destroyed. Making one costs 4 ms of CPU time, handing on nothing.
 
 Names begin with ``cz`` and four hex digits of the state directory: leftovers of an earlier agent with that directory
 are found by it, and several agents on one machine do not disturb each other. A blackhole route reserves the range.
@@ -17,16 +19,20 @@ are found by it, and several agents on one machine do not disturb each other. A 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import ipaddress
 import json
 import os
 import shutil
+import socket
 import subprocess
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Iterable, Optional, Sequence
 
+from cadenza.runtime import netlink
 from cadenza.runtime.driver import HOST_NETWORK, RuntimeFault
 
 NETNS_FOLDER = "/run/netns"
@@ -35,10 +41,21 @@ LINK_BITS = 30
 LINKS = 1 << (LINK_BITS - RANGE_BITS)
 """Most namespaces of one agent: 1,024."""
 COMMAND_LIMIT_S = 20.0
-POOL_SIZE = 8
+POOL_SIZE = 32
+"""How many wait for containers when nothing starts; each takes about 0.2 MiB of the kernel's memory."""
+MOST_READY = 64
+"""How many that were given back are kept at most."""
+FIRST_READY = 4
+"""How many are made at once when the agent starts."""
+REFILL_AFTER_S = 1.0
+"""How long nobody must have taken one before more are made ahead: whoever starts now comes first."""
 MADE_AT_ONCE = 8
+CLONE_NEWNET = 0x40000000
+PERMITTED = (("ping_group_range", "0 2147483647"), ("ip_unprivileged_port_start", "0"))
 FORWARD_SWITCH = "/proc/sys/net/ipv4/ip_forward"
 RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,7 @@ class HostNetwork:
     async def take(self) -> Namespace:
         return Namespace("", HOST_NETWORK)
 
-    async def give_back(self, name: str) -> None: ...
+    async def give_back(self, name: str, whole: bool = False) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -152,8 +169,8 @@ class HostNetwork:
 class Network:
     """The pool. Needs root, and the programs ip and nft.
 
-    ``take`` hands out a namespace, ``give_back`` destroys it; a container without network takes none and leaves
-    `ContainerConfig.netns` empty.
+    ``take`` hands out a namespace, ``give_back`` destroys it or keeps it for the next; a container without network
+    takes none and leaves `ContainerConfig.netns` empty.
     """
 
     def __init__(self, state_dir: str, pool_size: int = POOL_SIZE) -> None:
@@ -165,6 +182,12 @@ class Network:
         self._links: dict[str, int] = {}
         """Namespaces that exist, with the numbers of their links."""
         self._refill: Optional[asyncio.Task[None]] = None
+        self._refill_timer: Optional[asyncio.TimerHandle] = None
+        self._spoilt: list[str] = []
+        """Given back and not to be used again: destroyed together, when nothing starts."""
+        self._takers = 0
+        self._taken = 0
+        self._out: dict[str, Namespace] = {}
         self._making = asyncio.Lock()
         self._mtu = 1500
 
@@ -188,26 +211,43 @@ class Network:
             with open(FORWARD_SWITCH, "w") as file:
                 file.write("1")
         self._save()
-        self._start_refill()
+        self._start_refill(FIRST_READY)
 
     async def take(self) -> Namespace:
         """A namespace that nobody else has. RuntimeFault when none can be made."""
         if not self._ready:
-            async with self._making:
-                if not self._ready:
-                    await self._make(1)
+            self._takers += 1
+            try:
+                async with self._making:
+                    if not self._ready:
+                        await self._make(min(self._takers, MADE_AT_ONCE))
+            finally:
+                self._takers -= 1
         namespace = self._ready.popleft()
-        self._start_refill()
+        self._out[namespace.name] = namespace
+        self._taken += 1
+        self._refill_soon()
         return namespace
 
-    async def give_back(self, name: str) -> None:
-        """Destroy a namespace. Nothing happens if there is none of that name."""
-        if name in self._links:
-            await self._destroy([name])
-            self._save()
+    async def give_back(self, name: str, whole: bool = False) -> None:
+        """Take a namespace back; nothing happens if there is none of that name.
+
+        ``whole``: all processes that were in it are gone and could not change it, so the next container may have it.
+        Else it is destroyed, with others, as soon as nothing starts.
+        """
+        if name not in self._links or name in self._spoilt:
+            return
+        known = self._out.pop(name, None)
+        if whole and known is not None and len(self._ready) < MOST_READY:
+            self._ready.append(known)
+            return
+        self._spoilt.append(name)
+        self._refill_soon()
 
     async def close(self) -> None:
         """Destroy all namespaces, the table and the reservation. Forwarding stays on: others may use it by now."""
+        if self._refill_timer is not None:
+            self._refill_timer.cancel()
         if self._refill is not None:
             self._refill.cancel()
             await asyncio.gather(self._refill, return_exceptions=True)
@@ -265,18 +305,33 @@ class Network:
         except (OSError, IndexError, KeyError, ValueError):
             return 1500
 
-    def _start_refill(self) -> None:
-        if len(self._ready) < self._pool_size and (self._refill is None or self._refill.done()):
-            self._refill = asyncio.ensure_future(self._fill())
+    def _refill_soon(self) -> None:
+        if self._refill_timer is not None:
+            self._refill_timer.cancel()
+        self._refill_timer = None
+        if len(self._ready) < self._pool_size or self._spoilt:
+            self._refill_timer = asyncio.get_running_loop().call_later(REFILL_AFTER_S, self._start_refill)
 
-    async def _fill(self) -> None:
-        while (missing := self._pool_size - len(self._ready)) > 0:
+    def _start_refill(self, most: int = MOST_READY) -> None:
+        if self._refill is None or self._refill.done():
+            self._refill = asyncio.ensure_future(self._fill(min(most, self._pool_size)))
+
+    async def _fill(self, size: int) -> None:
+        """Destroy what is spoilt and make what is missing, as long as nobody takes one meanwhile."""
+        taken = self._taken
+        if self._spoilt:
+            spoilt, self._spoilt = self._spoilt, []
+            await self._destroy(spoilt)
+            self._save()
+        while (missing := size - len(self._ready)) > 0 and taken == self._taken:
             async with self._making:
                 try:
                     await self._make(min(missing, MADE_AT_ONCE))
                 except RuntimeFault:
                     # Whoever takes next tries again and hears why.
                     return
+        if size < self._pool_size:
+            self._refill_soon()
 
     async def _make(self, count: int) -> None:
         used = set(self._links.values())
@@ -299,7 +354,7 @@ class Network:
             # Before there is anything to find, so that the next agent knows which link is whose.
             self._save()
             await self._ip(outside)
-            await asyncio.gather(*(self._ip(_inside(namespace, host), namespace.name) for namespace, host in made))
+            await asyncio.to_thread(furnish, made)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._destroy([namespace.name for namespace, _ in made])))
             raise
@@ -344,10 +399,36 @@ class Network:
         return done.stdout.decode()
 
 
-def _inside(namespace: Namespace, gateway: str) -> list[str]:
-    return [
-        "link set lo up",
-        f"addr add {namespace.address}/{LINK_BITS} dev eth0",
-        "link set eth0 up",
-        f"route add default via {gateway}",
-    ]
+def furnish(made: Sequence[tuple[Namespace, str]]) -> None:
+    """Set up namespaces from inside, each with its gateway: interfaces, address, route. Blocks. RuntimeFault.
+
+    Ordinary programs may ping, and serve low ports without root. Here and not by the runtime program: a container with
+    a user namespace of its own may not change a network namespace that is the machine's. A thread's settings are those
+    of the namespace it is in: it takes one of its own.
+    """
+    faults: list[OSError] = []
+
+    def work() -> None:
+        try:
+            for namespace, gateway in made:
+                with open(namespace.path, "rb") as file:
+                    if _libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+                        raise OSError(ctypes.get_errno(), "setns", namespace.path)
+                eth0 = socket.if_nametoindex("eth0")
+                netlink.ask(
+                    netlink.link_up(socket.if_nametoindex("lo")),
+                    netlink.address_add(eth0, namespace.address, LINK_BITS),
+                    netlink.link_up(eth0),
+                    netlink.default_route_add(gateway),
+                )
+                for name, value in PERMITTED:
+                    with open(f"/proc/sys/net/ipv4/{name}", "w", encoding="ascii") as file:
+                        file.write(value)
+        except OSError as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=work, name="network settings")
+    thread.start()
+    thread.join()
+    if faults:
+        raise RuntimeFault(f"cannot set up the container's network: {faults[0]}")

@@ -12,12 +12,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass, field
-from typing import Callable, Optional
+from dataclasses import asdict, dataclass, field, replace
+from typing import Callable, Iterable, Optional
 
 from cadenza.base.errors import Error
 from cadenza.runtime.cgroup import Hierarchy, detect
-from cadenza.runtime.driver import ContainerConfig, Limits, Mount, Stdio
+from cadenza.runtime.driver import ContainerConfig, Limits, Mount, RuntimeFault, Stdio
+from cadenza.runtime.ids import FIRST_ID, IdRange, make_range, trial
 from cadenza.runtime.launcher import Launcher
 from cadenza.runtime.oci import Dialect, OciDriver, crun, runc, runsc
 from cadenza.runtime.seccomp import ARCHITECTURES
@@ -30,7 +31,11 @@ IDLE_SAMPLE_S = 0.5
 IDLE_BUSY_SHARE = 0.02
 """A platform that uses more of a core while its container sleeps is passed over for a quieter one."""
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-VERSION = 1
+VERSION = 2
+SHARED = (("crun", crun), ("runc", runc))
+"""Those that share the machine's kernel."""
+SHARED_ROOT = "Root in a standard container is the machine's root, with few rights"
+OLD_KERNEL = "use Linux 5.19 or newer, and ext4, xfs or btrfs for the data directory"
 
 REMEDIES = {
     "crun": "apt-get install crun",
@@ -57,6 +62,12 @@ class Machine:
 
     root: bool
     abilities: dict[str, Ability] = field(default_factory=dict)
+
+    @property
+    def mapped(self) -> tuple[str, ...]:
+        """The runtimes whose containers can have ids of their own."""
+        found = self.abilities.get("container ids")
+        return tuple(found.variant.split()) if found is not None and found.works else ()
 
     def can(self, name: str) -> bool:
         found = self.abilities.get(name)
@@ -130,9 +141,16 @@ def still_abilities(root: bool, hierarchy: Hierarchy, machine: str) -> dict[str,
     }
 
 
-async def _trial(dialect: Dialect, launcher: Launcher, hierarchy: Hierarchy, measure_idle: bool) -> tuple[str, float]:
+async def _trial(
+    dialect: Dialect,
+    launcher: Launcher,
+    hierarchy: Hierarchy,
+    measure_idle: bool = False,
+    id_range: Optional[IdRange] = None,
+) -> tuple[str, float]:
     """Run a container. ("" if it worked, else why not; the share of a core that it uses while it sleeps)."""
-    folder = tempfile.mkdtemp(prefix="cadenza-probe-")
+    folder = tempfile.mkdtemp(prefix="cadenza-probe-", dir=None if id_range is None else "/run")
+    os.chmod(folder, 0o711)  # a root with other ids must get through
     driver = OciDriver(dialect, os.path.join(folder, "state"), launcher, hierarchy)
     name = f"probe{os.getpid()}"
     try:
@@ -149,6 +167,8 @@ async def _trial(dialect: Dialect, launcher: Launcher, hierarchy: Hierarchy, mea
         os.makedirs(bundle)
         argv = ("/bin/sleep", "60") if measure_idle else ("/bin/sh", "-c", "exit 42")
         config = ContainerConfig(name, root, argv, {}, mounts=tuple(mounts), limits=Limits(pids_limit=1000))
+        if id_range is not None:
+            config = replace(config, id_base=id_range.base)
         await driver.start(config, bundle, Stdio())
         if not measure_idle:
             end = await driver.wait(name)
@@ -164,9 +184,15 @@ async def _trial(dialect: Dialect, launcher: Launcher, hierarchy: Hierarchy, mea
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _try(dialect: Dialect, launcher: Launcher, hierarchy: Hierarchy, idle: bool = False) -> tuple[str, float]:
+async def _try(
+    dialect: Dialect,
+    launcher: Launcher,
+    hierarchy: Hierarchy,
+    idle: bool = False,
+    id_range: Optional[IdRange] = None,
+) -> tuple[str, float]:
     try:
-        return await asyncio.wait_for(_trial(dialect, launcher, hierarchy, idle), TRIAL_LIMIT_S)
+        return await asyncio.wait_for(_trial(dialect, launcher, hierarchy, idle, id_range), TRIAL_LIMIT_S)
     except asyncio.TimeoutError:
         return f"a trial did not end within {TRIAL_LIMIT_S:g} s", 0.0
 
@@ -179,6 +205,31 @@ async def _probe_runtime(
         return Ability(False, f"{name} is not installed.", REMEDIES[name])
     fault, _ = await _try(make(path), launcher, hierarchy)
     return Ability(True, f"{name} works.") if not fault else Ability(False, f"{name} does not work here: {fault}.")
+
+
+async def _probe_ids(place: str, made: Iterable[Dialect], launcher: Launcher, hierarchy: Hierarchy) -> Ability:
+    """Whether standard containers' root can be nobody on the machine, with layers from the file system of ``place``."""
+    id_range = None
+    try:
+        id_range = await asyncio.to_thread(make_range, FIRST_ID)
+        await asyncio.to_thread(trial, place, id_range.userns)
+        faults, working = [], []
+        for dialect in made:
+            fault, _ = await _try(dialect, launcher, hierarchy, id_range=id_range)
+            if fault:
+                faults.append(f"{dialect.name}: {fault}")
+            else:
+                working.append(dialect.name)
+    except RuntimeFault as error:
+        return Ability(False, f"{SHARED_ROOT}: {error}.")
+    except OSError as error:
+        return Ability(False, f"{SHARED_ROOT}: mapping the ids of {place} fails ({error.strerror}).", OLD_KERNEL)
+    finally:
+        if id_range is not None:
+            os.close(id_range.userns)
+    if not working:
+        return Ability(False, f"{SHARED_ROOT}: {'; '.join(faults) or 'no runtime for it works'}.")
+    return Ability(True, "Root in a standard container is nobody on this machine.", variant=" ".join(working))
 
 
 async def _probe_runsc(launcher: Launcher, hierarchy: Hierarchy) -> Ability:
@@ -202,14 +253,16 @@ async def _probe_runsc(launcher: Launcher, hierarchy: Hierarchy) -> Ability:
     return Ability(True, f"runsc works ({chosen}).", variant=chosen)
 
 
-async def probe(launcher: Launcher, hierarchy: Optional[Hierarchy] = None) -> Machine:
-    """Try everything. Takes about 2 s on a machine with gVisor."""
+async def probe(launcher: Launcher, hierarchy: Optional[Hierarchy] = None, place: str = "/tmp") -> Machine:
+    """Try everything. Takes about 2 s on a machine with gVisor. ``place``: on the file system of the images."""
     hierarchy = hierarchy or detect()
     root = os.geteuid() == 0
     abilities = await asyncio.to_thread(still_abilities, root, hierarchy, os.uname().machine)
     if root:
         abilities["crun"] = await _probe_runtime("crun", crun, launcher, hierarchy)
         abilities["runc"] = await _probe_runtime("runc", runc, launcher, hierarchy)
+        made = [make(str(shutil.which(name, path=PROGRAM_PATH))) for name, make in SHARED if abilities[name].works]
+        abilities["container ids"] = await _probe_ids(place, made, launcher, hierarchy)
         abilities["runsc"] = await _probe_runsc(launcher, hierarchy)
     else:
         for name in RUNTIMES:
@@ -242,11 +295,11 @@ async def kept_probe(state_dir: str, launcher: Launcher) -> Machine:
             return Machine(kept["root"], {name: Ability(**value) for name, value in kept["abilities"].items()})
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    machine = await probe(launcher)
+    os.makedirs(state_dir, exist_ok=True)
+    machine = await probe(launcher, place=state_dir)
     if not all(machine.can(name) or shutil.which(name, path=PROGRAM_PATH) is None for name in RUNTIMES):
         # It is there and failed: perhaps only because the machine was busy. Ask again the next time.
         return machine
-    os.makedirs(state_dir, exist_ok=True)
     with open(path + ".new", "w") as file:
         json.dump({"fingerprint": fingerprint, **asdict(machine)}, file)
     os.replace(path + ".new", path)

@@ -15,10 +15,9 @@ from typing import Any, Optional
 
 from cadenza.base.errors import InvalidError
 from cadenza.runtime.driver import HOST_NETWORK, Command, ContainerConfig, Mount
+from cadenza.runtime.ids import ID_COUNT
 from cadenza.runtime.seccomp import profile
 
-ID_COUNT = 65536
-"""Size of a user namespace's range of ids."""
 OPEN_FILES = 1_048_576
 """Most open files of a process, if this process may have as many."""
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -45,6 +44,8 @@ MASKED_PATHS = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
+SHOWN_SYS_MASKED_PATHS = ("/sys/class/net", "/sys/devices/virtual/net", "/sys/fs/cgroup")
+"""In addition, where /sys is the machine's own."""
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -89,7 +90,12 @@ def _mount(mount: Mount) -> dict[str, Any]:
     return {"destination": mount.target, "type": mount.kind, "source": source, "options": options}
 
 
-def _kernel_mounts(config: ContainerConfig, strong: bool) -> list[dict[str, Any]]:
+def _shows_machines_sys(config: ContainerConfig, mapped: bool) -> bool:
+    """The kernel mounts sysfs only for the owner of the network namespace."""
+    return mapped and config.netns != ""
+
+
+def _kernel_mounts(config: ContainerConfig, strong: bool, mapped: bool) -> list[dict[str, Any]]:
     shm = ["nosuid", "noexec", "nodev", "mode=1777", f"size={config.shm_mib}m"]
     pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     mounts: list[dict[str, Any]] = [
@@ -104,9 +110,9 @@ def _kernel_mounts(config: ContainerConfig, strong: bool) -> list[dict[str, Any]
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": shm},
     ]
     sysfs = ["nosuid", "noexec", "nodev", "ro"]
-    if config.netns == HOST_NETWORK and config.id_base:
-        # The kernel mounts sysfs only for the owner of the network namespace.
-        mounts.append({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", *sysfs]})
+    if _shows_machines_sys(config, mapped):
+        # "rro": what is mounted below it is read-only too.
+        mounts.append({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", *sysfs, "rro"]})
     else:
         mounts.append({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": sysfs})
     if not strong:
@@ -175,9 +181,11 @@ def oci_spec(
     """
     check(config)
     command = Command(config.argv, config.env, config.cwd)
+    mapped = bool(config.id_base) or rootless_ids is not None
+    masked = (*MASKED_PATHS, *(SHOWN_SYS_MASKED_PATHS if _shows_machines_sys(config, mapped) else ()))
     linux: dict[str, Any] = {
         "namespaces": _namespaces(config),
-        "maskedPaths": list(MASKED_PATHS),
+        "maskedPaths": list(masked),
         "readonlyPaths": list(READONLY_PATHS),
     }
     if not strong:
@@ -194,17 +202,11 @@ def oci_spec(
         linux["namespaces"].append({"type": "user"})
         linux["uidMappings"] = [{"containerID": 0, "hostID": rootless_ids[0], "size": 1}]
         linux["gidMappings"] = [{"containerID": 0, "hostID": rootless_ids[1], "size": 1}]
-    sysctls = {}
-    if config.netns not in ("", HOST_NETWORK) and not strong and rootless_ids is None:
-        # Ordinary programs may ping, and bind low ports after they drop root.
-        sysctls = {"net.ipv4.ping_group_range": "0 65535" if config.id_base else "0 2147483647"}
-    if sysctls:
-        linux["sysctl"] = sysctls
     return {
         "ociVersion": "1.0.2",
         "process": process(command, _capabilities(config, strong), not config.privileged_build, open_files),
         "root": {"path": config.rootfs, "readonly": config.read_only_root},
         "hostname": config.hostname,
-        "mounts": [*_kernel_mounts(config, strong), *(_mount(mount) for mount in config.mounts)],
+        "mounts": [*_kernel_mounts(config, strong, mapped), *(_mount(mount) for mount in config.mounts)],
         "linux": linux,
     }

@@ -36,6 +36,7 @@ CONFIG = ContainerConfig(
     [
         ("standard", oci_spec(CONFIG)),
         ("standard-user-namespace", oci_spec(replace(CONFIG, id_base=1_000_000, netns="", read_only_root=True))),
+        ("standard-user-namespace-network", oci_spec(replace(CONFIG, id_base=1_000_000))),
         ("strong", oci_spec(CONFIG, strong=True)),
         ("build-runc", oci_spec(replace(CONFIG, privileged_build=True, netns="host"), cgroup="/cadenza/ta-1")),
         ("aarch64", oci_spec(CONFIG, machine="aarch64")),
