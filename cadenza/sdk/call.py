@@ -107,10 +107,9 @@ class FunctionCall(Object, Generic[R]):
             stop = at + PAGE_OUTPUTS if end is None else min(end, at + PAGE_OUTPUTS)
             body = {"call_id": self._object_id, "start": at, "end": stop, "wait_s": POLL_S}
             reply, payload = await client._request_raw("call.outputs", body)
-            page = await result.outputs(client, reply["outputs"], payload)
-            if page:
-                at += len(page)
-                yield _dual.later(lambda page=page: map(result.value, page))  # type: ignore[misc]
+            async for some in result.outputs(client, reply["outputs"], payload):
+                at += len(some)
+                yield _dual.later(lambda some=some: map(result.value, some))  # type: ignore[misc]
             if at >= reply["total"]:
                 return
 

@@ -9,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, TypeVar
+from typing import TYPE_CHECKING, Any, Optional, Sequence
 
 from cadenza.base.errors import ClientClosed, ConnectionError, ServiceError
 from cadenza.sdk import _dual
 from cadenza.sdk.connection import Connection, Payload, Stream, connect
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from cadenza.protocol.calls import BlobRef
-    from cadenza.runner.lane import Lane
-
-T = TypeVar("T")
+    from cadenza.sdk.lanes import Lanes
 
 TRIES = 3
 RETRY_DELAY_S = 0.1
@@ -66,9 +62,7 @@ class Client:
         self._pid = os.getpid()
         self._link: Optional[Connection] = None
         self._opening: Optional[asyncio.Lock] = None
-        self._lane: Optional[Lane] = None
-        self._lane_path = ""
-        self._lane_thread: Optional[ThreadPoolExecutor] = None
+        self._lanes: Optional[Lanes] = None
 
     # --- making one ---
 
@@ -107,10 +101,8 @@ class Client:
         if self._pid == os.getpid():
             if self._link is not None:
                 self._link.close(ClientClosed("the client was closed while the call was under way"))
-            if self._lane_thread is not None:
-                self._lane_thread.shutdown(wait=False)
-            if self._lane is not None:
-                self._lane.close()
+            if self._lanes is not None:
+                self._lanes.close()
         self._reset()
 
     def is_closed(self) -> bool:
@@ -212,26 +204,22 @@ class Client:
         """Store one large value by the lane. ``durable``: it is on disk when this returns."""
         from cadenza.protocol.calls import BlobRef
 
-        blob_id, size = await self._by_lane(lambda lane: lane.put(parts, durable))
+        blob_id, size = await (await self._to_lanes()).put(parts, durable)
         return BlobRef(blob_id, size)
 
     async def _get_blob(self, blob_id: str) -> memoryview:
         """A large value's bytes; the memory is given back when the last view on it is gone."""
-        return await self._by_lane(lambda lane: lane.get(blob_id))
+        return await (await self._to_lanes()).get(blob_id)
 
-    async def _by_lane(self, work: Callable[[Lane], T]) -> T:
-        link = await self._connected()
-        if self._lane_thread is None:
-            from concurrent.futures import ThreadPoolExecutor
+    async def _to_lanes(self) -> Lanes:
+        path = lane_path(await self._connected())
+        if self._lanes is None or self._lanes.path != path:
+            from cadenza.sdk.lanes import Lanes
 
-            self._lane_thread = ThreadPoolExecutor(1, thread_name_prefix="cadenza-lane")
-
-        path = lane_path(link)
-        if self._lane is None or self._lane_path != path:
-            from cadenza.runner.lane import Lane
-
-            self._lane, self._lane_path = Lane(path), path
-        return await asyncio.get_running_loop().run_in_executor(self._lane_thread, work, self._lane)
+            if self._lanes is not None:
+                self._lanes.close()
+            self._lanes = Lanes(path)
+        return self._lanes
 
 
 def lane_path(link: Connection) -> str:

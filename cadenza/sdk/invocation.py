@@ -14,8 +14,10 @@ from cadenza.protocol.statuses import SUCCESS
 from cadenza.runner import context
 from cadenza.sdk import _dual, result
 from cadenza.sdk.call import FunctionCall
+from cadenza.sdk.throttle import until_room
 
 if TYPE_CHECKING:
+    from cadenza.sdk.connection import Stream
     from cadenza.sdk.function import Function
 
     AnyFunction = Function[Any, Any, Any]
@@ -30,9 +32,13 @@ def remote(function: AnyFunction, arguments: Arguments) -> Coroutine[Any, Any, A
 
 async def _remote(function: AnyFunction, packed: result.Packed, parent: str) -> Any:
     client = await function._called("remote")
-    value, payload = await result.sent(client, packed)
-    body = {"function_id": function._object_id, "value": value, "parent_input_id": parent}
-    reply, data = await client._request_raw("call.run", body, payload)
+
+    async def run() -> tuple[dict[str, Any], bytes]:
+        value, payload = await result.sent(client, packed)
+        body = {"function_id": function._object_id, "value": value, "parent_input_id": parent}
+        return await client._request_raw("call.run", body, payload)
+
+    reply, data = await until_room(run, function, "remote")
     output = reply["output"]
     data_of_output, _ = await result.received(client, output["value"], data, 0)
     return _dual.later(partial(result.value, (output, data_of_output)))
@@ -45,12 +51,20 @@ def remote_gen(function: AnyFunction, arguments: Arguments) -> AsyncIterator[Ite
 
 async def _remote_gen(function: AnyFunction, packed: result.Packed, parent: str) -> AsyncIterator[Iterable[Any]]:
     client = await function._called("remote_gen", wants_generator=True)
-    value, payload = await result.sent(client, packed)
-    body = {"function_id": function._object_id, "value": value, "parent_input_id": parent}
-    stream = await (await client._connected()).stream("call.generate", body, payload)
+
+    async def begin() -> tuple[Stream, list[tuple[dict[str, Any], bytes]]]:
+        value, payload = await result.sent(client, packed)
+        body = {"function_id": function._object_id, "value": value, "parent_input_id": parent}
+        stream = await (await client._connected()).stream("call.generate", body, payload)
+        try:
+            return stream, await stream.receive_all()
+        except BaseException:
+            stream.cancel()
+            raise
+
+    stream, frames = await until_room(begin, function, "remote_gen")
     try:
         while True:
-            frames = await stream.receive_all()
             if not frames:
                 raise ServiceError("the server ended a generator's stream without its end")
             values: list[result.Payload] = []
@@ -67,6 +81,7 @@ async def _remote_gen(function: AnyFunction, packed: result.Packed, parent: str)
             yield _dual.later(partial(_given, values, last))
             if last is not None:
                 return
+            frames = await stream.receive_all()
     finally:
         stream.cancel()
 
@@ -86,12 +101,16 @@ def spawn(function: AnyFunction, arguments: Arguments) -> Coroutine[Any, Any, Fu
 
 async def _spawn(function: AnyFunction, packed: result.Packed, parent: str) -> FunctionCall[Any]:
     client = await function._called("spawn")
-    value, payload = await result.sent(client, packed, durable=True)
-    body = {
-        "function_id": function._object_id,
-        "inputs": [{"index": 0, "value": value}],
-        "kind": "spawn",
-        "parent_input_id": parent,
-    }
-    reply, _ = await client._request_raw("call.spawn", body, payload)
+
+    async def put() -> dict[str, Any]:
+        value, payload = await result.sent(client, packed, durable=True)
+        body = {
+            "function_id": function._object_id,
+            "inputs": [{"index": 0, "value": value}],
+            "kind": "spawn",
+            "parent_input_id": parent,
+        }
+        return (await client._request_raw("call.spawn", body, payload))[0]
+
+    reply = await until_room(put, function, "spawn")
     return FunctionCall._known(reply["call_id"], client)

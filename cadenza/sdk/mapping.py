@@ -124,11 +124,10 @@ class _Map:
                         self._max_outstanding = opened.get("max_outstanding") or DEFAULT_OUTSTANDING_INPUTS
                     items = body.get("outputs")
                     if items:
-                        self._take(await result.outputs(client, items, payload))
-                self._may_send.set()
-                self._may_give.set()
-                while self._ready and self._is_full(len(self._ready), self._ready_bytes):
-                    await self._may_read.wait()
+                        async for found in result.outputs(client, items, payload):
+                            self._take(found)
+                            await self._give()
+                await self._give()
             if self._received < self._sent or not self._feeder.ended:
                 raise ServiceError("the server ended a map before all of its outputs were there")
         except asyncio.CancelledError:
@@ -137,6 +136,13 @@ class _Map:
             self._error = error
         self._over = True
         self._may_give.set()
+
+    async def _give(self) -> None:
+        """Say that there is more; wait while the consumer has too much of it."""
+        self._may_send.set()
+        self._may_give.set()
+        while self._ready and self._is_full(len(self._ready), self._ready_bytes):
+            await self._may_read.wait()
 
     def _take(self, found: list[result.Output]) -> None:
         self._received += len(found)

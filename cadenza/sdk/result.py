@@ -6,7 +6,8 @@ Source: semantics.md sections 4 and 5.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, Sequence, Union
+import asyncio
+from typing import TYPE_CHECKING, Any, AsyncIterator, Iterator, NoReturn, Sequence, Union
 
 from cadenza.base.errors import ExecutionError, FunctionTimeoutError, InternalFailure, RemoteError
 from cadenza.protocol import statuses
@@ -21,8 +22,8 @@ Payload = Union[bytes, bytearray, memoryview]
 Output = tuple[dict[str, Any], Payload]
 """An `OutputItem` as plain JSON values, and its bytes."""
 
-SHARED_BLOB_READS = 20
-"""How many blobs of one batch of outputs are fetched at once."""
+GROUP_BYTES = 64 << 20
+"""How much of large values is fetched before what is there goes on to the consumer; a larger value goes alone."""
 
 
 class Packed:
@@ -55,14 +56,50 @@ async def received(client: Client, ref: dict[str, Any], payload: Payload, offset
     return memoryview(payload)[offset : offset + size], offset + size
 
 
-async def outputs(client: Client, items: Sequence[dict[str, Any]], payload: Payload) -> list[Output]:
-    """Each output of a frame with its own bytes."""
-    found: list[Output] = []
+async def outputs(
+    client: Client, items: Sequence[dict[str, Any]], payload: Payload, group_bytes: int = GROUP_BYTES
+) -> AsyncIterator[list[Output]]:
+    """Each output of a frame with its own bytes, in order, in groups: large values of a group are fetched at once."""
     offset = 0
-    for item in items:
-        data, offset = await received(client, item["value"], payload, offset)
-        found.append((item, data))
-    return found
+    for group in grouped(items, group_bytes):
+        found: list[Output] = []
+        large: list[int] = []
+        for item in group:
+            ref = item["value"]
+            if ref.get("blob") is not None:
+                large.append(len(found))
+                found.append((item, b""))
+            else:
+                data, offset = await received(client, ref, payload, offset)
+                found.append((item, data))
+        if large:
+            await _fetch(client, found, large)
+        yield found
+
+
+def grouped(items: Sequence[dict[str, Any]], group_bytes: int) -> Iterator[Sequence[dict[str, Any]]]:
+    """Cut before the large values of a piece are more than ``group_bytes``."""
+    first = size = 0
+    for at, item in enumerate(items):
+        blob = item["value"].get("blob")
+        if blob is None:
+            continue
+        if size and size + blob["size"] > group_bytes:
+            yield items[first:at]
+            first, size = at, 0
+        size += blob["size"]
+    if first < len(items):
+        yield items[first:]
+
+
+async def _fetch(client: Client, found: list[Output], large: list[int]) -> None:
+    tasks = [asyncio.ensure_future(client._get_blob(found[at][0]["value"]["blob"]["blob_id"])) for at in large]
+    try:
+        for at, data in zip(large, await asyncio.gather(*tasks)):
+            found[at] = (found[at][0], data)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def value(output: Output) -> Any:
