@@ -68,7 +68,7 @@ GENERIC_BOOT_LIMIT_S = 60.0
 """How long a generic container may take to its hello."""
 
 _UNBORN = (WANTED, PREPARING)
-_STARTING = (WANTED, PREPARING, CREATING, BOOTING, ATTACHING)
+STARTING = (WANTED, PREPARING, CREATING, BOOTING, ATTACHING)
 
 
 # --- events ---
@@ -369,7 +369,7 @@ def _tick(life: Life, now: float) -> list[Command]:
             return _end(life, nodes.EXITED, "", now)
         text = _join(life.message, "it did not end within its grace period and was killed")
         return _end(life, nodes.STOPPED, text, now)
-    if life.state in _STARTING and now >= _started(life, now) + life.startup_s and not life.generic:
+    if life.state in STARTING and now >= _started(life, now) + life.startup_s and not life.generic:
         text = f"it was not ready within its startup timeout of {life.startup_s:g} s ({life.state})"
         return _end(life, nodes.START_TIMEOUT, text, now)
     if life.generic:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from typing import Any, Coroutine, Optional, Sequence
+from typing import Any, Awaitable, Coroutine, Optional, Sequence
 
 from cadenza.agent import attachment, bridge, container, files, rootfs, variables
 from cadenza.agent.container import Life
@@ -78,6 +78,8 @@ class Cell(bridge.Host):
         self._step: Optional[asyncio.Task[None]] = None
         self._removal: Optional[asyncio.Task[None]] = None
         self._started = False
+        self._ended = False
+        """Its first process has ended, and with it, in a container, all the others."""
         self._timer: Optional[asyncio.TimerHandle] = None
         self._identities = site.identities(self.driver)
         self._ids: Optional[IdRange] = None
@@ -424,6 +426,7 @@ class Cell(bridge.Host):
 
     async def _await_exit(self) -> None:
         ended = await self.driver.wait(self.cell_id)
+        self._ended = True
         await self._last_words()
         if ended.fault:
             self.dispatch(container.Broken(f"the runtime broke down: {ended.fault}"))
@@ -458,13 +461,13 @@ class Cell(bridge.Host):
             self._link.close()
         for door in self._doors:
             door.close()
-        for part in (self._delete(), self._release(), asyncio.to_thread(self.paths.remove)):
-            try:
-                await part
-            except (Error, OSError) as error:
-                self.site.trouble(f"container {self.cell_id}: not all of it could be removed: {error}")
-            except Exception as error:
-                self.site.fault(f"removal of container {self.cell_id}", error)
+        if self._ended and self._hands_on:
+            await self._release(True)  # at once: the next start may have it
+        await self.site.lull()
+        async with self.site.removals:
+            whole = await self._take_away(self._delete())
+            await self._take_away(self._release(whole and self._hands_on))
+            await self._take_away(asyncio.to_thread(self.paths.remove))
         for pipe in self._pipes:
             pipe.close()
         if self._timer is not None:
@@ -480,10 +483,26 @@ class Cell(bridge.Host):
             self._identities.ranges.give_back(self._ids)
             self._ids = None
 
-    async def _release(self) -> None:
+    async def _take_away(self, part: Awaitable[None]) -> bool:
+        """One part of a removal, and whether it went well."""
+        try:
+            await part
+            return True
+        except (Error, OSError) as error:
+            self.site.trouble(f"container {self.cell_id}: not all of it could be removed: {error}")
+        except Exception as error:
+            self.site.fault(f"removal of container {self.cell_id}", error)
+        return False
+
+    @property
+    def _hands_on(self) -> bool:
+        """Whether its network may be another's afterwards: see `cadenza.runtime.network`."""
+        return self.isolated and not self.driver.name.endswith("runsc")
+
+    async def _release(self, whole: bool) -> None:
         if self._lease is not None:
             lease, self._lease = self._lease, None
-            await self.site.networks.give_back(lease.name)
+            await self.site.networks.give_back(lease.name, whole)
 
     def report(self) -> ContainerReport:
         """How it is, for the control plane."""

@@ -30,6 +30,11 @@ from cadenza.runtime.driver import Driver, Mount, Stats
 
 CLOSE_LIMIT_S = 20.0
 """How long the end of the agent waits until all its containers are gone and removed."""
+QUIET_S = 0.15
+"""How long nothing must have moved in a start for the machine to count as quiet."""
+LULL_LIMIT_S = 3.0
+"""How long work that is in nobody's way later waits for a quiet moment at most."""
+REMOVALS_AT_ONCE = 2
 POOL_DELAY_S = 0.2
 """How long nothing may start before the pool looks at itself: whoever waits comes first."""
 POOL_CHECK_S = 20.0
@@ -84,6 +89,9 @@ class Agent:
         self._pool_timer: Optional[asyncio.TimerHandle] = None
         self._closing = False
         self._compiling = asyncio.Lock()
+        self.removals = asyncio.Semaphore(REMOVALS_AT_ONCE)
+        self._quiet_at = 0.0
+        self._ends = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
 
     # --- beginning and end ---
@@ -147,6 +155,7 @@ class Agent:
     async def close(self, keep_containers: bool = False) -> None:
         """End all containers and leave nothing behind. ``keep_containers`` is not offered: nobody could adopt them."""
         self._closing = True
+        self._ends.set()
         if self._pool_timer is not None:
             self._pool_timer.cancel()
         if not self._lock >= 0:
@@ -288,8 +297,31 @@ class Agent:
         if self._desired.revision >= 0:
             self.control.report(NodeReport(self.node_id, tuple(reports.values()), whole, self._desired.revision))
 
+    @property
+    def _starts(self) -> bool:
+        """Whether a start that somebody waits for is under way."""
+        waited = self._queue or any(not one.life.generic for one in self._starting)
+        return bool(waited) or any(one.life.state == container.ATTACHING for one in self._wanted.values())
+
+    async def lull(self) -> None:
+        """Until no start has been under way for `QUIET_S`, or `LULL_LIMIT_S` are over, or the agent ends."""
+        limit = self._loop.time() + LULL_LIMIT_S
+        while not self._closing:
+            now = self._loop.time()
+            if self._starts:
+                self._quiet_at = now + QUIET_S
+            rest = min(self._quiet_at, limit) - now
+            if rest <= 0:
+                return
+            try:
+                await asyncio.wait_for(self._ends.wait(), rest + 0.001)
+            except asyncio.TimeoutError:
+                continue
+
     def moved(self, cell: Cell) -> None:
         """Its state is another: a start that has said hello, or has failed, makes room for the next."""
+        if not cell.life.generic and cell.life.state in container.STARTING:
+            self._quiet_at = self._loop.time() + QUIET_S
         if cell in self._starting and cell.life.state not in (
             container.PREPARING, container.CREATING, container.BOOTING,
         ):  # fmt: skip
@@ -334,8 +366,7 @@ class Agent:
             for one in self._cells.values()
             if one.life.generic and one.life.state not in (container.STOPPING, container.GONE)
         }
-        waited = self._queue or any(not one.life.generic for one in self._starting)
-        busy = bool(waited) or any(one.life.state == container.ATTACHING for one in self._cells.values())
+        busy = self._starts
         now = self.clock.monotonic()
         plan = pool.plan(self._used, self._desired.images, warm, self.config.pool_containers, busy, now)
         for cell_id in plan.end:

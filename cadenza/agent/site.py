@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING, Callable, Optional, Protocol
 
@@ -27,6 +28,8 @@ class Site(Protocol):
     control: Control
     store: ImageStore | BareImages
     networks: Networks
+    removals: asyncio.Semaphore
+    """How many ended containers are taken away at once."""
     layers: Layers
     containers_dir: str
     shown_lib: str
@@ -56,6 +59,9 @@ class Site(Protocol):
 
     def adopted(self, cell: Cell) -> None:
         """A generic container has got its id."""
+
+    async def lull(self) -> None:
+        """Until nothing starts, but not for long: for what can wait."""
 
     def forget(self, cell: Cell) -> None:
         """Nothing is left of it."""

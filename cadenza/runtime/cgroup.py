@@ -13,6 +13,7 @@ import asyncio
 import os
 import signal
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Optional
 
 from cadenza.runtime.driver import Limits, RuntimeFault, Stats
@@ -38,6 +39,12 @@ class Hierarchy:
     """The v2 mount, if there is one."""
     reason: str = ""
     """For ``none``: why."""
+
+    @cached_property
+    def roots(self) -> list[str]:
+        """All mounts. Some machines mount cpu and cpuacct as one: the same directory by two names."""
+        found = [*self.controllers.values(), *([self.unified] if self.unified else [])]
+        return list(dict.fromkeys(map(os.path.realpath, found)))
 
 
 def _writable(path: str) -> bool:
@@ -130,10 +137,7 @@ class Cgroup:
         self.name = name
 
     def _paths(self) -> list[str]:
-        hierarchy = self.hierarchy
-        roots = [*hierarchy.controllers.values(), *([hierarchy.unified] if hierarchy.unified else [])]
-        # Some machines mount cpu and cpuacct as one: the same directory twice.
-        return list(dict.fromkeys(os.path.realpath(os.path.join(root, self.name)) for root in roots))
+        return [os.path.join(root, self.name) for root in self.hierarchy.roots]
 
     def _path(self, controller: str) -> str:
         if self.hierarchy.kind == "v2":

@@ -39,7 +39,7 @@ from cadenza.runtime.spec import DEFAULT_PATH, OPEN_FILES, check_command, exec_p
 CGROUP_PARENT = "cadenza"
 START_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 20.0
-SWEEP_AFTER_S = 0.2
+SWEEP_AFTER_S = 1.0
 ZOMBIE_WAIT_S = 0.05
 LOG_TAIL_BYTES = 16 * 1024
 
@@ -203,7 +203,7 @@ class OciDriver:
         container = self._add(config.container_id, bundle)
         try:
             with open(os.path.join(bundle, "config.json"), "w") as file:
-                json.dump(spec, file)
+                file.write(json.dumps(spec))  # json.dump would do it in Python, for 2 ms
             container.cgroup.create(config.limits)
             argv = [
                 *self._dialect.base(container.folder, self._dialect.network(config.netns)),

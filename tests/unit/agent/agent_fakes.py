@@ -162,7 +162,7 @@ class FakeNetworks:
         self.out.append(f"net{self.count}")
         return Namespace(f"net{self.count}", "")
 
-    async def give_back(self, name: str) -> None:
+    async def give_back(self, name: str, whole: bool = False) -> None:
         self.out.remove(name)
 
     async def close(self) -> None: ...
