@@ -293,8 +293,7 @@ class Loop:
         self._deliveries.pop(container.container_id, None)
         self._changed.add(container.node_id)
         self._queue.drop_container(container.container_id)
-        for name in self._stuck:
-            self.touch(name)
+        self._room_again()
         # Of an earlier life and gone with it: that is no failed start.
         outlived = report.reason == nodes.NODE_LOST and not container.revision
         if not was_ready and container.stop is None and not outlived:
@@ -386,6 +385,13 @@ class Loop:
         if not container.attempts:
             function = container.function
             self.cluster.arm(function, self._now + function.spec.scaledown_window_s)
+            if not function.busy:
+                self._room_again()
+
+    def _room_again(self) -> None:
+        """Functions that found no room look again: a container has ended, or could end for them."""
+        for name in self._stuck:
+            self.touch(name)
 
     # --- what becomes of inputs ---
 

@@ -92,13 +92,17 @@ def _idle_order(one: ContainerState) -> tuple[float, str]:
 
 
 def spare(functions: Iterable[FunctionState], count: int) -> list[str]:
-    """Up to ``count`` idle containers above their functions' minimum, longest idle first: room for what waits."""
+    """Up to ``count`` idle containers above their functions' minimum, longest idle first: room for what waits.
+
+    One that is still starting counts as idle when its function has nothing to do any more."""
     found: list[ContainerState] = []
     for function in functions:
         if function.waiting:
             continue
         alive = [one for one in function.containers.values() if one.stop is None]
-        idle = sorted((one for one in alive if one.usable and not one.attempts), key=_idle_order)
+        idle = sorted(
+            (one for one in alive if not one.attempts and (one.usable or not function.busy)), key=_idle_order
+        )
         found += idle[: max(0, len(alive) - function.spec.min_containers)]
     found.sort(key=_idle_order)
     return [one.container_id for one in found[:count]]
