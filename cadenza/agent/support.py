@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import py_compile
 import shutil
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Sequence
 from cadenza import runner
 from cadenza.agent import variables
 from cadenza.base.errors import ServiceError
+from cadenza.runner import bundle
 from cadenza.fs.images import Bind, RunStep, StepRun
 
 PARTS = ("__init__.py", "exception.py", "compat.py", "py.typed", "base", "protocol", "runner", "sdk")
@@ -66,13 +66,7 @@ def prepare(data_dir: str) -> str:
             with open(path, "wb") as file:
                 file.write(content)
             os.chmod(path, 0o644)
-            if name.endswith(".py"):
-                py_compile.compile(
-                    path,
-                    dfile=f"/.cadenza/lib/{name}",
-                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-                    quiet=1,
-                )
+        bundle.compile_all(unfinished, variables.LIB)
         os.chmod(unfinished, 0o755)
         os.rename(unfinished, target)
     for other in os.listdir(home):

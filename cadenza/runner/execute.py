@@ -13,13 +13,13 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from cadenza.base.errors import InputCancellation, InvalidError
 from cadenza.protocol.frame import INLINE_VALUE_BYTES
 from cadenza.runner import context, values
-from cadenza.runner.lane import Lane
 from cadenza.runner.outbox import Outbox
 from cadenza.runner.streams import Streams
 from cadenza.runner.wire import Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cadenza.runner.lane import Lane
     from typing import Any, Callable, Optional
 
 # The words of cadenza.protocol.calls, which is too slow to import here.

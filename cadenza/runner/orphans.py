@@ -7,7 +7,7 @@ waits for itself.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import os
+import posix as os  # `os` itself takes 1 ms
 
 
 def collect(child: int, signals: list[int]) -> int:

@@ -32,30 +32,15 @@ MAX_FAULT_BYTES = 8 << 20
 EXIT_OK, EXIT_FAILED, EXIT_NO_AGENT, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 
-def main() -> None:
-    """Live one life and exit. As the first process of its container: also collect orphans."""
-    began = _process_age_s()
-    if os.getpid() == 1:
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _FORWARDED)
-        child = os.fork()
-        if child:
-            from cadenza.runner import orphans
-
-            os._exit(orphans.collect(child, _FORWARDED))
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
-    Session(began).run()
+def main(forked: bool = False) -> None:
+    """Live one life and exit. ``forked``: the container's first process is our parent, and began before us."""
+    Session(_process_age_s("1" if forked else "self")).run()
 
 
-_FORWARDED = [
-    getattr(_signal, name)
-    for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGCHLD")
-]  # fmt: skip
-
-
-def _process_age_s() -> float:
-    """Seconds since this process began, to the kernel's hundredth."""
+def _process_age_s(process: str) -> float:
+    """Seconds since a process began, to the kernel's hundredth."""
     try:
-        with open("/proc/self/stat", "rb") as file:
+        with open(f"/proc/{process}/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError, AttributeError):
@@ -196,6 +181,7 @@ class Session:
             import atexit
 
             atexit.register(self._last)
+            _load_pickle()
             from cadenza.runner import loader
 
             call = loader.load(function, rest[: int(header.get("serialized") or 0)])
@@ -208,10 +194,10 @@ class Session:
 
     def _make_executor(self, call: Any, function: dict[str, Any], most: int) -> Executor:
         from cadenza.runner.execute import Channel, OnMainThread, OnThreads
-        from cadenza.runner.lane import Lane
 
         generator = bool(function.get("is_generator"))
-        channel = Channel(self.wire, self.outbox, self.streams, Lane(f"{self._support}/{LANE_SOCKET}"))
+        lane: Any = LaterLane(f"{self._support}/{LANE_SOCKET}")
+        channel = Channel(self.wire, self.outbox, self.streams, lane)
         if function.get("is_async"):
             from cadenza.runner.tasks import OnLoop
 
@@ -315,6 +301,37 @@ class Session:
         for number in (_signal.SIGUSR1, _signal.SIGTERM):
             if getattr(_signal.getsignal(number), "__self__", None) is self:
                 _signal.signal(number, _signal.SIG_DFL)
+
+
+class LaterLane:
+    """The lane, made when the first value comes that is large enough for it: importing it takes 1 ms."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        from cadenza.runner.lane import Lane
+
+        lane = Lane(self._path)
+        self.get, self.put = lane.get, lane.put
+        return getattr(lane, name)
+
+
+def _load_pickle() -> None:
+    """C pickle wants nothing of functools but ``partial``, which is in C too: 3 ms that most functions never need."""
+    if "functools" in sys.modules or "_pickle" in sys.modules:
+        return
+    import _functools  # type: ignore[import-not-found]
+
+    stand_in: Any = type(sys)("functools")
+    stand_in.partial = _functools.partial
+    sys.modules["functools"] = stand_in
+    try:
+        import _pickle  # noqa: F401
+    except Exception:
+        sys.modules.pop("_pickle", None)  # another interpreter's pickle wants more
+    finally:
+        del sys.modules["functools"]
 
 
 def _die(message: str) -> NoReturn:
