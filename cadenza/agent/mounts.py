@@ -11,7 +11,7 @@ import os
 from contextlib import contextmanager
 from typing import Iterator, Sequence
 
-from cadenza.runtime import ids
+from cadenza.runtime import ids, rootless
 
 MS_NOSUID, MS_NODEV, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 1, 32, 4096, 16384, 1 << 18
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -56,7 +56,9 @@ def overlay(lowerdirs: Sequence[str], upper: str, work: str, target: str, volati
 
     ``volatile``: never wait for the disk; the upper is thrown away with the container.
     """
-    flags = ["redirect_dir=on", "index=off", "metacopy=off", "xino=auto"]
+    # Without the machine's root there are no trusted attributes, and without those no renames of lower directories.
+    own = ["userxattr"] if rootless.entered() else ["redirect_dir=on", "metacopy=off"]
+    flags = [*own, "index=off", "xino=auto"]
     if volatile:
         flags.append("volatile")
     options = f"lowerdir={':'.join(map(_escape, lowerdirs))},upperdir={_escape(upper)},workdir={_escape(work)}"

@@ -13,9 +13,9 @@ from cadenza.agent import rootfs
 from cadenza.agent.bare import BareImages
 from cadenza.agent.identities import Identities
 from cadenza.base.config import Config
-from cadenza.base.errors import Error, InvalidError
+from cadenza.base.errors import Error, InvalidError, ServiceError
 from cadenza.fs.images import ImageStore
-from cadenza.runtime import choice, probe
+from cadenza.runtime import choice, probe, rootless
 from cadenza.runtime.cgroup import detect
 from cadenza.runtime.driver import Driver, Mount
 from cadenza.runtime.choice import STANDARD, STRONG
@@ -105,7 +105,7 @@ async def clean(around: Surroundings, containers_dir: str) -> list[str]:
 async def open_surroundings(config: Config) -> Surroundings:
     """What this machine offers, by the configuration. Takes as long as the runtimes' probes take."""
     launcher = Launcher()
-    state_dir = _state_dir(config)
+    state_dir = state_directory(config)
     machine = await probe.kept_probe(state_dir, launcher)
     hierarchy = await asyncio.to_thread(detect)
     drivers = choice.open_drivers(machine, config.runtime, state_dir, launcher, hierarchy)
@@ -145,7 +145,25 @@ def _names(home: str) -> dict[str, str]:
     return found
 
 
-def _state_dir(config: Config) -> str:
+def enter_rootless(config: Config) -> None:
+    """For an ordinary user whose containers need it: become root of a namespace of the user's own.
+
+    Call it first of all, with one thread. ServiceError when what worked in a trial now fails.
+    """
+    if os.geteuid() == 0 or config.runtime == "process":
+        return
+    state_dir = state_directory(config)
+    machine = probe.rootless_machine(state_dir)
+    if not machine.rootless or choice.choose(machine, config.runtime)[STANDARD] == "process":
+        return
+    try:
+        rootless.enter(rootless.plan())
+    except rootless.Unable as error:
+        probe.forget(state_dir)
+        raise ServiceError(f"containers without root worked when they were tried, and now do not: {error}") from None
+
+
+def state_directory(config: Config) -> str:
     """Where drivers keep what must survive the agent and not the machine. What another boot left is removed."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         name = "boot-" + file.read().strip()[:13]

@@ -77,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
         print("another server of this user is running", file=sys.stderr)
         return LOCKED
     try:
+        from cadenza.agent.surroundings import enter_rootless
+
+        enter_rootless(config)
         import uvloop
 
         uvloop.run(serve(config, options.keep))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 from cadenza.base.errors import InvalidError
+from cadenza.runtime import rootless
 from cadenza.runtime.cgroup import Hierarchy
 from cadenza.runtime.driver import Driver
 from cadenza.runtime.launcher import Launcher
@@ -15,6 +17,8 @@ from cadenza.runtime.process import ProcessDriver
 STANDARD = "standard"
 STRONG = "strong"
 STANDARD_ORDER = ("crun", "runc", "runsc")
+ROOTLESS = "-rootless"
+"""At the end of a runtime's name where it is run by an ordinary user."""
 
 
 def choose(machine: Machine, runtime: str) -> dict[str, str]:
@@ -24,6 +28,15 @@ def choose(machine: Machine, runtime: str) -> dict[str, str]:
     mends it, if that does not work. Without any container runtime *standard* is ``process``, which isolates nothing.
     Where *strong* is absent it cannot be had.
     """
+    found = _levels(machine, runtime)
+    return {level: _shown(machine, name) for level, name in found.items()}
+
+
+def _shown(machine: Machine, name: str) -> str:
+    return name + ROOTLESS if machine.rootless and name != "process" else name
+
+
+def _levels(machine: Machine, runtime: str) -> dict[str, str]:
     found = {}
     if runtime == "auto":
         found[STANDARD] = next((name for name in STANDARD_ORDER if machine.can(name)), "process")
@@ -43,18 +56,24 @@ def open_driver(name: str, machine: Machine, state_dir: str, launcher: Launcher,
     """The driver of that name. Needs a running event loop; takes over what an earlier agent left in ``state_dir``."""
     if name == "process":
         return ProcessDriver(state_dir, launcher, hierarchy)
-    path = shutil.which(name, path=PROGRAM_PATH)
+    program = name.removesuffix(ROOTLESS)
+    path = shutil.which(program, path=PROGRAM_PATH)
     if path is None:
-        raise InvalidError(f"{name} is not installed")
-    if name == "runsc":
-        return OciDriver(runsc(path, machine.abilities["runsc"].variant), state_dir, launcher, hierarchy)
-    return OciDriver({"crun": crun, "runc": runc}[name](path), state_dir, launcher, hierarchy)
+        raise InvalidError(f"{program} is not installed")
+    if program == "runsc":
+        dialect = runsc(path, machine.abilities["runsc"].variant)
+    else:
+        dialect = {"crun": crun, "runc": runc}[program](path)
+    return OciDriver(replace(dialect, name=name), state_dir, launcher, hierarchy)
 
 
 def open_drivers(
     machine: Machine, runtime: str, state_dir: str, launcher: Launcher, hierarchy: Hierarchy
 ) -> dict[str, Driver]:
     """Level to driver, as `choose` says; one driver for each runtime. Raises what that raises."""
-    levels = choose(machine, runtime)
+    if machine.rootless and not rootless.entered():
+        levels = {STANDARD: "process"}  # the namespace is entered when a process begins, or not at all
+    else:
+        levels = choose(machine, runtime)
     made = {name: open_driver(name, machine, state_dir, launcher, hierarchy) for name in sorted(set(levels.values()))}
     return {level: made[name] for level, name in levels.items()}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, Sequence
 
 from cadenza.base.errors import AlreadyExistsError, InvalidError, NotFoundError
+from cadenza.runtime import rootless
 from cadenza.runtime.cgroup import Cgroup, Hierarchy
 from cadenza.runtime.driver import (
     HOST_NETWORK,
@@ -78,7 +79,7 @@ class Dialect:
         argv = [self.path, "--root", f"{folder}/root", "--log", f"{folder}/log.json", "--log-format", "json"]
         if self.is_runsc:
             argv += [f"--panic-log={folder}/panic.log", f"--network={network}", "--ignore-cgroups", "--host-uds=open"]
-        elif self.name.endswith("crun"):
+        elif os.path.basename(self.path) == "crun":
             argv += ["--cgroup-manager=disabled"]
         return [*argv, *self.flags]
 
@@ -186,6 +187,7 @@ class OciDriver:
         self._sweep: object = None
         self._env = {"PATH": DEFAULT_PATH, "LANG": "C"}
         self._ids = None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+        self._nested = rootless.entered()
         os.makedirs(self._state_dir, mode=0o700, exist_ok=True)
         self._adopt()
 
@@ -198,6 +200,7 @@ class OciDriver:
             machine=platform.machine(),
             cgroup=f"/{CGROUP_PARENT}/{config.container_id}" if self.name == "runc" else None,
             rootless_ids=self._ids,
+            nested=self._nested,
             open_files=min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
         container = self._add(config.container_id, bundle)

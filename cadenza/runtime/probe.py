@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
-from typing import Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, Optional
 
 from cadenza.base.errors import Error
+from cadenza.runtime import rootless
 from cadenza.runtime.cgroup import Hierarchy, detect
 from cadenza.runtime.driver import ContainerConfig, Limits, Mount, RuntimeFault, Stdio
 from cadenza.runtime.ids import FIRST_ID, IdRange, make_range, trial
@@ -25,13 +27,21 @@ from cadenza.runtime.seccomp import ARCHITECTURES
 
 TRIAL_LIMIT_S = 8.0
 RUNTIMES = ("crun", "runc", "runsc")
+NESTED = ("crun", "runsc")
+"""Those that work without the machine's root."""
 PLATFORMS = ("systrap", "ptrace")
 IDLE_SETTLE_S = 0.3
 IDLE_SAMPLE_S = 0.5
 IDLE_BUSY_SHARE = 0.02
 """A platform that uses more of a core while its container sleeps is passed over for a quieter one."""
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-VERSION = 2
+VERSION = 3
+KEPT = "probe.json"
+USERNS_SWITCHES = (
+    "/proc/sys/kernel/unprivileged_userns_clone",
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+    "/proc/sys/user/max_user_namespaces",
+)
 SHARED = (("crun", crun), ("runc", runc))
 """Those that share the machine's kernel."""
 SHARED_ROOT = "Root in a standard container is the machine's root, with few rights"
@@ -61,7 +71,11 @@ class Machine:
     """All abilities by name: crun, runc, runsc, cgroups, network, overlay, fuse, seccomp, user namespaces."""
 
     root: bool
+    """The machine's root."""
     abilities: dict[str, Ability] = field(default_factory=dict)
+
+    rootless: bool = False
+    """What works, works in a namespace of an ordinary user's own (`cadenza.runtime.rootless`)."""
 
     @property
     def mapped(self) -> tuple[str, ...]:
@@ -256,7 +270,8 @@ async def _probe_runsc(launcher: Launcher, hierarchy: Hierarchy) -> Ability:
 async def probe(launcher: Launcher, hierarchy: Optional[Hierarchy] = None, place: str = "/tmp") -> Machine:
     """Try everything. Takes about 2 s on a machine with gVisor. ``place``: on the file system of the images."""
     hierarchy = hierarchy or detect()
-    root = os.geteuid() == 0
+    inside = rootless.entered()
+    root = os.geteuid() == 0 and not inside
     abilities = await asyncio.to_thread(still_abilities, root, hierarchy, os.uname().machine)
     if root:
         abilities["crun"] = await _probe_runtime("crun", crun, launcher, hierarchy)
@@ -264,43 +279,129 @@ async def probe(launcher: Launcher, hierarchy: Optional[Hierarchy] = None, place
         made = [make(str(shutil.which(name, path=PROGRAM_PATH))) for name, make in SHARED if abilities[name].works]
         abilities["container ids"] = await _probe_ids(place, made, launcher, hierarchy)
         abilities["runsc"] = await _probe_runsc(launcher, hierarchy)
+    elif inside:
+        abilities["crun"] = await _probe_runtime("crun", crun, launcher, hierarchy)
+        abilities["runc"] = Ability(False, "runc is used by root only: it insists on cgroups.")
+        abilities["container ids"] = Ability(False, "Root in a container is this user, who has no rights beyond.")
+        abilities["runsc"] = await _probe_runsc(launcher, hierarchy)
     else:
         for name in RUNTIMES:
-            abilities[name] = Ability(False, f"{name} is used by root only so far.", "sudo cadenza up")
-    return Machine(root, abilities)
+            abilities[name] = Ability(False, f"{name} needs root, or user namespaces.")
+    return Machine(root, abilities, inside and any(abilities[name].works for name in RUNTIMES))
+
+
+def rootless_machine(state_dir: str) -> Machine:
+    """What an ordinary user's namespace can do, by trying in a process of its own; kept. Blocks, up to some seconds."""
+    kept = _kept(state_dir)
+    if kept is not None:
+        return kept
+    try:
+        rootless.plan()
+    except rootless.Unable as error:
+        return _unable(str(error), error.remedy)
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)])}
+    argv = [sys.executable, "-m", "cadenza.runtime.probe", state_dir]
+    try:
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return _unable("trying took too long", "")
+    kept = _kept(state_dir)
+    if kept is None:
+        try:
+            kept = _machine(json.loads(done.stdout.splitlines()[-1]))
+        except (ValueError, LookupError, TypeError):
+            last = done.stderr.strip().splitlines()[-1:] or [f"a trial ended with code {done.returncode}"]
+            return _unable(last[0], "")
+    return kept
+
+
+def _unable(why: str, remedy: str) -> Machine:
+    abilities = still_abilities(False, detect(), os.uname().machine)
+    abilities["user namespaces"] = Ability(False, f"No containers without root: {why}.", remedy)
+    for name in RUNTIMES:
+        abilities[name] = Ability(False, f"{name} needs root, or user namespaces.")
+    return Machine(False, abilities)
+
+
+def main(argv: list[str]) -> int:
+    """``python -m cadenza.runtime.probe STATE_DIR``: probe in a namespace of this user's own; prints JSON."""
+    try:
+        rootless.enter(rootless.plan())
+    except rootless.Unable as error:
+        machine = _unable(str(error), error.remedy)
+    else:
+        machine = asyncio.run(_probe_here(argv[0]))
+    print(json.dumps(asdict(machine)))
+    return 0
+
+
+async def _probe_here(state_dir: str) -> Machine:
+    return await kept_probe(state_dir, Launcher())
 
 
 def _fingerprint() -> dict[str, object]:
     """What a kept result depends on: this boot, this user, these programs."""
-    found: dict[str, object] = {"version": VERSION, "uid": os.geteuid()}
+    found: dict[str, object] = {"version": VERSION, "uid": rootless.outside_uid()}
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             found["boot"] = file.read().strip()
     except OSError:
         pass
-    for name in (*RUNTIMES, "ip", "nft"):
+    for name in (*RUNTIMES, "ip", "nft", "newuidmap", "newgidmap"):
         path = shutil.which(name, path=PROGRAM_PATH)
         found[name] = [path, os.stat(path).st_mtime] if path else None
+    for path in ("/etc/subuid", "/etc/subgid"):
+        found[path] = os.stat(path).st_mtime if os.path.exists(path) else None
+    for path in USERNS_SWITCHES:
+        try:
+            with open(path) as file:
+                found[path] = file.read().strip()
+        except OSError:
+            pass
     return found
+
+
+def _machine(value: dict[str, Any]) -> Machine:
+    abilities = {name: Ability(**one) for name, one in value["abilities"].items()}
+    return Machine(bool(value["root"]), abilities, bool(value["rootless"]))
+
+
+def _kept(state_dir: str) -> Optional[Machine]:
+    try:
+        with open(os.path.join(state_dir, KEPT)) as file:
+            kept = json.load(file)
+        return _machine(kept) if kept["fingerprint"] == _fingerprint() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(state_dir: str) -> None:
+    """Probe again the next time."""
+    try:
+        os.unlink(os.path.join(state_dir, KEPT))
+    except FileNotFoundError:
+        pass
 
 
 async def kept_probe(state_dir: str, launcher: Launcher) -> Machine:
     """What an earlier `probe` of this boot found, if the programs are the same; else a new one, which is kept."""
-    path = os.path.join(state_dir, "probe.json")
-    fingerprint = _fingerprint()
-    try:
-        with open(path) as file:
-            kept = json.load(file)
-        if kept["fingerprint"] == fingerprint:
-            return Machine(kept["root"], {name: Ability(**value) for name, value in kept["abilities"].items()})
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    kept = await asyncio.to_thread(_kept, state_dir)
+    if kept is not None:
+        return kept
+    if os.geteuid() != 0:
+        return await asyncio.to_thread(rootless_machine, state_dir)
     os.makedirs(state_dir, exist_ok=True)
     machine = await probe(launcher, place=state_dir)
-    if not all(machine.can(name) or shutil.which(name, path=PROGRAM_PATH) is None for name in RUNTIMES):
-        # It is there and failed: perhaps only because the machine was busy. Ask again the next time.
-        return machine
-    with open(path + ".new", "w") as file:
-        json.dump({"fingerprint": fingerprint, **asdict(machine)}, file)
-    os.replace(path + ".new", path)
+    tried = RUNTIMES if machine.root else NESTED
+    if all(machine.can(name) or shutil.which(name, path=PROGRAM_PATH) is None for name in tried):
+        path = os.path.join(state_dir, KEPT)
+        with open(path + ".new", "w") as file:
+            json.dump({"fingerprint": _fingerprint(), **asdict(machine)}, file)
+        os.replace(path + ".new", path)
+    # Else one is there and failed: perhaps only because the machine was busy. Ask again the next time.
     return machine
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -90,12 +90,7 @@ def _mount(mount: Mount) -> dict[str, Any]:
     return {"destination": mount.target, "type": mount.kind, "source": source, "options": options}
 
 
-def _shows_machines_sys(config: ContainerConfig, mapped: bool) -> bool:
-    """The kernel mounts sysfs only for the owner of the network namespace."""
-    return mapped and config.netns != ""
-
-
-def _kernel_mounts(config: ContainerConfig, strong: bool, mapped: bool) -> list[dict[str, Any]]:
+def _kernel_mounts(config: ContainerConfig, strong: bool, machines_sys: bool) -> list[dict[str, Any]]:
     shm = ["nosuid", "noexec", "nodev", "mode=1777", f"size={config.shm_mib}m"]
     pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     mounts: list[dict[str, Any]] = [
@@ -110,7 +105,7 @@ def _kernel_mounts(config: ContainerConfig, strong: bool, mapped: bool) -> list[
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": shm},
     ]
     sysfs = ["nosuid", "noexec", "nodev", "ro"]
-    if _shows_machines_sys(config, mapped):
+    if machines_sys:
         # "rro": what is mounted below it is read-only too.
         mounts.append({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", *sysfs, "rro"]})
     else:
@@ -171,18 +166,22 @@ def oci_spec(
     machine: str = "x86_64",
     cgroup: Optional[str] = None,
     rootless_ids: Optional[tuple[int, int]] = None,
+    nested: bool = False,
     open_files: int = OPEN_FILES,
 ) -> dict[str, Any]:
     """The whole ``config.json``.
 
     ``cgroup``: a cgroup to join, relative to each hierarchy's root, for programs that insist on one (runc).
     ``rootless_ids``: the caller's own uid and gid; the container's root is that user and there are no other ids.
+    ``nested``: the caller is root of a user namespace only (`cadenza.runtime.rootless`).
     Raises what `check` raises.
     """
     check(config)
     command = Command(config.argv, config.env, config.cwd)
-    mapped = bool(config.id_base) or rootless_ids is not None
-    masked = (*MASKED_PATHS, *(SHOWN_SYS_MASKED_PATHS if _shows_machines_sys(config, mapped) else ()))
+    mapped = bool(config.id_base) or rootless_ids is not None or nested
+    # The kernel mounts sysfs only for the owner of the network namespace; gVisor has its own.
+    machines_sys = mapped and config.netns != "" and not strong
+    masked = (*MASKED_PATHS, *(SHOWN_SYS_MASKED_PATHS if machines_sys else ()))
     linux: dict[str, Any] = {
         "namespaces": _namespaces(config),
         "maskedPaths": list(masked),
@@ -207,6 +206,6 @@ def oci_spec(
         "process": process(command, _capabilities(config, strong), not config.privileged_build, open_files),
         "root": {"path": config.rootfs, "readonly": config.read_only_root},
         "hostname": config.hostname,
-        "mounts": [*_kernel_mounts(config, strong, mapped), *(_mount(mount) for mount in config.mounts)],
+        "mounts": [*_kernel_mounts(config, strong, machines_sys), *(_mount(mount) for mount in config.mounts)],
         "linux": linux,
     }
