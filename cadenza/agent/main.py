@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import os
 import socket
-from collections import deque
+from collections import Counter, deque
 from typing import Callable, Optional, Sequence
 
 from cadenza.agent import capacity, commands, container, files, pool, steps, support, surroundings, variables
@@ -239,10 +239,21 @@ class Agent:
     def _pump(self) -> None:
         """Begin as many waiting starts as there are cores: more at once only adds latency to each."""
         while self._queue and len(self._starting) < self.cores:
-            cell = self._queue.popleft()
+            cell = self._next_start()
             if cell.life.state == container.WANTED:
                 self._starting.add(cell)
                 cell.dispatch(container.Begin())
+
+    def _next_start(self) -> Cell:
+        """The first in line of the function that has least: one that wants a thousand does not hold up the others."""
+        has = Counter(
+            one.spec.function_id
+            for one in self._wanted.values()
+            if one.spec is not None and one.life.state not in (container.WANTED, container.GONE)
+        )
+        cell = min(self._queue, key=lambda one: has[one.spec.function_id] if one.spec is not None else 0)
+        self._queue.remove(cell)
+        return cell
 
     # --- what containers tell: `cadenza.agent.site.Site` ---
 
