@@ -37,6 +37,7 @@ MODULES = {
     "retries": "cadenza.sdk.retries",
     "schedule": "cadenza.sdk.schedule",
     "secret": "cadenza.sdk.secret",
+    "types": "cadenza.sdk.types",
 }
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from cadenza.protocol.objects import FunctionSpec
     from cadenza.sdk.client import Client
+    from cadenza.sdk.logs import Logs
     from cadenza.sdk.retries import Retries
     from cadenza.sdk.schedule import Schedule
 
@@ -430,6 +431,22 @@ class App(LaterApp):
         used = client or self._client
         assert used is not None
         await used._request("app.stop", AppRef(self._app_id))
+
+    @property
+    def logs(self) -> Logs:
+        """What its containers wrote: ``fetch``, ``tail`` and ``stream``. Of an app that does not run, but has a name:
+        what is kept of its last run."""
+        from cadenza.sdk.logs import Logs
+
+        return Logs(self._logs_place)
+
+    async def _logs_place(self) -> tuple[Client, dict[str, str]]:
+        app = self._app_id or self._name
+        if app is None:
+            raise InvalidError("the app has no name and does not run: there are no logs to look for")
+        from cadenza.sdk.client import Client
+
+        return self._client or await Client._environment(), {"app": app}
 
     @_dual.method
     async def get_dashboard_url(self) -> Optional[str]:

@@ -16,6 +16,7 @@ from cadenza.sdk.handle import Object, travels
 if TYPE_CHECKING:
     from cadenza.protocol.methods import CallInfo
     from cadenza.sdk.client import Client
+    from cadenza.sdk.logs import CallLogs
 
 R = TypeVar("R")
 
@@ -127,6 +128,21 @@ class FunctionCall(Object, Generic[R]):
     async def num_inputs(self) -> int:
         """How many inputs the call has."""
         return (await self._info()).inputs
+
+    @property
+    def logs(self) -> CallLogs:
+        """What was written for it: ``fetch``, ``tail`` and ``stream``."""
+        from cadenza.sdk.logs import CallLogs
+
+        return CallLogs(self._logs_place, self._is_over)
+
+    async def _logs_place(self) -> tuple[Client, dict[str, str]]:
+        found = await self._info()
+        return await self._ready(), {"app": found.app_id, "call": found.call_id}
+
+    async def _is_over(self) -> bool:
+        found = await self._info()
+        return found.finished >= found.inputs
 
     @_dual.method
     async def cancel(self, terminate_containers: bool = False) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from cadenza.protocol.objects import FunctionSpec
     from cadenza.sdk.call import FunctionCall
     from cadenza.sdk.client import Client
-    from cadenza.sdk.stats import FunctionCurrentStats as FunctionCurrentStats
+    from cadenza.sdk.logs import Logs
+    from cadenza.sdk.types import FunctionCurrentStats as FunctionCurrentStats
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -29,7 +30,7 @@ else:
     def __getattr__(name: str) -> Any:
         if name != "FunctionCurrentStats":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from cadenza.sdk.stats import FunctionCurrentStats
+        from cadenza.sdk.types import FunctionCurrentStats
 
         return FunctionCurrentStats
 
@@ -340,7 +341,7 @@ class Function(Object, Generic[P, R, O]):
     async def get_current_stats(self) -> FunctionCurrentStats:
         """How many inputs wait for it, and how many containers it has."""
         from cadenza.protocol.methods import FunctionRef
-        from cadenza.sdk.stats import FunctionCurrentStats
+        from cadenza.sdk.types import FunctionCurrentStats
 
         self._hydrate_here()
         client = await self._ready()
@@ -362,6 +363,17 @@ class Function(Object, Generic[P, R, O]):
         if self._information is None or refresh:
             self._information = await client._request("function.get", FunctionRef(self.object_id))
         return cast("FunctionInfo", self._information)
+
+    @property
+    def logs(self) -> Logs:
+        """What its containers wrote: ``fetch``, ``tail`` and ``stream``."""
+        from cadenza.sdk.logs import Logs
+
+        return Logs(self._logs_place)
+
+    async def _logs_place(self) -> tuple[Client, dict[str, str]]:
+        found = await self.info.aio()
+        return await self._ready(), {"app": found.app_id, "function": found.function_id}
 
     @_dual.method
     async def get_web_url(self) -> Optional[str]:

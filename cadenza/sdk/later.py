@@ -256,7 +256,6 @@ class LaterImage:
 class LaterApp:
     """What an `App` will do."""
 
-    logs = LaterNamespace("App.logs", "use enable_output(), or `cadenza app logs`")
     sandboxes = LaterNamespace("App.sandboxes", "sandboxes come later")
 
     _name: Optional[str]

@@ -31,7 +31,6 @@ LEAST_BUILT = 170
 """How many names were built at the last count; it only grows."""
 OTHERS = {
     # Namespaces and members of built classes that are for later, each with its reason.
-    "modal.App.logs": "logs through the SDK",
     "modal.App.sandboxes": "sandboxes",
     "modal.App.stats": "metrics",
     "modal.App.info": "deployed apps",
@@ -46,10 +45,10 @@ OTHERS = {
 LATER_MEMBERS = {
     "modal.Client": {"anonymous", "from_oauth_credentials", "get_input_plane_metadata", "get_stub", "stub", "verify"},
     "modal.Function": {
-        "_experimental_get_flash_urls", "_experimental_spawn", "autoscaler", "logs", "metrics", "stats",
+        "_experimental_get_flash_urls", "_experimental_spawn", "autoscaler", "metrics", "stats",
         "update_autoscaler", "with_batching", "with_concurrency", "with_options",
     },
-    "modal.FunctionCall": {"get_call_graph", "logs"},
+    "modal.FunctionCall": {"get_call_graph"},
     "modal.object.Object": {"hydrate"},
     "modal.partial_function.PartialFunction": {"stack", "validate_flag_composition", "validate_obj_compatibility"},
 }  # fmt: skip
