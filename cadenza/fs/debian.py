@@ -159,10 +159,15 @@ async def _fetch_and_unpack(
     begun = time.monotonic()
     gate = asyncio.Semaphore(os.cpu_count() or 1)
     paths: dict[str, tuple[str, ...]] = {}
+    modes: dict[str, int] = {}
 
     async def unpack(one: Archive) -> None:
         async with gate:
-            paths[one.file] = await _unpack(os.path.join(apt.archives, one.file), root)
+            listing = await _unpack(os.path.join(apt.archives, one.file), root)
+        paths[one.file] = tuple(name for _, name in listing)
+        for mode, name in listing:
+            if mode[0] == "d":
+                modes.setdefault(name, permissions(mode))
 
     async def lot(share: list[Archive]) -> None:
         await apt.fetch(share)
@@ -170,6 +175,11 @@ async def _fetch_and_unpack(
         await _all(unpack(one) for one in share)
 
     await _all(lot(share) for share in shares(archives, FETCHERS))
+    # tar closes a directory while it works in it: what another one saw of that, it has put back as the mode.
+    for name, mode in modes.items():
+        whole = os.path.join(root, name)
+        if not os.path.islink(whole.rstrip("/")):
+            os.chmod(whole, mode)
     progress(f"unpacked {len(paths)} packages")
     timings.add("fetch and unpack", begun)
     return paths
@@ -189,11 +199,27 @@ async def _all(work: object) -> None:
 
 _UNPACK = (
     'set -o pipefail; root=$1; shift; deb=$1; shift; dpkg-deb --fsys-tarfile "$deb" '
-    '| tar -x -v -C "$root" -p --keep-directory-symlink --no-overwrite-dir --numeric-owner --warning=no-timestamp "$@"'
+    '| tar -x -vv --numeric-owner --warning=no-timestamp -C "$root" -p --keep-directory-symlink --no-overwrite-dir "$@"'
 )
 
 
-async def _unpack(deb: str, root: str) -> tuple[str, ...]:
+def permissions(mode: str) -> int:
+    """The number of a mode as ls writes it, ``drwxr-xr-t``; pure."""
+    bits = sum(1 << (8 - at) for at, letter in enumerate(mode[1:10]) if letter not in "-ST")
+    return bits + sum(0o1000 << (2 - at) for at in range(3) if mode[3 + 3 * at] in "sStT")
+
+
+def listed(line: str) -> tuple[str, str]:
+    """(mode, path) of a line of ``tar -vv``: mode, owner, size, date, time, path, and where a link leads; pure."""
+    mode, _, _, _, _, name = line.split(None, 5)
+    if mode[0] == "l":
+        name = name.partition(" -> ")[0]
+    elif mode[0] == "h":
+        name = name.partition(" link to ")[0]
+    return mode, name
+
+
+async def _unpack(deb: str, root: str) -> list[tuple[str, str]]:
     excluded = [f"--exclude=./{one}" for one in finish.EXCLUDED]
     excluded += ["--exclude=./usr/share/doc/*/[!c]*", "--exclude=./usr/share/doc/*/ch*"]
     owner = [] if os.geteuid() == 0 else ["--no-same-owner"]
@@ -202,7 +228,7 @@ async def _unpack(deb: str, root: str) -> tuple[str, ...]:
     if code != 0:
         check_space(text, root)
         raise ImageBuildError(f"{os.path.basename(deb)} could not be unpacked:\n{last(text)}")
-    return tuple(text.splitlines())
+    return [listed(line) for line in text.splitlines()]
 
 
 def _database(root: str, apt: Apt, archives: Sequence[Archive], paths: Mapping[str, tuple[str, ...]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cadenza.base.errors import InvalidError
+from cadenza.fs import debian
 from cadenza.fs.debian import check_python, host_uv, standalone_python, supported
 
 
@@ -55,3 +56,11 @@ def test_a_uv_that_is_a_script_is_not_taken_inside(tmp_path: Path) -> None:
     assert host_uv({"PATH": str(tmp_path)}) != str(tmp_path / "uv")
     (tmp_path / "uv").write_bytes(b"\x7fELF....")
     assert host_uv({"PATH": str(tmp_path)}) == str(tmp_path / "uv")
+
+
+def test_modes_of_unpacked_directories_are_read_from_the_listing() -> None:
+    assert debian.listed("drwxr-xr-x 0/0               0 2023-01-05 10:00 ./usr/") == ("drwxr-xr-x", "./usr/")
+    assert debian.listed("lrwxrwxrwx 0/0 0 2023-01-05 10:00 ./usr/bin/sh -> dash")[1] == "./usr/bin/sh"
+    assert debian.listed("hrw-r--r-- 0/0 0 2023-01-05 10:00 ./b c link to ./a")[1] == "./b c"
+    found = [debian.permissions(mode) for mode in ("drwxr-xr-x", "drwxrwxrwt", "drwx------", "drwxrws--T")]
+    assert found == [0o755, 0o1777, 0o700, 0o3770]
