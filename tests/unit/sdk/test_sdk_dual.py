@@ -156,6 +156,28 @@ def test_next_works_without_iter():
         next(items)
 
 
+def test_the_warning_comes_once_for_each_place_in_the_program():
+    async def blocking():
+        for _ in range(3):
+            list(Thing().count(1))
+        next(Thing().count(1))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        asyncio.run(blocking())
+    assert [one.category for one in caught] == [AsyncUsageWarning] * 2
+    assert all(one.filename == __file__ for one in caught)
+    assert caught[0].lineno + 1 == caught[1].lineno
+
+
+def test_plain_methods_do_not_warn_in_a_running_loop(recwarn):
+    async def blocking():
+        return Thing().times(3)[0]
+
+    assert asyncio.run(blocking()) == 6
+    assert not recwarn.list
+
+
 def test_blocking_generators_in_a_running_loop_warn_or_are_refused():
     async def blocking():
         return list(Thing().count(2))
