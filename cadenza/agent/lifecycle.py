@@ -125,6 +125,7 @@ class Cell(bridge.Host):
         elif isinstance(command, container.Drain):
             if self._link is not None:
                 self._link.drain(command.grace_s)
+                self._poke()  # what waits behind the input that runs is given back at once
         elif isinstance(command, container.Kill):
             self._task(self._kill())
         elif isinstance(command, container.Remove):
@@ -382,6 +383,7 @@ class Cell(bridge.Host):
             return
         if revoke:
             self._link.revoke(attempt_ids)
+            self._poke()
         else:
             self._cancel(attempt_ids)
 
@@ -389,9 +391,13 @@ class Cell(bridge.Host):
         if self._link is None or not attempt_ids:
             return
         self._link.cancel(attempt_ids)
-        if self.spec is not None and not self.spec.function.is_async:
-            # The frame first, then the signal: the handler reads the frame (docs/formats/wire.md). Semantics section 9.
-            self._loop.call_soon(self._task, self._interrupt())
+        self._poke()
+
+    def _poke(self) -> None:
+        """Make a runner whose main thread is the user's read its frames. Semantics section 9."""
+        if self.spec is not None and not self.spec.function.is_async and not self.life.bye:
+            # The frame first, then the signal: the handler reads the frame (docs/formats/wire.md).
+            self._loop.call_soon(lambda: self._task(self._interrupt()))
 
     async def _interrupt(self) -> None:
         await self.driver.signal(self.cell_id, signal.SIGUSR1)

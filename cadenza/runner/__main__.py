@@ -7,6 +7,7 @@ much memory to share: the child is the runner, this one collects orphans (`caden
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import gc
 import marshal
 import posix
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    gc.disable()  # nothing becomes garbage while we boot; `session` enables it for the user's code
     lib = __file__.rsplit("/cadenza/runner/", 1)[0]
     # At the end of the path: the user's own packages come first. `surroundings` finds it there again.
     sys.path.append(lib)

@@ -184,6 +184,7 @@ class Session:
             _load_pickle()
             from cadenza.runner import loader
 
+            _collect_from_here()
             call = loader.load(function, rest[: int(header.get("serialized") or 0)])
             self._executor = self._make_executor(call, function, most)
         except (KeyboardInterrupt, GeneratorExit):
@@ -315,6 +316,14 @@ class LaterLane:
         lane = Lane(self._path)
         self.get, self.put = lane.get, lane.put
         return getattr(lane, name)
+
+
+def _collect_from_here() -> None:
+    """Collect the user's garbage only: what we have made so far lives as long as the process. Saves 1.5 ms of 16."""
+    import gc
+
+    gc.freeze()
+    gc.enable()
 
 
 def _load_pickle() -> None:
