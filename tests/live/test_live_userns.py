@@ -80,13 +80,15 @@ image = (
     cadenza.Image.debian_slim()
     .apt_install("mailcap")
     .run_commands("groupadd -g 4321 them && useradd -u 4321 -g them them && touch /theirs && chown them:them /theirs")
+    .run_commands("su them -c 'id -u >/tmp/theirs'")
 )
 app = cadenza.App("ids-build")
 
 @app.function(image=image)
 def look():
     import os
-    return [os.stat("/theirs").st_uid, os.path.exists("/etc/mailcap"), os.stat("/etc/mailcap").st_uid]
+    owners = [os.stat(path).st_uid for path in ("/theirs", "/etc/mailcap")]
+    return [owners, open("/tmp/theirs").read()]
 
 @app.local_entrypoint()
 def main():
@@ -154,7 +156,7 @@ def test_on_the_machine_its_processes_and_files_are_nobodys(home: Any, looked: A
 def test_images_are_built_with_all_ids_and_used_with_mapped_ones(home: Any):
     done = home.cadenza("run", home.program("idsbuild.py", BUILD), timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "FOUND [4321, True, 0]" in done.stdout
+    assert r"FOUND [[4321, 0], '4321\n']" in done.stdout
 
 
 def test_doctor_says_that_ids_are_mapped(home: Any):
