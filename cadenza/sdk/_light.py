@@ -24,6 +24,7 @@ else:
     class Generic:
         """A base whose ``[...]`` is only read by people and type checkers."""
 
+        __slots__ = ()
         __class_getitem__ = classmethod(type(list[int]))
 
     def record(cls: Any) -> Any:
