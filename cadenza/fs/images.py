@@ -110,11 +110,11 @@ class ImageStore:
             return self._records[order.image_id].info
         stored: list[StoredLayer] = []
         try:
-            for index, layer in enumerate(plan.layers):
-                if stored and layer.commands and stored[0].python != plan.settings.python:
+            for index in range(len(plan.layers)):
+                if stored and stored[0].python != plan.settings.python:
                     # The base's interpreter is known only now; commands name it.
                     plan = recipe.plan(order.spec, stored[0].python)
-                    layer = plan.layers[index]
+                layer = plan.layers[index]
                 if not (layer.kind == "base" or layer.commands or layer.files or layer.directory):
                     continue
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -91,6 +92,20 @@ def test_an_image_is_made_kept_and_found_again(tmp_path: Path) -> None:
     assert later.images() == [info] and later.lowerdirs(image_id) == lower
     assert later.settings(image_id) == store.settings(image_id)
     assert asyncio.run(make(later, wanted, steps)) == image_id and len(steps.runs) == 2
+
+
+def test_every_command_names_the_base_s_own_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standalone Python is in /usr/local: that is known once the base is made, and holds for all steps after it."""
+    quick = debian.build_base
+
+    async def standalone(*args: Any) -> debian.Base:
+        return dataclasses.replace(await quick(*args), python="/usr/local/bin/python3")
+
+    monkeypatch.setattr(debian, "build_base", standalone)
+    steps = Steps()
+    wanted = spec(ImageStep("pip", args=("one",)), ImageStep("pip", args=("two",)), ImageStep("pip", args=("three",)))
+    asyncio.run(make(store_at(tmp_path), wanted, steps))
+    assert [one.argv[0] for one in steps.runs] == ["/usr/local/bin/python3"] * 3
 
 
 def test_a_step_sees_the_layers_below_and_the_host_s_network_settings(tmp_path: Path) -> None:
