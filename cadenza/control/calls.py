@@ -11,9 +11,8 @@ Detached calls have no state in memory: a hundred thousand of them cost nothing 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
@@ -21,10 +20,11 @@ from cadenza.base.errors import (
     Error,
     InvalidError,
     NotFoundError,
-    OutputExpiredError,
     ResourceExhaustedError,
 )
-from cadenza.base.ids import ALPHABET, IdSource
+from cadenza.base.ids import IdSource
+from cadenza.control.answers import Answers
+from cadenza.control.attached import Attached, OnItem, OnOutput, Value, input_id, item_of
 from cadenza.control.loop import EPOCH_FENCES, Loop
 from cadenza.protocol.calls import (
     CALL_KINDS,
@@ -34,14 +34,12 @@ from cadenza.protocol.calls import (
     MAX_ASYNC_QUEUED,
     MAX_SYNC_QUEUED,
     MAX_SYNC_TOTAL,
-    PENDING,
     RESULT_KEPT_S,
     TERMINATED,
     AttemptOutput,
     BlobRef,
     GeneratorItem,
     OutputItem,
-    ValueRef,
 )
 from cadenza.protocol.methods import CallInfo, ContainerInfo, FunctionStats
 from cadenza.protocol.nodes import Node, NodeReport
@@ -49,51 +47,14 @@ from cadenza.protocol.objects import FunctionSpec
 from cadenza.scheduling.cluster import ContainerState
 from cadenza.storage.db import Database
 from cadenza.storage.entry import CallRecord, Entry, Output, Unfinished
-from cadenza.storage.queue import EXPIRE_ROWS, Queue, SqliteQueue
+from cadenza.storage.queue import EXPIRE_ROWS, Queue
+from cadenza.storage.queue_sqlite import SqliteQueue
 
-OnOutput = Callable[[OutputItem, bytes], None]
-OnItem = Callable[[int, bytes, Optional[BlobRef]], None]
-Value = tuple[int, bytes, Optional[BlobRef]]
-"""An input's index in its call, its bytes (empty when there is a blob), its blob."""
-
-ENDED_CALLS_KNOWN = 2_000
-"""How many attached calls are still known to `Calls.info` after their end."""
 EXPIRE_EVERY_S = 600.0
 FIRST_REPORT_S = 1.0
 """How long after a start a node may take to say which of the containers that it had are still there."""
 DROP_ROWS = 5_000
 """How many waiting inputs of an ended app are dropped in one transaction."""
-OUTPUTS_PAGE = 1_000
-"""How many outputs one answer holds at most."""
-
-
-@dataclass(eq=False)
-class _Attached:
-    """A call that ends with its caller."""
-
-    record: CallRecord
-    on_output: Optional[OnOutput]
-    on_item: Optional[OnItem]
-    finished: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-    start: dict[str, float] = field(default_factory=dict)
-    failed: bool = False
-    """Its inputs could not be stored."""
-    dropped: bool = False
-    """Inputs of it ended in the table, which keeps their outputs."""
-    below: int = 0
-    """All indices under this are known, and those in ``beyond``."""
-    beyond: set[int] = field(default_factory=set)
-
-    def is_new(self, index: int) -> bool:
-        """Whether the call did not have this index; from now on it has."""
-        if index < self.below or index in self.beyond:
-            return False
-        self.beyond.add(index)
-        while self.below in self.beyond:
-            self.beyond.discard(self.below)
-            self.below += 1
-        return True
 
 
 @dataclass
@@ -119,13 +80,11 @@ class Calls:
         self._clock = clock
         self._ids = ids
         self.loop = Loop(config.isolation, queue, clock, ids, self)
-        self._attached: dict[str, _Attached] = {}
+        self._attached: dict[str, Attached] = {}
         self._by_caller: dict[str, set[str]] = {}
-        self._ended: OrderedDict[str, CallInfo] = OrderedDict()
-        self._starts: OrderedDict[str, dict[str, float]] = OrderedDict()
         self._usage: dict[str, _Usage] = {}
         self._cancelling: dict[str, int] = {}
-        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._answers = Answers(queue, clock, self._attached, self.loop.cluster.functions)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unclaimed: dict[str, tuple[list[Entry], int]] = {}
         self._first_reports: dict[str, NodeReport] = {}
@@ -204,10 +163,7 @@ class Calls:
             self._expiry.cancel()
         for task in list(self._tasks):
             task.cancel()
-        for waiters in list(self._waiters.values()):
-            for one in waiters:
-                if not one.done():
-                    one.set_result(None)
+        self._answers.stop()
         await self._queue.flush()
 
     def _spawn(self, work: Any) -> None:
@@ -254,8 +210,8 @@ class Calls:
             except Error:
                 await asyncio.sleep(1.0)
                 continue
-            for call_id, index, input_id in dropped:
-                self._committed(Output(call_id, index, input_id, TERMINATED, error=reason), function_id, None)
+            for call_id, index, name in dropped:
+                self._ended(Output(call_id, index, name, TERMINATED, error=reason), function_id, True)
             self.loop.post(self.loop.removed, function_id, len(dropped))
             if len(dropped) < DROP_ROWS:
                 return
@@ -299,32 +255,70 @@ class Calls:
         ``on_item(number, data, blob)`` for a generator's values, in order.
         NotFoundError for an unknown function, ResourceExhaustedError over the limits of semantics.md section 3.4.
         """
+        if kind not in DETACHED_KINDS and not call_id:
+            return self.attach(
+                function_id, kind, values, caller=caller, parent_input_id=parent_input_id, total=total,
+                on_output=on_output, on_item=on_item,
+            )  # fmt: skip
         if kind not in CALL_KINDS:
             raise InvalidError(f"there is no kind of call named {kind!r}; known are {', '.join(CALL_KINDS)}")
-        if call_id and (call_id in self._attached or await self._queue.call(call_id) is not None):
+        if call_id in self._attached or (call_id and await self._queue.call(call_id) is not None):
             return call_id, await self.add(call_id, values)
+        if kind not in DETACHED_KINDS:
+            return self.attach(
+                function_id, kind, values, call_id=call_id, caller=caller, parent_input_id=parent_input_id,
+                total=total, on_output=on_output, on_item=on_item,
+            )  # fmt: skip
+        record = self._record(function_id, kind, values, call_id, caller, parent_input_id, None)
+        entries = self._entries(record, values)
+        await self._store_detached(function_id, record, entries)
+        return record.call_id, [one.input_id for one in entries]
+
+    def attach(
+        self,
+        function_id: str,
+        kind: str,
+        values: Sequence[Value],
+        *,
+        call_id: str = "",
+        caller: str = "",
+        parent_input_id: str = "",
+        total: Optional[int] = None,
+        on_output: Optional[OnOutput] = None,
+        on_item: Optional[OnItem] = None,
+    ) -> tuple[str, list[str]]:
+        """`submit` of a call that ends with its caller, at once and without any wait."""
+        if kind not in CALL_KINDS:
+            raise InvalidError(f"there is no kind of call named {kind!r}; known are {', '.join(CALL_KINDS)}")
+        record = self._record(function_id, kind, values, call_id, caller, parent_input_id, total)
+        entries = self._entries(record, values)
+        state = Attached(record, on_output, on_item)
+        for index, _, _ in values:
+            state.is_new(index)
+        self._attached[record.call_id] = state
+        if caller:
+            mine = self._by_caller.get(caller)
+            if mine is None:
+                self._by_caller[caller] = {record.call_id}
+            else:
+                mine.add(record.call_id)
+        self._run_attached(state, entries)
+        return record.call_id, [one.input_id for one in entries]
+
+    def _record(
+        self, function_id: str, kind: str, values: Sequence[Value], call_id: str, caller: str, parent_input_id: str,
+        total: Optional[int],
+    ) -> CallRecord:  # fmt: skip
+        """A new call, if it may be."""
         function = self.loop.cluster.functions.get(function_id)
         if function is None or function.removed:
             raise NotFoundError(f"there is no function {function_id}, or its app has ended")
         attached = kind not in DETACHED_KINDS
         self._check_limits(function_id, attached, len(values))
-        call_id = call_id or self._ids.new("call")
-        record = CallRecord(
-            call_id, function_id, function.app_id, kind, attached, caller, parent_input_id, self._clock.now(),
-            len(values), total if attached else None,
+        return CallRecord(
+            call_id or self._ids.new("call"), function_id, function.app_id, kind, attached, caller, parent_input_id,
+            self._clock.now(), len(values), total,
         )  # fmt: skip
-        entries = self._entries(record, values)
-        if attached:
-            state = _Attached(record, on_output, on_item)
-            for index, _, _ in values:
-                state.is_new(index)
-            self._attached[call_id] = state
-            if caller:
-                self._by_caller.setdefault(caller, set()).add(call_id)
-            self._run_attached(state, entries)
-        else:
-            await self._store_detached(function_id, record, entries)
-        return call_id, [one.input_id for one in entries]
 
     async def add(self, call_id: str, values: Sequence[Value]) -> list[str]:
         """More inputs of an open call: their ids. An index that the call has already is ignored.
@@ -348,7 +342,7 @@ class Calls:
             entries = self._entries(record, [one for one in values if state.is_new(one[0])])
             record.inputs += len(entries)
             self._run_attached(state, entries)
-        return [_input_id(call_id, index) or "" for index, _, _ in values]
+        return [input_id(call_id, index) or "" for index, _, _ in values]
 
     def _check_limits(self, function_id: str, attached: bool, count: int) -> None:
         usage = self._usage_of(function_id)
@@ -377,41 +371,38 @@ class Calls:
             fresh = len(found) < room
             found.append(
                 Entry(
-                    queue.next_seq(), _input_id(record.call_id, index) or self._ids.new("input"), record.call_id, index,
+                    queue.next_seq(), input_id(record.call_id, index) or self._ids.new("input"), record.call_id, index,
                     record.function_id, record.attached, data, blob, fence if fresh else 0, now, fresh=fresh,
                 )
             )  # fmt: skip
         self.loop.reserve(record.function_id, min(room, len(found)))
         return found
 
-    def _run_attached(self, state: _Attached, entries: list[Entry]) -> None:
-        """Let them run now and write them meanwhile."""
+    def _run_attached(self, state: Attached, entries: list[Entry]) -> None:
+        """Let them run now and write them behind; those that memory has no room for wait in the table."""
         function_id = state.record.function_id
         self._usage_of(function_id).attached += len(entries)
-        fresh = [one for one in entries if one.fresh]
+        fresh = entries
+        if entries and not entries[-1].fresh:
+            fresh = [one for one in entries if one.fresh]
+            waiting = entries[len(fresh) :]
+            future = self._queue.put(None, waiting)
+            self.loop.post(self.loop.stored, function_id, len(waiting))
+            future.add_done_callback(lambda done: self._stored(function_id, waiting, done))
         if fresh:
             self.loop.post(self.loop.arrived, function_id, fresh, len(fresh))
-        future = self._queue.put(None, entries)
-        if len(fresh) < len(entries):
-            self.loop.post(self.loop.stored, function_id, len(entries) - len(fresh))
-        future.add_done_callback(lambda done: self._stored(state, entries, done))
+            for one in fresh:
+                self._queue.keep(one)
 
-    def _stored(self, state: _Attached, entries: list[Entry], done: asyncio.Future[list[int]]) -> None:
+    def _stored(self, function_id: str, waiting: list[Entry], done: asyncio.Future[list[int]]) -> None:
         if done.cancelled() or done.exception() is None or self._stopped:
             return
-        # The write failed. Nothing of these inputs is kept, so none of their results can be: say so to the caller.
-        text = f"the call could not be stored: {done.exception()}"
-        state.failed = True
-        function_id = state.record.function_id
-        mine = set(entries)
-        self.loop.post(self.loop.end_inputs, function_id, lambda entry: entry in mine, text, False)
-        lost = sum(1 for one in entries if not one.fence)
-        if lost:
-            self.loop.post(self.loop.removed, function_id, lost)
-        for one in entries:
-            output = Output(one.call_id, one.index, one.input_id, INTERNAL_FAILURE, error=text)
+        # The write failed: nothing is kept of what was to wait in the table. Say so to the caller.
+        self.loop.post(self.loop.removed, function_id, len(waiting))
+        for one in waiting:
             one.done = True
-            self._committed(output, function_id, None)
+            text = f"the call could not be stored: {done.exception()}"
+            self._ended(Output(one.call_id, one.index, one.input_id, INTERNAL_FAILURE, error=text), function_id, True)
 
     async def _store_detached(self, function_id: str, record: Optional[CallRecord], entries: list[Entry]) -> None:
         """Write, then let run what is new."""
@@ -486,26 +477,31 @@ class Calls:
         items: int,
         container: Optional[ContainerState],
     ) -> None:
-        """`cadenza.control.loop.Sink`: commit an output, then tell who waits."""
-        if entry.attached:
-            state = self._attached.get(entry.call_id)
-            if state is not None and state.failed:
-                return
-        expires_at = self._clock.now() + RESULT_KEPT_S
-        container_id = "" if container is None else container.container_id
+        """`cadenza.control.loop.Sink`: an input's output is decided.
+
+        Of an attached call it goes to the caller at once, since nothing of such a call outlives this process; of a
+        detached one after its commit.
+        """
+        container_id = ""
+        if container is not None:
+            container_id = container.container_id
+            if container.ready_since > entry.since and container.report is not None:
+                self._answers.started(entry.call_id, container.report.phases)
+        attached = entry.attached
         output = Output(
             entry.call_id, entry.index, entry.input_id, status, data, blob, error, items,
-            max(1, entry.attempts + entry.retries) if entry.attempts else entry.retries, container_id, expires_at,
+            max(1, entry.attempts + entry.retries) if entry.attempts else entry.retries, container_id,
+            0.0 if attached else self._clock.now() + RESULT_KEPT_S,
         )  # fmt: skip
-        if container is not None and container.ready_since > entry.since and container.report is not None:
-            self._starts[entry.call_id] = dict(container.report.phases)
-            while len(self._starts) > ENDED_CALLS_KNOWN:
-                self._starts.popitem(last=False)
         function_id = entry.function_id
+        if attached:
+            self._queue.forget(entry)
+            self._ended(output, function_id)
+            return
 
         def then(kept: bool) -> None:
             if kept:
-                self._committed(output, function_id, entry)
+                self._ended(output, function_id)
 
         self._queue.ack(entry, output, then)
 
@@ -515,31 +511,27 @@ class Calls:
         if state is not None and state.on_item is not None:
             state.on_item(number, data, blob)
 
-    def ended(self, call_id: str) -> bool:
+    def is_cancelled(self, call_id: str) -> bool:
         """`cadenza.control.loop.Sink`: whether a call was cancelled."""
         return call_id in self._cancelling
 
-    def _committed(self, output: Output, function_id: str, entry: Optional[Entry]) -> None:
-        """An output is durable."""
-        state = self._attached.get(output.call_id)
+    def _ended(self, output: Output, function_id: str, dropped: bool = False) -> None:
+        """An output is final. ``dropped``: it is that of an input that was dropped in the table."""
         usage = self._usage_of(function_id)
+        state = self._attached.get(output.call_id)
         if state is None:
             usage.detached -= 1
         else:
             usage.attached -= 1
             state.finished += 1
-            state.dropped = state.dropped or entry is None
+            state.dropped = state.dropped or dropped
             state.statuses[output.status] = state.statuses.get(output.status, 0) + 1
             if state.on_output is not None:
-                state.on_output(_item(output), output.data)
+                state.on_output(item_of(output), output.data)
             self._check_end(state)
-        waiters = self._waiters.get(output.call_id)
-        if waiters:
-            for one in waiters:
-                if not one.done():
-                    one.set_result(None)
+        self._answers.wake(output.call_id)
 
-    def _check_end(self, state: _Attached) -> None:
+    def _check_end(self, state: Attached) -> None:
         record = state.record
         if record.total is None or state.finished < record.total:
             return
@@ -550,137 +542,25 @@ class Calls:
             mine.discard(record.call_id)
             if not mine:
                 del self._by_caller[record.caller]
-        self._ended[record.call_id] = self._attached_info(state)
-        if len(self._ended) > ENDED_CALLS_KNOWN:
-            self._ended.popitem(last=False)
+        self._answers.ended(state)
         if state.dropped:
             self._queue.forget_calls((record.call_id,))
 
-    # --- asking ---
+    # --- asking: see `cadenza.control.answers` ---
 
     async def get(self, call_id: str, index: int, wait_s: float) -> tuple[OutputItem, bytes]:
-        """One output, waited for up to ``wait_s``; status PENDING if it is not there by then.
-
-        NotFoundError for an unknown call, OutputExpiredError when there is nothing and nothing will come.
-        """
-        if index < 0:
-            raise InvalidError(f"an index is 0 or more, not {index}")
-        until = self._clock.monotonic() + wait_s
-        while True:
-            waiter = self._wait_for(call_id)
-            try:
-                found = await self._queue.outputs(call_id, index, index + 1, 1)
-                if found:
-                    return _item(found[0]), found[0].data
-                await self._must_come(call_id, index)
-                if not await self._woken(waiter, until):
-                    return OutputItem(index, _input_id(call_id, index) or "", PENDING, ValueRef()), b""
-            finally:
-                self._no_longer(call_id, waiter)
-
-    async def _must_come(self, call_id: str, index: Optional[int]) -> None:
-        """NotFoundError or OutputExpiredError when the output can never come."""
-        if call_id in self._attached:
-            return
-        record = await self._queue.call(call_id)
-        if record is None:
-            raise NotFoundError(f"there is no call {call_id}, or its results are no longer kept")
-        if index is None or await self._queue.unfinished(call_id, index):
-            return
-        if await self._queue.outputs(call_id, index, index + 1, 1):
-            return  # it came between the two looks
-        if index >= record.inputs and not record.cancelled:
-            raise NotFoundError(f"the call {call_id} has {record.inputs} inputs; there is none with index {index}")
-        raise OutputExpiredError(f"the result {index} of call {call_id} is no longer kept: results live 7 days")
-
-    def _wait_for(self, call_id: str) -> asyncio.Future[None]:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(call_id, set()).add(waiter)
-        return waiter
-
-    def _no_longer(self, call_id: str, waiter: asyncio.Future[None]) -> None:
-        waiters = self._waiters.get(call_id)
-        if waiters is not None:
-            waiters.discard(waiter)
-            if not waiters:
-                del self._waiters[call_id]
-
-    async def _woken(self, waiter: asyncio.Future[None], until: float) -> bool:
-        """Whether something came before ``until``."""
-        left = until - self._clock.monotonic()
-        if left <= 0 or self._stopped:
-            return waiter.done() and not self._stopped
-        done, _ = await asyncio.wait((waiter,), timeout=left)
-        return bool(done) and not self._stopped
+        """As `Answers.get`."""
+        return await self._answers.get(call_id, index, wait_s)
 
     async def outputs(
         self, call_id: str, start: int, end: Optional[int], wait_s: float
     ) -> tuple[list[tuple[OutputItem, bytes]], int]:
-        """Outputs ``start`` to ``end`` (not included), in order without a gap, and how many inputs the call has.
-
-        Waits up to ``wait_s`` for the first of them. At most `OUTPUTS_PAGE` in one answer. NotFoundError for an unknown
-        call.
-        """
-        until = self._clock.monotonic() + wait_s
-        while True:
-            waiter = self._wait_for(call_id)
-            try:
-                state = self._attached.get(call_id)
-                record = state.record if state is not None else await self._queue.call(call_id)
-                if record is None:
-                    raise NotFoundError(f"there is no call {call_id}, or its results are no longer kept")
-                stop = record.inputs if end is None else min(end, record.inputs)
-                found = await self._queue.outputs(call_id, start, stop, OUTPUTS_PAGE) if start < stop else []
-                whole = []
-                for position, one in enumerate(found, start):
-                    if one.index != position:
-                        break
-                    whole.append((_item(one), one.data))
-                if whole or start >= stop:
-                    return whole, record.inputs
-                await self._must_come(call_id, start)
-                if not await self._woken(waiter, until):
-                    return [], record.inputs
-            finally:
-                self._no_longer(call_id, waiter)
+        """As `Answers.outputs`."""
+        return await self._answers.outputs(call_id, start, end, wait_s)
 
     async def info(self, call_id: str) -> CallInfo:
-        """How a call stands. NotFoundError for one that is not known any more."""
-        state = self._attached.get(call_id)
-        if state is not None:
-            return self._attached_info(state)
-        if call_id in self._ended:
-            return self._ended[call_id]
-        record = await self._queue.call(call_id)
-        if record is None:
-            raise NotFoundError(f"there is no call {call_id}, or it is no longer kept")
-        statuses = await self._queue.statuses(call_id)
-        finished = sum(statuses.values())
-        unfinished = await self._queue.unfinished(call_id)
-        if unfinished:
-            statuses[PENDING] = unfinished
-        return self._info(record, finished, statuses)
-
-    def _attached_info(self, state: _Attached) -> CallInfo:
-        statuses = dict(state.statuses)
-        if state.record.inputs > state.finished:
-            statuses[PENDING] = state.record.inputs - state.finished
-        return self._info(state.record, state.finished, statuses)
-
-    def _info(self, record: CallRecord, finished: int, statuses: dict[str, int]) -> CallInfo:
-        function = self.loop.cluster.functions.get(record.function_id)
-        return CallInfo(
-            record.call_id,
-            record.function_id,
-            "" if function is None else function.spec.name,
-            record.app_id,
-            record.kind,
-            record.created_at,
-            record.inputs,
-            finished,
-            statuses,
-            self._starts.get(record.call_id, {}) if record.inputs == 1 else {},
-        )
+        """As `Answers.info`."""
+        return await self._answers.info(call_id)
 
     # --- ending ---
 
@@ -692,7 +572,7 @@ class Calls:
         state = self._attached.get(call_id)
         record = state.record if state is not None else await self._queue.call(call_id)
         if record is None:
-            if call_id in self._ended:
+            if self._answers.knows(call_id):
                 return
             raise NotFoundError(f"there is no call {call_id}")
         await self._cancel(record, terminate_containers, "the call was cancelled")
@@ -707,8 +587,8 @@ class Calls:
             )
             expires_at = self._clock.now() + RESULT_KEPT_S
             dropped = await self._queue.drop_waiting(call_id, reason, expires_at)
-            for _, index, input_id in dropped:
-                self._committed(Output(call_id, index, input_id, TERMINATED, error=reason), function_id, None)
+            for _, index, name in dropped:
+                self._ended(Output(call_id, index, name, TERMINATED, error=reason), function_id, True)
             if dropped:
                 self.loop.post(self.loop.removed, function_id, len(dropped))
             await self._queue.flush_once()
@@ -790,6 +670,7 @@ class Calls:
     def take_outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """What became of attempts. Only the attempt that holds the lease counts; others are dropped."""
         self.loop.post(self.loop.outputs, container_id, outputs)
+        self.loop.settle()
 
     def take_items(self, container_id: str, items: Sequence[GeneratorItem]) -> None:
         """Values of generators."""
@@ -798,22 +679,3 @@ class Calls:
     def node_away(self, node_id: str) -> None:
         """A node's connection is lost: nothing is given to it until its next whole report."""
         self.loop.post(self.loop.away, node_id)
-
-
-def _input_id(call_id: str, index: int) -> str:
-    """An input's id: its call's, with the index in the last four of 22 characters. Empty above what four can hold."""
-    if index >= 62**4:
-        return ""
-    tail = []
-    for _ in range(4):
-        index, digit = divmod(index, 62)
-        tail.append(ALPHABET[digit])
-    return "in-" + call_id[3:-4] + "".join(reversed(tail))
-
-
-def _item(output: Output) -> OutputItem:
-    value = ValueRef(0 if output.blob is not None else len(output.data), output.blob)
-    return OutputItem(
-        output.index, output.input_id, output.status, value, output.error, output.items, output.attempts,
-        output.container_id,
-    )  # fmt: skip

@@ -69,7 +69,7 @@ class Sink(Protocol):
     def item(self, entry: Entry, number: int, data: bytes, blob: Optional[BlobRef]) -> None:
         """A generator gave its next value."""
 
-    def ended(self, call_id: str) -> bool:
+    def is_cancelled(self, call_id: str) -> bool:
         """Whether a call was cancelled: its inputs must not run any more."""
 
 
@@ -97,6 +97,7 @@ class Loop:
         self._nodes: dict[str, Node] = {}
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._scheduled = False
+        self._in_round = False
         self._stopped = False
         self._now = 0.0
         self._timer: Optional[asyncio.TimerHandle] = None
@@ -122,9 +123,18 @@ class Loop:
         self._inbox.append((handler, args))
         if not self._scheduled and not self._stopped:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._round)
-        if len(self._inbox) > MAX_INBOX_EVENTS and not self._stopped:
+            asyncio.get_running_loop().call_soon(self._later_round)
+        if len(self._inbox) > MAX_INBOX_EVENTS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Have the round now instead of in the next turn: for whoever has told all the news of one read."""
+        if self._inbox and not self._in_round and not self._stopped:
             self._round()
+
+    def _later_round(self) -> None:
+        self._scheduled = False
+        self.settle()
 
     def stop(self) -> None:
         """Decide nothing any more."""
@@ -190,7 +200,7 @@ class Loop:
         self.reserve(function_id, -reserved)
         if function_id not in self.cluster.functions:
             return
-        good = [one for one in entries if not one.done and not self._sink.ended(one.call_id)]
+        good = [one for one in entries if not one.done and not self._sink.is_cancelled(one.call_id)]
         if len(good) < len(entries):
             for one in entries:
                 if one not in good:
@@ -411,7 +421,7 @@ class Loop:
         entry = attempt.entry
         if entry.done:
             return
-        if self._sink.ended(entry.call_id):
+        if self._sink.is_cancelled(entry.call_id):
             self._finish(entry, TERMINATED, error="its call was cancelled", container=container)
         elif verdict.delay_s is None:
             self._finish(entry, verdict.status, error=verdict.error, items=attempt.next_item, container=container)
@@ -447,9 +457,13 @@ class Loop:
     # --- the round ---
 
     def _round(self) -> None:
-        self._scheduled = False
-        if self._stopped:
-            return
+        self._in_round = True
+        try:
+            self._decide()
+        finally:
+            self._in_round = False
+
+    def _decide(self) -> None:
         self._now = now = self._clock.monotonic()
         inbox = self._inbox
         while inbox:
@@ -517,9 +531,8 @@ class Loop:
                 given = cluster.apply(assign, now)
                 self._deliver(cluster.containers[assign.container_id], given)
                 for attempt in given:
-                    entry = attempt.entry
-                    if not entry.attached or entry.fence != entry.stored_fence:
-                        self._queue.hold(entry)
+                    if not attempt.entry.attached:
+                        self._queue.hold(attempt.entry)
                 assign = dispatch.plan(cluster, function, now)
         self._refill(function)
         if function.waiting or function.function_id in self._resize:
@@ -695,7 +708,7 @@ class Loop:
             return
         good = []
         for entry in taken.entries:
-            if function.removed or self._sink.ended(entry.call_id):
+            if function.removed or self._sink.is_cancelled(entry.call_id):
                 self._finish(entry, TERMINATED, error="its call was cancelled")
             else:
                 good.append(entry)
@@ -786,5 +799,5 @@ class Loop:
 
     def _ring(self) -> None:
         self._timer, self._timer_at = None, math.inf
-        if not self._scheduled:
+        if not self._stopped and not self._in_round:
             self._round()

@@ -53,8 +53,6 @@ class Entry:
     container_id: str = ""
     attempts: int = 0
     """Runs since it was last taken from the table."""
-    stored_fence: int = 0
-    """The fence that the queue knows of."""
     fresh: bool = False
     """Put and leased in one write: the first attempt uses the fence that is there."""
     returned: bool = False

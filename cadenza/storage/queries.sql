@@ -42,9 +42,6 @@ SELECT seq, input_id, call_id, position, function_id FROM inputs WHERE function_
 -- name: finish_input
 DELETE FROM inputs WHERE seq = ? AND fence = ?;
 
--- name: drop_input
-DELETE FROM inputs WHERE seq = ?;
-
 -- name: known_positions
 SELECT position FROM inputs WHERE call_id = ? AND position BETWEEN ? AND ?
 UNION SELECT position FROM outputs WHERE call_id = ? AND position BETWEEN ? AND ?;

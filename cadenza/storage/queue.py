@@ -14,9 +14,8 @@ import asyncio
 from typing import Any, Callable, Optional, Sequence, Union
 
 from cadenza.base.errors import Bug
-from cadenza.protocol.calls import TERMINATED, BlobRef
-from cadenza.storage.db import Database, Row, Transaction
 from cadenza.storage.entry import CallRecord, Entry, Output, Taken, Unfinished
+from cadenza.storage.rows import call_row, input_row, output_row
 
 CALL_RECORD_KEPT_S = 37 * 24 * 3600.0
 """How long a call is known after it was made: its results live 7 days, and a month after that we still say so."""
@@ -24,6 +23,10 @@ EXPIRE_ROWS = 5_000
 """How many outputs one pass of `expire` removes."""
 RETRY_WRITE_S = 0.5
 MAX_OPS_PER_WRITE = 4_000
+WRITE_BEHIND_S = 0.1
+"""The cycle in which attached inputs are written: what has waited for one whole cycle is on disk within the next."""
+ASKED = ("put", "take", "expire")
+"""Operations whose failure is told to who asked; every other one is tried again."""
 
 Op = tuple[str, Any]
 _Then = Callable[[Any], None]
@@ -40,6 +43,13 @@ class Queue:
         self._idle: Optional[asyncio.Future[None]] = None
         self._next_seq = 1
         self._closed = False
+        self._young: dict[int, Entry] = {}
+        """Attached inputs that came in this write cycle."""
+        self._old: dict[int, Entry] = {}
+        """Those of the last one: written at the end of this one."""
+        self._gone: list[int] = []
+        """Attached inputs that ended after they were written."""
+        self._cycle: Optional[asyncio.TimerHandle] = None
 
     # --- reads (each sees what was awaited before) ---
 
@@ -78,30 +88,46 @@ class Queue:
 
         An entry with a fence is put as leased (put and lease in one write); the others wait in the table.
         """
-        rows = [_input_row(one) for one in entries]
-        for one in entries:
-            one.stored_fence = one.fence
-        return self._push("put", (None if record is None else _call_row(record), rows))
+        rows = [input_row(one) for one in entries]
+        return self._push("put", (None if record is None else call_row(record), rows))
+
+    def keep(self, entry: Entry) -> None:
+        """Write an attached input that is in the hands of the control plane, unless `forget` comes within a cycle.
+
+        Nobody waits for it and nobody is told: on a full disk it is tried again.
+        """
+        self._young[entry.seq] = entry
+        if self._cycle is None:
+            self._turn_soon()
+
+    def forget(self, entry: Entry) -> None:
+        """An attached input has ended: remove what was written of it, if anything was. The lease that the control plane
+        holds in memory is the authority on who may end it."""
+        seq = entry.seq
+        if self._young.pop(seq, None) is None and self._old.pop(seq, None) is None:
+            self._gone.append(seq)
+            if self._cycle is None:
+                self._turn_soon()
 
     def take(self, function_id: str, now: float, count: int) -> asyncio.Future[Taken]:
         """Lease up to ``count`` inputs of a function that wait in the table and are due, in order."""
         return self._push("take", (function_id, now, count))
 
     def hold(self, entry: Entry) -> None:
-        """Note a lease: the entry's present fence and container."""
-        entry.stored_fence = entry.fence
+        """Note a detached input's lease: its present fence and container."""
         self._tell("hold", (entry.fence, entry.container_id, entry.retries, entry.losses, entry.seq))
 
     def give_back(self, entry: Entry) -> None:
         """The entry waits in the table again, until its ``ready_at``; the caller forgets it."""
+        if self._young.pop(entry.seq, None) is not None or self._old.pop(entry.seq, None) is not None:
+            self._tell("keep", [input_row(entry)])
         self._tell("give_back", (entry.fence, entry.ready_at, entry.retries, entry.losses, entry.seq))
 
     def ack(self, entry: Entry, output: Output, then: Callable[[bool], None]) -> None:
-        """Commit an output; ``then(True)`` after that. ``then(False)``, and nothing is kept, when the entry's fence is
-        not the one that the table has. An attached input's output goes to its caller and is not kept: only that it has
-        ended is. (A callback: this is the hot path, and a future costs two turns of the loop.)"""
-        row = None if entry.attached else _output_row(output)
-        self._pending.append(("ack", ((entry.seq, entry.fence), row), then))
+        """Commit a detached input's output; ``then(True)`` after that. ``then(False)``, and nothing is kept, when the
+        entry's fence is not the one that the table has. (A callback: this is the hot path, and a future costs two turns
+        of the loop.)"""
+        self._pending.append(("ack", ((entry.seq, entry.fence), output_row(output)), then))
         self._wake()
 
     def drop_waiting(self, call_id: str, error: str, expires_at: float) -> asyncio.Future[list[tuple[str, int, str]]]:
@@ -122,10 +148,6 @@ class Queue:
         """Remove all that is kept of calls."""
         self._tell("forget_calls", tuple(call_ids))
 
-    def forget_input(self, entry: Entry) -> None:
-        """Remove an input without an output."""
-        self._tell("forget_input", (entry.seq,))
-
     def put_container(self, container_id: str, node_id: str, function_id: str, spec: str) -> None:
         """Note that a container is wanted."""
         self._tell("put_container", (container_id, node_id, function_id, spec))
@@ -140,6 +162,8 @@ class Queue:
 
     async def flush(self) -> None:
         """Wait until everything that was asked for is committed."""
+        self._turn()
+        self._turn()
         while self._pending or self._writing:
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().create_future()
@@ -153,6 +177,28 @@ class Queue:
         """Stop writing, as a crash would: what is not committed is lost."""
         self._closed = True
         self._pending.clear()
+        if self._cycle is not None:
+            self._cycle.cancel()
+
+    # --- behind ---
+
+    def _turn_soon(self) -> None:
+        if not self._closed:
+            self._cycle = asyncio.get_running_loop().call_later(WRITE_BEHIND_S, self._turn)
+
+    def _turn(self) -> None:
+        """The end of a write cycle: what is a cycle old is written, what ended since is removed."""
+        if self._cycle is not None:
+            self._cycle.cancel()
+            self._cycle = None
+        old, self._old, self._young = self._old, self._young, {}
+        if old:
+            self._tell("keep", [input_row(one) for one in old.values()])
+        if self._gone:
+            gone, self._gone = self._gone, []
+            self._tell("forget_inputs", tuple(gone))
+        if self._old:
+            self._turn_soon()
 
     # --- coalescing ---
 
@@ -196,7 +242,7 @@ class Queue:
         else:
             again = []
             for one in batch:
-                if one[0] not in ("put", "take", "expire"):
+                if one[0] not in ASKED:
                     again.append(one)
                 elif isinstance(one[2], asyncio.Future) and not one[2].done():
                     one[2].set_exception(error)
@@ -216,329 +262,3 @@ class Queue:
     def _commit(self, ops: list[Op]) -> asyncio.Future[list[Any]]:
         """Do them all in one transaction; their results in order."""
         raise NotImplementedError
-
-
-# --- rows ---
-
-_INPUT_COLUMNS = (
-    "seq, input_id, call_id, position, function_id, attached, state, fence, ready_at, retries, losses, container_id,"
-    " blob_id, blob_size, data"
-)
-_OUTPUT_COLUMNS = (
-    "call_id, position, input_id, status, data, blob_id, blob_size, error, items, attempts, container_id, expires_at"
-)
-_CALL_COLUMNS = (
-    "call_id, function_id, app_id, kind, attached, caller, parent_input_id, created_at, inputs, total, cancelled"
-)
-
-
-def _input_row(one: Entry) -> Row:
-    blob = one.blob
-    return (
-        one.seq, one.input_id, one.call_id, one.index, one.function_id, int(one.attached), 1 if one.fence else 0,
-        one.fence, one.ready_at, one.retries, one.losses, one.container_id,
-        None if blob is None else blob.blob_id, None if blob is None else blob.size, one.data,
-    )  # fmt: skip
-
-
-def _call_row(one: CallRecord) -> Row:
-    return (
-        one.call_id, one.function_id, one.app_id, one.kind, int(one.attached), one.caller, one.parent_input_id,
-        one.created_at, one.inputs, one.total, int(one.cancelled),
-    )  # fmt: skip
-
-
-def _output_row(one: Output) -> Row:
-    blob = one.blob
-    return (
-        one.call_id, one.index, one.input_id, one.status, one.data, None if blob is None else blob.blob_id,
-        None if blob is None else blob.size, one.error, one.items, one.attempts, one.container_id, one.expires_at,
-    )  # fmt: skip
-
-
-def _entry(row: Row) -> Entry:
-    """From the columns of ``due_inputs``."""
-    return Entry(
-        seq=row[0], input_id=row[1], call_id=row[2], index=row[3], function_id=row[4], attached=bool(row[5]),
-        fence=row[6], stored_fence=row[6], ready_at=row[7], retries=row[8], losses=row[9], container_id=row[10],
-        blob=None if row[11] is None else BlobRef(row[11], row[12]), data=row[13],
-    )  # fmt: skip
-
-
-def _record(row: Row) -> CallRecord:
-    return CallRecord(
-        call_id=row[0], function_id=row[1], app_id=row[2], kind=row[3], attached=bool(row[4]), caller=row[5],
-        parent_input_id=row[6], created_at=row[7], inputs=row[8], total=row[9], cancelled=bool(row[10]),
-    )  # fmt: skip
-
-
-def _output(row: Row) -> Output:
-    return Output(
-        call_id=row[0], index=row[1], input_id=row[2], status=row[3], data=row[4],
-        blob=None if row[5] is None else BlobRef(row[5], row[6]), error=row[7], items=row[8], attempts=row[9],
-        container_id=row[10], expires_at=row[11],
-    )  # fmt: skip
-
-
-# --- SQL ---
-
-
-def _sizes(count: int) -> list[int]:
-    """``count`` as powers of two up to 64: so few different statements that SQLite keeps them all prepared."""
-    found = [64] * (count // 64)
-    rest, size = count % 64, 32
-    while rest:
-        if rest >= size:
-            found.append(size)
-            rest -= size
-        size //= 2
-    return found
-
-
-def _many(insert: str, columns: int, after: str = "") -> dict[int, str]:
-    one = "(" + ",".join("?" * columns) + ")"
-    return {size: f"{insert} VALUES {','.join([one] * size)}{after}" for size in (1, 2, 4, 8, 16, 32, 64)}
-
-
-def _in(before: str, after: str = "") -> dict[int, str]:
-    return {size: f"{before} IN ({','.join('?' * size)}){after}" for size in (1, 2, 4, 8, 16, 32, 64)}
-
-
-_PUT_CALLS = _many(f"INSERT INTO calls ({_CALL_COLUMNS})", 11)
-_PUT_INPUTS = _many(f"INSERT INTO inputs ({_INPUT_COLUMNS})", 15)
-_PUT_OUTPUTS = _many(f"INSERT INTO outputs ({_OUTPUT_COLUMNS})", 12, " ON CONFLICT DO NOTHING")
-_LEASE = _in("UPDATE inputs SET state = 1 WHERE seq")
-_FINISH = _in("DELETE FROM inputs WHERE fence = ? AND seq")
-_DROP_INPUTS = _in("DELETE FROM inputs WHERE seq")
-_FORGET_OUTPUTS = _in("DELETE FROM outputs WHERE call_id")
-_FORGET_CALLS = _in("DELETE FROM calls WHERE call_id")
-_FORGET_INPUTS = _in("DELETE FROM inputs WHERE call_id")
-
-
-def _insert(transaction: Transaction, statements: dict[int, str], rows: Sequence[Row]) -> None:
-    at = 0
-    for size in _sizes(len(rows)):
-        params: list[Any] = []
-        for row in rows[at : at + size]:
-            params += row
-        transaction.run(statements[size], params)
-        at += size
-
-
-def _each(transaction: Transaction, statements: dict[int, str], keys: Sequence[Any], before: Row = ()) -> int:
-    at = changed = 0
-    for size in _sizes(len(keys)):
-        changed += transaction.change(statements[size], [*before, *keys[at : at + size]])
-        at += size
-    return changed
-
-
-class _Stale(Exception):
-    """An acknowledgement's fence is not the table's: the batch is done again, row by row."""
-
-
-class SqliteQueue(Queue):
-    """The queue in the database."""
-
-    def __init__(self, db: Database) -> None:
-        super().__init__()
-        self._db = db
-
-    async def load(self) -> Unfinished:
-        found = await self._db.transaction(_load)
-        self._next_seq = found.next_seq
-        return found
-
-    async def call(self, call_id: str) -> Optional[CallRecord]:
-        rows = await self._db.fetch("get_call", (call_id,))
-        return _record(rows[0]) if rows else None
-
-    async def outputs(self, call_id: str, start: int, end: int, limit: int) -> list[Output]:
-        return [_output(row) for row in await self._db.fetch("get_outputs", (call_id, start, end, limit))]
-
-    async def unfinished(self, call_id: str, index: Optional[int] = None) -> int:
-        if index is not None:
-            return len(await self._db.fetch("input_exists", (call_id, index)))
-        return int((await self._db.fetch("count_unfinished", (call_id,)))[0][0])
-
-    async def statuses(self, call_id: str) -> dict[str, int]:
-        return dict(await self._db.fetch("count_statuses", (call_id,)))
-
-    def _commit(self, ops: list[Op]) -> asyncio.Future[list[Any]]:
-        careful = False
-
-        def write(transaction: Transaction) -> list[Any]:
-            nonlocal careful
-            try:
-                return _apply(transaction, ops, careful)
-            except _Stale:
-                careful = True  # the whole batch is undone and given again below
-                raise
-
-        first = self._db.submit(write)
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[list[Any]] = loop.create_future()
-
-        def done(future: asyncio.Future[list[Any]]) -> None:
-            if result.done() or future.cancelled():
-                return
-            error = future.exception()
-            if isinstance(error, _Stale):
-                self._db.submit(write).add_done_callback(done)
-            elif error is not None:
-                result.set_exception(error)
-            else:
-                result.set_result(future.result())
-
-        first.add_done_callback(done)
-        return result
-
-
-def _load(transaction: Transaction) -> Unfinished:
-    for name in ("drop_attached_outputs", "drop_attached_inputs", "drop_attached_calls"):
-        transaction.execute(name)
-    epochs = transaction.fetch("get_counter", ("epoch",))
-    transaction.execute("bump_counter", ("epoch",))
-    return Unfinished(
-        epoch=epochs[0][0] if epochs else 0,
-        held=[_entry(row) for row in transaction.fetch("held_inputs")],
-        waiting=dict(transaction.fetch("count_waiting")),
-        next_seq=transaction.fetch("last_seq")[0][0] + 1,
-        containers=[(a, b, c, d) for a, b, c, d in transaction.fetch("all_containers")],
-    )
-
-
-def _apply(transaction: Transaction, ops: list[Op], careful: bool) -> list[Any]:
-    """Runs of puts and of acknowledgements become statements of many rows; the rest goes one by one."""
-    results: list[Any] = []
-    at, count = 0, len(ops)
-    while at < count:
-        name = ops[at][0]
-        end = at + 1
-        if name in ("put", "ack", "forget_calls"):
-            while end < count and ops[end][0] == name:
-                end += 1
-        payloads = [payload for _, payload in ops[at:end]]
-        results += _RUN[name](transaction, payloads, careful)
-        at = end
-    return results
-
-
-def _put(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
-    calls: list[Row] = []
-    inputs: list[Row] = []
-    results: list[Any] = []
-    grown: list[tuple[int, str]] = []
-    for call, rows in payloads:
-        if call is not None:
-            calls.append(call)
-            inputs += rows
-            results.append([row[3] for row in rows])
-            continue
-        if not rows or rows[0][5]:  # attached: its owner in memory knows which are new
-            inputs += rows
-            results.append([row[3] for row in rows])
-            continue
-        call_id = rows[0][2]
-        span = (call_id, min(row[3] for row in rows), max(row[3] for row in rows))
-        known = {row[0] for row in transaction.fetch("known_positions", span + span)}
-        known.update(row[3] for row in inputs if row[2] == call_id)
-        fresh = []
-        for row in rows:
-            if row[3] not in known:
-                known.add(row[3])
-                fresh.append(row)
-        inputs += fresh
-        grown.append((len(fresh), call_id))
-        results.append([row[3] for row in fresh])
-    _insert(transaction, _PUT_CALLS, calls)
-    _insert(transaction, _PUT_INPUTS, inputs)
-    for one in grown:
-        transaction.execute("grow_call", one)
-    return results
-
-
-def _ack(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
-    if careful:
-        results = [transaction.execute("finish_input", key) == 1 for key, _ in payloads]
-        _insert(transaction, _PUT_OUTPUTS, [row for (_, row), good in zip(payloads, results) if good and row])
-        return results
-    by_fence: dict[int, list[int]] = {}
-    for (seq, fence), _ in payloads:
-        by_fence.setdefault(fence, []).append(seq)
-    for fence, seqs in by_fence.items():
-        if _each(transaction, _FINISH, seqs, (fence,)) != len(seqs):
-            raise _Stale
-    _insert(transaction, _PUT_OUTPUTS, [row for _, row in payloads if row])
-    return [True] * len(payloads)
-
-
-def _take(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
-    function_id, now, count = payloads[0]
-    rows = transaction.fetch("due_inputs", (function_id, now, count + 1))
-    more = len(rows) > count
-    rows = rows[:count]
-    _each(transaction, _LEASE, [row[0] for row in rows])
-    next_ready = None if more else transaction.fetch("next_ready", (function_id, now))[0][0]
-    return [Taken([_entry(row) for row in rows], more, next_ready)]
-
-
-def _drop(transaction: Transaction, rows: Sequence[Row], error: str, expires_at: float) -> None:
-    _each(transaction, _DROP_INPUTS, [row[0] for row in rows])
-    _insert(transaction, _PUT_OUTPUTS, [_terminated(row, error, expires_at) for row in rows])
-
-
-def _terminated(row: Row, error: str, expires_at: float) -> Row:
-    return _output_row(Output(row[2], row[3], row[1], TERMINATED, error=error, attempts=0, expires_at=expires_at))
-
-
-def _drop_call(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
-    call_id, error, expires_at = payloads[0]
-    transaction.execute("cancel_call", (call_id,))
-    rows = transaction.fetch("waiting_of_call", (call_id,))
-    _drop(transaction, rows, error, expires_at)
-    return [[(row[4], row[3], row[1]) for row in rows]]
-
-
-def _drop_function(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
-    function_id, error, expires_at, count = payloads[0]
-    rows = transaction.fetch("waiting_of_function", (function_id, count))
-    _drop(transaction, rows, error, expires_at)
-    return [[(row[2], row[3], row[1]) for row in rows]]
-
-
-def _forget_calls(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
-    call_ids = [one for payload in payloads for one in payload]
-    _each(transaction, _FORGET_INPUTS, call_ids)
-    _each(transaction, _FORGET_OUTPUTS, call_ids)
-    _each(transaction, _FORGET_CALLS, call_ids)
-    return [None] * len(payloads)
-
-
-def _expire(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
-    (now,) = payloads[0]
-    gone = transaction.execute("expire_outputs", (now, EXPIRE_ROWS))
-    transaction.execute("expire_calls", (now - CALL_RECORD_KEPT_S,))
-    return [gone]
-
-
-def _single(query: str) -> Callable[[Transaction, list[Any], bool], list[Any]]:
-    return lambda transaction, payloads, careful: [transaction.execute(query, payloads[0])]
-
-
-_RUN: dict[str, Callable[[Transaction, list[Any], bool], list[Any]]] = {
-    "put": _put,
-    "take": _take,
-    "hold": _single("hold_input"),
-    "give_back": _single("give_back_input"),
-    "ack": _ack,
-    "drop_call": _drop_call,
-    "drop_function": _drop_function,
-    "close_call": _single("close_call"),
-    "forget_calls": _forget_calls,
-    "forget_input": _single("drop_input"),
-    "put_container": _single("put_container"),
-    "drop_container": _single("drop_container"),
-    "expire": _expire,
-    "nothing": lambda transaction, payloads, careful: [None],
-}

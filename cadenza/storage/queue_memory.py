@@ -8,11 +8,11 @@ from typing import Any, Callable, Optional
 
 from cadenza.base.errors import ResourceExhaustedError
 from cadenza.protocol.calls import TERMINATED
-from cadenza.storage.db import Row
 from cadenza.storage.entry import CallRecord, Output, Taken, Unfinished
-from cadenza.storage.queue import CALL_RECORD_KEPT_S, EXPIRE_ROWS, Op, Queue, _entry, _output, _output_row, _record
+from cadenza.storage.queue import CALL_RECORD_KEPT_S, EXPIRE_ROWS, Op, Queue
+from cadenza.storage.rows import Row, entry, output, output_row, record
 
-# Places in an input's row; see `cadenza.storage.queue._INPUT_COLUMNS`.
+# Places in an input's row; see `cadenza.storage.rows.INPUT_COLUMNS`.
 _CALL, _POSITION, _FUNCTION, _ATTACHED, _STATE, _FENCE, _READY, _RETRIES, _LOSSES, _CONTAINER = (
     2,
     3,
@@ -58,18 +58,18 @@ class MemoryQueue(Queue):
         for row in store.inputs.values():
             if not row[_STATE]:
                 waiting[row[_FUNCTION]] = waiting.get(row[_FUNCTION], 0) + 1
-        held = [_entry(_due(row)) for seq, row in sorted(store.inputs.items()) if row[_STATE]]
+        held = [entry(_due(row)) for seq, row in sorted(store.inputs.items()) if row[_STATE]]
         epoch, store.epoch = store.epoch, store.epoch + 1
         self._next_seq = max(store.inputs, default=0) + 1
         return Unfinished(epoch, held, waiting, self._next_seq, list(store.containers.values()))
 
     async def call(self, call_id: str) -> Optional[CallRecord]:
         row = self.store.calls.get(call_id)
-        return None if row is None else _record(tuple(row))
+        return None if row is None else record(tuple(row))
 
     async def outputs(self, call_id: str, start: int, end: int, limit: int) -> list[Output]:
         rows = [row for key, row in sorted(self.store.outputs.items()) if key[0] == call_id and start <= key[1] < end]
-        return [_output(row) for row in rows[:limit]]
+        return [output(row) for row in rows[:limit]]
 
     async def unfinished(self, call_id: str, index: Optional[int] = None) -> int:
         return sum(
@@ -130,7 +130,7 @@ class MemoryQueue(Queue):
         more = len(due) > count
         for row in due[:count]:
             row[_STATE] = 1
-        return Taken([_entry(_due(row)) for row in due[:count]], more, None if more else min(later, default=None))
+        return Taken([entry(_due(row)) for row in due[:count]], more, None if more else min(later, default=None))
 
     def _do_hold(self, payload: Any) -> int:
         fence, container_id, retries, losses, seq = payload
@@ -150,22 +150,29 @@ class MemoryQueue(Queue):
         return 1
 
     def _do_ack(self, payload: Any) -> bool:
-        (seq, fence), output = payload
+        (seq, fence), kept = payload
         row = self.store.inputs.get(seq)
         if row is None or row[_FENCE] != fence:
             return False
         del self.store.inputs[seq]
-        if output is not None:
-            self.store.outputs.setdefault((output[0], output[1]), output)
+        self.store.outputs.setdefault((kept[0], kept[1]), kept)
         return True
+
+    def _do_keep(self, payload: Any) -> None:
+        for row in payload:
+            self.store.inputs[row[0]] = list(row)
+
+    def _do_forget_inputs(self, payload: Any) -> None:
+        for seq in payload:
+            self.store.inputs.pop(seq, None)
 
     def _drop(self, rows: list[list[Any]], error: str, expires_at: float) -> None:
         for row in rows:
             del self.store.inputs[row[0]]
-            output = Output(
+            kept = Output(
                 row[_CALL], row[_POSITION], row[1], TERMINATED, error=error, attempts=0, expires_at=expires_at
             )
-            self.store.outputs.setdefault((row[_CALL], row[_POSITION]), _output_row(output))
+            self.store.outputs.setdefault((row[_CALL], row[_POSITION]), output_row(kept))
 
     def _do_drop_call(self, payload: Any) -> list[tuple[str, int, str]]:
         call_id, error, expires_at = payload
@@ -192,9 +199,6 @@ class MemoryQueue(Queue):
             store.calls.pop(call_id, None)
         store.outputs = {key: row for key, row in store.outputs.items() if key[0] not in payload}
         store.inputs = {seq: row for seq, row in store.inputs.items() if row[_CALL] not in payload}
-
-    def _do_forget_input(self, payload: Any) -> None:
-        self.store.inputs.pop(payload[0], None)
 
     def _do_put_container(self, payload: Any) -> None:
         self.store.containers[payload[0]] = payload

@@ -11,8 +11,9 @@ import pytest
 from cadenza.protocol.calls import SUCCESS, TERMINATED, BlobRef
 from cadenza.storage.db import Database
 from cadenza.storage.entry import CallRecord, Entry, Output
-from cadenza.storage.queue import Queue, SqliteQueue
+from cadenza.storage.queue import Queue
 from cadenza.storage.queue_memory import MemoryQueue, MemoryStore
+from cadenza.storage.queue_sqlite import SqliteQueue
 
 Work = Callable[[Callable[[], Awaitable[Queue]]], Awaitable[Any]]
 
@@ -235,5 +236,29 @@ def test_blobs_and_forgetting(run: Any) -> None:
         await queue.flush()
         assert await queue.call("fc-1") is None
         assert not await ack(queue, taken)
+
+    run(work)
+
+
+def test_attached_inputs_are_written_behind_and_only_if_they_last(run: Any) -> None:
+    async def work(open_: Any) -> None:
+        queue = await open_()
+        await queue.load()
+        short, long_, back = entries(queue, 3, fence=1, attached=True)
+        for one in (short, long_, back):
+            queue.keep(one)
+        queue.forget(short)
+        back.ready_at = 3.0
+        queue.give_back(back)
+        await queue.flush_once()
+        assert await queue.unfinished("fc-1") == 1, "only what waits in the table must be there at once"
+        (taken,) = (await queue.take("fu-1", 5.0, 9)).entries
+        assert (taken.index, taken.attached) == (2, True)
+        await queue.flush()
+        assert [await queue.unfinished("fc-1", index) for index in range(3)] == [0, 1, 1]
+        queue.forget(long_)
+        queue.forget(taken)
+        await queue.flush()
+        assert await queue.unfinished("fc-1") == 0
 
     run(work)

@@ -547,6 +547,9 @@ def check(world: World, sent: Sequence[Sent], attached: Sequence[tuple[int, str,
         came = sum(1 for call, _ in world.outputs if call == key)
         if came not in (count, 0) and came < count:
             pass  # abandoned: whoever went away hears no more
+    queue = world.calls._queue
+    if queue._young or queue._old or queue._gone or queue._pending:
+        raise Broken("something waits to be written, and nothing happens")
     cluster = world.calls.loop.cluster
     for function in cluster.functions.values():
         if function.busy:

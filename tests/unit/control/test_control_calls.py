@@ -14,6 +14,7 @@ from world import Faults, VirtualLoop, World
 
 from cadenza.base.errors import InvalidError, NotFoundError, OutputExpiredError, ResourceExhaustedError
 from cadenza.base.resources import Resources
+from cadenza.control.loop import WINDOW_INPUTS
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import (
     CALLER_GONE_GRACE_S,
@@ -36,6 +37,7 @@ from cadenza.protocol.calls import (
 )
 from cadenza.protocol.nodes import ContainerReport, NodeReport
 from cadenza.protocol.objects import FunctionSpec, RetryPolicy
+from cadenza.storage.queue import WRITE_BEHIND_S
 
 
 def run(work: Callable[[World], Awaitable[Any]], **spec: Any) -> Any:
@@ -318,11 +320,50 @@ def test_a_full_disk_refuses_calls_and_the_next_one_works() -> None:
         world.store.full = True
         with pytest.raises(ResourceExhaustedError):
             await world.calls.submit("f", SPAWN, [(0, b"ok 0.01", None)])
-        item = await sync(world)
-        assert item.status == INTERNAL_FAILURE and "could not be stored" in item.error
+        assert (await sync(world)).status == SUCCESS, "what nobody keeps needs no disk"
+        many: list[OutputItem] = []
+        await world.calls.submit(
+            "f", MAP, [(index, b"ok 0.001", None) for index in range(WINDOW_INPUTS + 3)], total=WINDOW_INPUTS + 3,
+            on_output=lambda item, data: many.append(item),
+        )  # fmt: skip
+        await asyncio.sleep(5)
         world.store.full = False
+        lost = sorted((one.index, one.status) for one in many if one.status != SUCCESS)
+        assert lost == [(WINDOW_INPUTS + extra, INTERNAL_FAILURE) for extra in range(3)], "memory had no room for them"
+        assert len(many) == WINDOW_INPUTS + 3
         assert (await sync(world)).status == SUCCESS
         assert not world.calls.app_busy("ap-1")
+
+    run(work)
+
+
+def test_an_attached_output_does_not_wait_for_the_database() -> None:
+    """Section 3: nothing of an attached call outlives the process, so nobody waits for what is written of it."""
+
+    async def work(world: World) -> None:
+        world.calls._queue._latency_s = lambda: 100.0  # type: ignore[attr-defined]
+        began = world.loop.time()
+        assert (await sync(world)).status == SUCCESS
+        assert world.loop.time() - began < 5.0
+
+    run(work)
+
+
+def test_only_what_waits_longer_than_a_write_cycle_is_written() -> None:
+    async def work(world: World) -> None:
+        assert (await sync(world)).status == SUCCESS
+        written: list[int] = []
+        keep = world.calls._queue._do_keep  # type: ignore[attr-defined]
+        world.calls._queue._do_keep = lambda rows: (written.append(len(rows)), keep(rows))  # type: ignore
+        assert (await sync(world, b"ok 0.01")).status == SUCCESS
+        await asyncio.sleep(3 * WRITE_BEHIND_S)
+        assert not written
+        waiting = asyncio.ensure_future(sync(world, b"ok 1"))
+        await asyncio.sleep(3 * WRITE_BEHIND_S)
+        assert written == [1] and len(world.store.inputs) == 1
+        assert (await waiting).status == SUCCESS
+        await asyncio.sleep(3 * WRITE_BEHIND_S)
+        assert not world.store.inputs
 
     run(work)
 
