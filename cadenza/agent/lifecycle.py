@@ -501,6 +501,11 @@ class Cell(bridge.Host):
         return False
 
     @property
+    def weight(self) -> float:
+        """How many cores its start keeps busy: gVisor waits for itself half of the time."""
+        return 0.5 if self.driver.name.endswith("runsc") else 1.0
+
+    @property
     def _hands_on(self) -> bool:
         """Whether its network may be another's afterwards: see `cadenza.runtime.network`."""
         return self.isolated and not self.driver.name.endswith("runsc")

@@ -237,8 +237,8 @@ class Agent:
         return None
 
     def _pump(self) -> None:
-        """Begin as many waiting starts as there are cores: more at once only adds latency to each."""
-        while self._queue and len(self._starting) < self.cores:
+        """Begin as many waiting starts as keep the cores busy: more at once only adds latency to each."""
+        while self._queue and sum(one.weight for one in self._starting) < self.cores:
             cell = self._next_start()
             if cell.life.state == container.WANTED:
                 self._starting.add(cell)

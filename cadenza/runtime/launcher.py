@@ -199,11 +199,12 @@ class Program:
 class Launcher:
     """The thread that spawns, and the gate in front of it.
 
-    Make one for each process. ``cores`` is how many starts of containers run at once: more only adds latency.
+    Make one for each process. Two starts for each of ``cores`` run at once, since they also wait; whoever starts whole
+    containers has a closer gate of its own.
     """
 
     def __init__(self, cores: Optional[int] = None) -> None:
-        self.gate = asyncio.Semaphore(cores or len(os.sched_getaffinity(0)))
+        self.gate = asyncio.Semaphore(2 * (cores or len(os.sched_getaffinity(0))))
         self._is_root = os.geteuid() == 0
         self._queue: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
