@@ -146,6 +146,8 @@ class IdRanges:
 
     async def take(self) -> IdRange:
         """A range that no other container has. RuntimeFault when none is left."""
+        if not self._ready and self._made >= BLOCK_RANGES and self._making is not None:
+            await asyncio.wait([self._making])  # the last ones are on their way
         found = self._ready.popleft() if self._ready else await self._make()
         self._refill()
         return found
@@ -172,9 +174,21 @@ class IdRanges:
             raise RuntimeFault(f"all {BLOCK_RANGES} ranges of ids for containers are in use")
         base = self._first + self._made * ID_COUNT
         self._made += 1
-        made = await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(make_range, base)))
+        making = asyncio.ensure_future(self._new(base))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(self._made_for_nobody)
+            raise
+
+    async def _new(self, base: int) -> IdRange:
+        made = await asyncio.to_thread(make_range, base)
         self._all.append(made)
         return made
+
+    def _made_for_nobody(self, making: asyncio.Task[IdRange]) -> None:
+        if not making.cancelled() and making.exception() is None:
+            self._ready.append(making.result())
 
     def _refill(self) -> None:
         if len(self._ready) < SPARE and (self._making is None or self._making.done()):

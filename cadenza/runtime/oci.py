@@ -342,9 +342,11 @@ class OciDriver:
             container = _Container(name, folder, bundle, Cgroup(self._hierarchy, f"{CGROUP_PARENT}/{name}"))
             self._containers[name] = container
             try:
-                pid = _pid_in(os.path.join(folder, "pid"))
+                path = os.path.join(folder, "pid")
+                pid = _pid_in(path)
                 # A number that was given to another process since is not in the container's cgroup.
-                if self._hierarchy.kind == "none" or pid in container.cgroup.pids():
+                there = rootless.older(pid, path) if self._hierarchy.kind == "none" else pid in container.cgroup.pids()
+                if there:
                     self._follow(container, Child(pid))
             except (RuntimeFault, ProcessLookupError):
                 pass

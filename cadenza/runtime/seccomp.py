@@ -68,7 +68,7 @@ vhangup
 X86_64_ONLY = frozenset(
     _words("""
 access alarm arch_prctl chmod chown creat dup2 epoll_create epoll_wait eventfd fork futimesat getdents getpgrp
-inotify_init ioperm iopl lchown link lstat map_shadow_stack mkdir mknod modify_ldt open pause pipe poll readlink rename
+inotify_init ioperm iopl lchown link lstat mkdir mknod modify_ldt open pause pipe poll readlink rename
 rmdir select signalfd stat symlink time unlink utime utimes vfork
 """)
 )
