@@ -245,6 +245,8 @@ class OnMainThread(Executor):
         super().__init__(function, is_generator, channel)
         self.active: Optional[Job] = None
         """The job whose user code runs now: only then may a cancellation be raised."""
+        self._poked_early = False
+        """SIGUSR1 came since the last look at the connection, while no user code ran."""
 
     def serve(self) -> None:
         wire, outbox = self.channel.wire, self.channel.outbox
@@ -253,6 +255,7 @@ class OnMainThread(Executor):
                 if self.draining:
                     return
                 outbox.flush()
+            self._poked_early = False
             frames = wire.receive(wait=not self.waiting)
             if frames is None:
                 self.ended = True
@@ -271,6 +274,8 @@ class OnMainThread(Executor):
             args, kwargs = self.arguments(job)
             try:
                 self.active = job
+                if self._poked_early:  # perhaps for this job, whose arguments took long to unpickle
+                    self.on_poke()
                 value = self.function(*args, **kwargs)
                 if self.is_generator:
                     for one in value:
@@ -291,6 +296,7 @@ class OnMainThread(Executor):
     def on_poke(self) -> None:
         job = self.active
         if job is None:
+            self._poked_early = True
             return
         mask = self.channel.outbox.mask
         while True:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from cadenza.runner import context
-from cadenza.runner.execute import Channel, Executor, Job
+from cadenza.runner.execute import TERMINATED, Channel, Executor, Job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,3 +94,5 @@ class OnLoop(Executor):
     def cancel_running(self, job: Job) -> None:
         if job.task is not None:
             job.task.cancel()
+            if not job.began_at:  # a task that has not begun ends without running any of `_run`
+                self.output(job, TERMINATED, error="cancelled before it began")

@@ -111,6 +111,22 @@ def test_cancel_sync(python: str) -> None:
         assert "Successfully canceled input in-0" in agent.text(2, "in-0")
 
 
+class Waits:
+    """Takes its time to unpickle."""
+
+    def __reduce__(self) -> Any:
+        return eval, ("(print('unpickling'), __import__('time').sleep(0.3))",)
+
+
+def test_cancel_while_the_arguments_are_unpickled(agent: Agent) -> None:
+    """Section 9: the signal comes before the user's code runs, which then does not begin."""
+    agent.attach("import time\ndef f(x):\n    print('began')\n    time.sleep(60)")
+    agent.run((Waits(),))
+    until_printed(agent, "unpickling")
+    cancel(agent, "in-0:1")
+    assert agent.out()[0]["s"] == "TERMINATED" and "began" not in agent.text(1)
+
+
 def test_cancel_too_late_does_nothing(agent: Agent) -> None:
     agent.attach("def f(x): return x")
     assert agent.call(1) == 1
@@ -341,6 +357,22 @@ def test_async_concurrent_and_cancelled(agent: Agent) -> None:
         assert found[f"in-{number}:1"] == ("SUCCESS", (f"in-{number}", f"in-{number}", "fc-1"))
         assert agent.text(1, f"in-{number}") == "began 0\ncleaned 0\n"
     assert "Successfully canceled input in-1" in agent.text(2, "in-1")
+
+
+def test_async_cancelled_between_its_turn_and_its_first_step(agent: Agent) -> None:
+    """The first input ends, and the cancellation of the second is read, in one round of the loop."""
+    source = (
+        "import asyncio, time\n"
+        "async def f(x):\n"
+        "    if x: return x\n"
+        "    print('began')\n    time.sleep(0.3)\n    await asyncio.sleep(0)\n"
+    )
+    agent.attach(source, is_async=True)
+    agent.run((0,), (1,), (2,))
+    until_printed(agent, "began")
+    agent.send({"t": "cancel", "a": ["in-1:1"]})
+    found = {header["a"]: header["s"] for header, _ in (agent.out() for _ in range(3))}
+    assert found == {"in-0:1": "SUCCESS", "in-1:1": "TERMINATED", "in-2:1": "SUCCESS"}
 
 
 def test_async_generator(agent: Agent) -> None:
