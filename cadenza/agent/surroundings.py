@@ -128,15 +128,27 @@ async def open_surroundings(config: Config) -> Surroundings:
             around.identities = identities
         except (Error, OSError) as error:
             around.warnings.append(f"root in containers is the machine's root; it can be no other: {error}")
+    elif drivers[STANDARD].name in ("crun", "runc") and "container ids" in machine.abilities:
+        around.warnings.append(machine.abilities["container ids"].sentence)
     home = around.identities.home if around.identities is not None else state_dir
-    around.names = await asyncio.to_thread(_names, home)
+    around.names = await asyncio.to_thread(_names, home, isinstance(around.networks, HostNetwork))
     return around
 
 
-def _names(home: str) -> dict[str, str]:
-    """Write the files by which containers look names up. Those that cannot be known are left to the image."""
+def _names(home: str, shared: bool) -> dict[str, str]:
+    """Write the files by which containers look names up. Those that cannot be known are left to the image.
+
+    ``shared``: they are on the machine's network, so that its own name servers are in reach.
+    """
+    resolv = resolv_conf()
+    if shared:
+        try:
+            with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+                resolv = file.read()
+        except OSError:
+            pass
     found = {}
-    for target, text in (("/etc/resolv.conf", resolv_conf()), ("/etc/hosts", HOSTS)):
+    for target, text in (("/etc/resolv.conf", resolv), ("/etc/hosts", HOSTS)):
         if text:
             path = found[target] = os.path.join(home, os.path.basename(target))
             with open(path, "w", encoding="utf-8") as file:

@@ -5,6 +5,7 @@ Semantics: none of this shows in a program, but that /proc/self/uid_map is not t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cadenza.runtime.launcher import Launcher
+from cadenza.runtime.probe import Ability, probe
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -178,3 +182,24 @@ def mounts_of(place: Path) -> str:
         ["findmnt", "-rn", "-o", "TARGET,SOURCE,OPTIONS"], capture_output=True, text=True, check=False
     )
     return "\n".join(line for line in done.stdout.splitlines() if str(place) in line)
+
+
+def test_where_layers_cannot_be_mapped_that_is_said(tmp_path: Path):
+    """ramfs has no idmapped mounts."""
+    subprocess.run(["mount", "-t", "ramfs", "none", str(tmp_path)], check=True)
+    try:
+
+        async def body() -> Ability:
+            launcher = Launcher()
+            try:
+                return (await probe(launcher, place=str(tmp_path))).abilities["container ids"]
+            finally:
+                launcher.close()
+
+        found = asyncio.run(body())
+        assert not found.works
+        assert found.sentence.startswith("Root in a standard container is the machine's root")
+        assert found.remedy
+        assert os.listdir(tmp_path) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
