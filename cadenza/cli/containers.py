@@ -65,7 +65,12 @@ def stop(container_id: str, graceful: bool, yes: bool) -> None:
     click.echo(f"Stopping {container_id}.")
 
 
-@container.command("exec", context_settings={"ignore_unknown_options": True}, help="Run a command in a container.")
+@container.command(
+    "exec",
+    # What follows the container's id is the command's, its options too.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    help="Run a command in a container.",
+)
 @click.option("--pty/--no-pty", default=None, help="With a terminal; by default when there is one here.")
 @click.argument("container_id")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

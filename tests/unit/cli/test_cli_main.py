@@ -6,8 +6,10 @@ import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from cadenza.cli import show
+from cadenza.cli import show, terminal
+from cadenza.cli.main import cli
 
 
 def run(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -83,3 +85,10 @@ def test_times(text: str, expected: float) -> None:
 def test_a_time_that_is_none() -> None:
     with pytest.raises(click.BadParameter, match="ISO 8601"):
         show.parse_time("soon", 0.0)
+
+
+def test_the_options_of_a_command_in_a_container_are_its_own(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(terminal, "run_in_container", lambda request: asked.append(request) or 7)
+    done = CliRunner().invoke(cli, ["container", "exec", "--no-pty", "ta-1", "ls", "--help", "--pty", "-l"])
+    assert done.exit_code == 7 and asked[0].argv == ("ls", "--help", "--pty", "-l") and not asked[0].pty
