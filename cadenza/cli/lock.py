@@ -5,8 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+TAKE_TRIES, TAKE_PAUSE_S = 10, 0.01
+"""Whoever asks for the holder has the lock for a moment, which must not keep a server from starting."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,15 @@ class ServerLock:
         """Whether this process now holds the lock."""
         Path(self.path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            return False
+        for left in reversed(range(TAKE_TRIES)):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not left:
+                    os.close(fd)
+                    return False
+                time.sleep(TAKE_PAUSE_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(asdict(holder)).encode(), 0)
         self._fd = fd

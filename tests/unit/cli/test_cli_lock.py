@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 
+from cadenza.cli import lock
 from cadenza.cli.lock import Holder, ServerLock
 
 
@@ -18,6 +21,16 @@ def test_one_holder_at_a_time(tmp_path) -> None:
     assert second.holder() is None
     assert second.take(me)
     second.release()
+
+
+def test_who_asks_for_the_holder_keeps_no_server_from_starting(tmp_path, monkeypatch) -> None:
+    path = str(tmp_path / "server.lock")
+    asking = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: os.close(asking))
+    starting = ServerLock(path)
+    assert starting.take(Holder(1, "", "", 0.0))
+    starting.release()
 
 
 def test_a_killed_holder_lets_go(tmp_path) -> None:
