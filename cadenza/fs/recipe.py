@@ -24,6 +24,8 @@ PIP = "pip"
 UV_CACHE = "uv"
 
 _APT_NAME = re.compile(r"[a-z0-9][a-z0-9+.~*-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+~:-]+)?[+-]?")
+_LOGIN = re.compile(r"://[^/\s@]+@")
+"""The name and password in an address: commands get them, but logs, errors and lists do not show them."""
 _PIP_FLAGS = (("find_links", "--find-links"), ("index_url", "--index-url"), ("extra_index_url", "--extra-index-url"))
 _LOCAL_PIP_ENV = {
     "PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1",
@@ -102,7 +104,8 @@ def plan(spec: ImageSpec, python_path: str = "/usr/bin/python3") -> Plan:
 
 
 def _layer(text: str, **fields: object) -> Layer:
-    return Layer("", "", " ".join(text.split()), **fields)  # type: ignore[arg-type]
+    shown = _LOGIN.sub("://***@", " ".join(text.split()))
+    return Layer("", "", shown, **fields)  # type: ignore[arg-type]
 
 
 def _command_env(step: ImageStep, settings: Settings, **more: str) -> dict[str, str]:

@@ -125,3 +125,12 @@ def test_commands_name_the_base_s_python() -> None:
 def test_what_can_never_be_built_is_refused(steps: tuple[ImageStep, ...], words: str) -> None:
     with pytest.raises(InvalidError, match=words):
         plan(ImageSpec(steps))
+
+
+def test_passwords_in_addresses_are_not_shown() -> None:
+    """What a layer says of itself goes into logs, errors and lists; its commands have the address as it is."""
+    url = "https://user:hidden@index.test/simple"
+    steps = (BASE, ImageStep("pip", args=("a",), options={"index_url": url}), ImageStep("run", args=(f"curl {url}",)))
+    pip, run = plan(ImageSpec(steps)).layers[1:]
+    assert url in pip.commands[0] and url in run.commands[0][-1]
+    assert "hidden" not in pip.text + run.text and "https://***@index.test/simple" in pip.text
