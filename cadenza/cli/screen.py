@@ -17,9 +17,6 @@ from rich.text import Text
 from cadenza.protocol.methods import LogEntry
 from cadenza.protocol.nodes import BuildLine
 
-KEPT_BUILD_LINES = 400
-"""How much of a build's log is kept for the case that it fails."""
-
 
 class Screen:
     """Phases and builds as they move, logs as they come. Used from the background loop's thread."""

@@ -23,6 +23,3 @@ def compile_command(python: str, lib: str) -> list[str]:
     """Writes byte code for ``lib`` as this interpreter needs it. Worth it once per interpreter version and ``lib``:
     a runner that has to compile itself boots in 150 ms, not in 15."""
     return [python, "-I", "-S", f"{lib}/cadenza/runner/bundle.py", lib]
-
-
-COMMAND = command

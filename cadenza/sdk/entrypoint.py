@@ -25,7 +25,6 @@ from cadenza.sdk.local_entrypoint import LocalEntrypoint
 Runnable = Union["LocalEntrypoint[Any, Any]", "Function[Any, Any, Any]"]
 
 STR, INT, FLOAT, BOOL, DATETIME, CHOICE = "str", "int", "float", "bool", "datetime", "choice"
-DATETIME_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
 _KINDS: dict[Any, str] = {str: STR, int: INT, float: FLOAT, bool: BOOL, datetime: DATETIME}
 _ACCEPTED = "str, int, float, bool, datetime, Literal and Optional of these"
 

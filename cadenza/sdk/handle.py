@@ -61,12 +61,6 @@ class Object:
         if metadata:
             self._take_metadata(metadata)
 
-    def _unhydrate(self) -> None:
-        """Take the id away: what it stood for is gone."""
-        self._object_id = None
-        self._client = None
-        self._hydrated = False
-
     def _take_metadata(self, metadata: dict[str, Any]) -> None:
         """Keep what the server said of it."""
 
