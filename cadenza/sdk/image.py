@@ -68,7 +68,8 @@ class Image(LaterImage, Object):
 
     @staticmethod
     def debian_slim(python_version: Optional[str] = None, force_build: bool = False) -> Image:
-        """Debian with Python and a C compiler. ``python_version`` is "major.minor"; None is this process's own."""
+        """Debian with Python and without compilers, which ``apt_install("build-essential")`` adds. ``python_version``
+        is "major.minor"; None is this process's own."""
         if python_version is not None and not isinstance(python_version, str):
             raise InvalidError(f'debian_slim takes a string such as "3.12", not {python_version!r}')
         return Image._make((recipe.debian_slim(python_version, force_build),))
