@@ -73,43 +73,47 @@ class Invocations:
 
     # --- one input, its result as the reply ---
 
-    async def run(self, request: Request[CallRun]) -> Reply:
+    def run(self, request: Request[CallRun]) -> None:
+        """The hot path: no task and no future; the answer goes out in the turn of the loop in which it is decided."""
         body = request.body
         data, blob = split(request.payload, (body.value,))[0]
-        done: asyncio.Future[tuple[OutputItem, bytes]] = asyncio.get_running_loop().create_future()
-
-        def on_output(item: OutputItem, value: bytes) -> None:
-            if not done.done():
-                done.set_result((item, value))
-
         connection_id = request.caller.connection_id
         holder = ""
         if blob is not None:
             holder = f"{connection_id}:{request.id}"
             self._blobs.hold(blob.blob_id, holder)
-        call_id, input_id = "", ""
-        try:
-            call_id, (input_id,) = await self._calls.submit(
-                body.function_id,
-                SYNC,
-                ((0, data, blob),),
-                caller=connection_id,
-                parent_input_id=body.parent_input_id,
-                total=1,
-                on_output=on_output,
-            )
-            self._attached.add(input_id)
-            item, value = done.result() if done.done() else await done
+
+        wanted = True
+
+        def on_output(item: OutputItem, value: bytes) -> None:
+            if not wanted:
+                return
+            self._attached.discard(input_id)
             if item.value.blob is not None:
                 self._blobs.deliver(item.value.blob.blob_id, connection_id)
-        except asyncio.CancelledError:
-            self._cancel(call_id, request)
-            raise
-        finally:
+            if holder:
+                self._blobs.drop(holder)
+            request.answer(CallOutput(call_id, item), (value,) if value else ())
+
+        def on_cancel() -> None:
+            nonlocal wanted
+            wanted = False
             self._attached.discard(input_id)
             if holder:
-                self._blobs.drop(holder, fresh=not call_id)
-        return Reply(CallOutput(call_id, item), (value,) if value else ())
+                self._blobs.drop(holder)
+            self._cancel(call_id, request)
+
+        try:
+            call_id, (input_id,) = self._calls.attach(
+                body.function_id, SYNC, ((0, data, blob),), caller=connection_id, parent_input_id=body.parent_input_id,
+                total=1, on_output=on_output,
+            )  # fmt: skip
+        except BaseException:
+            if holder:
+                self._blobs.drop(holder, fresh=True)
+            raise
+        request.on_cancel = on_cancel
+        self._attached.add(input_id)
 
     def _cancel(self, call_id: str, request: Request[Any]) -> None:
         """The client wants it no more. A client that vanished is `Calls.abandon`'s: it may come back."""

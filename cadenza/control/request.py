@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Generic, Iterable, Optional, Protocol, Sequence, TypeVar
+from typing import Any, Callable, Generic, Iterable, Optional, Protocol, Sequence, TypeVar
 
 from cadenza.base.errors import InvalidError, RequestSizeError
 from cadenza.protocol.calls import BlobRef, ValueRef
@@ -44,13 +44,19 @@ class Wire(Protocol):
     @property
     def lost(self) -> bool: ...
 
+    def answer(self, request: Request[Any], body: Any, payloads: Sequence[bytes]) -> None: ...
+
     def send_item(self, request_id: int, body: Any, payloads: Sequence[bytes]) -> int: ...
 
     def send_credit(self, request_id: int, size: int) -> None: ...
 
 
 class Request(Generic[B]):
-    """What a handler is given. For streams also `send`, `receive`; one handler task owns it."""
+    """What a handler is given. For streams also `send`, `receive`; one handler task owns it.
+
+    A handler that is no coroutine has no task: it calls `answer` later, and is told by ``on_cancel`` of a client that
+    wants the answer no more.
+    """
 
     __slots__ = (
         "_credit",
@@ -64,6 +70,7 @@ class Request(Generic[B]):
         "body",
         "caller",
         "id",
+        "on_cancel",
         "payload",
         "task",
     )
@@ -74,6 +81,7 @@ class Request(Generic[B]):
         self.payload = payload
         self.caller = caller
         self.task: Optional[asyncio.Task[None]] = None
+        self.on_cancel: Optional[Callable[[], None]] = None
         self._wire = wire
         self._outstanding = 0
         self._credit: Optional[asyncio.Future[None]] = None
@@ -89,6 +97,10 @@ class Request(Generic[B]):
     def lost(self) -> bool:
         """Whether the client's connection is gone, so that a cancellation is not a wish of the client."""
         return self._wire.lost
+
+    def answer(self, body: Any, payloads: Sequence[bytes] = ()) -> None:
+        """The reply of a handler that is no coroutine; nothing happens when the request is over."""
+        self._wire.answer(self, body, payloads)
 
     async def send(self, body: Any, payloads: Sequence[bytes] = ()) -> None:
         """One more item, as soon as the client's credit and the connection's buffer allow. One sender at a time."""

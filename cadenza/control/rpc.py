@@ -1,13 +1,15 @@
 """The server of the wire (docs/formats/wire.md): unix sockets, handshake, typed requests, replies, streams, limits.
 
-A connection is a `asyncio.BufferedProtocol`; each request runs in a task of its own. What goes out is gathered and
-written once for each turn of the event loop. A client that does not read its replies is not read from either.
+A connection is a `asyncio.BufferedProtocol`; each request runs in a task of its own, save on the hot path (`Handler`).
+What goes out in one turn of the event loop is written once, by uvloop. A client that does not read its replies is not
+read from either.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import os
 import socket
 from typing import Any, Awaitable, Callable, Mapping, Optional, Sequence, cast
@@ -40,7 +42,8 @@ LINGER_S = 2.0
 MAX_REQUEST_ID = 1 << 53
 DISK_FULL = "the server's disk is full: free some space and try again"
 
-Handler = Callable[[Request[Any]], Awaitable[Any]]
+Handler = Callable[[Request[Any]], Optional[Awaitable[Any]]]
+"""A coroutine that gives the reply, or, where each turn of the loop counts, a function that answers it later."""
 
 _log = Log("cadenza.control.rpc")
 _encode_body = msgspec.json.Encoder().encode
@@ -62,11 +65,13 @@ _decode_head = msgspec.json.Decoder(Head).decode
 class _Row:
     """A row of the table of methods with its decoders and its handler."""
 
-    __slots__ = ("decode", "decode_item", "handler", "method")
+    __slots__ = ("callers", "decode", "decode_item", "direct", "handler", "method")
 
     def __init__(self, method: Method, handler: Handler) -> None:
         self.method = method
         self.handler = handler
+        self.direct = not inspect.iscoroutinefunction(handler)
+        self.callers = frozenset(method.callers)
         self.decode: Callable[[Any], Any] = msgspec.json.Decoder(method.request).decode
         self.decode_item: Optional[Callable[[Any], Any]] = (
             msgspec.json.Decoder(method.item).decode if method.item is not None else None
@@ -76,7 +81,8 @@ class _Row:
 class Rpc:
     """Serves connections. ``handlers`` maps the table's names to coroutines that take a `Request`.
 
-    ``closed(connection_id)`` is called once for each connection that had said hello, when it is gone.
+    ``closed(connection_id)`` is called once for each connection that had said hello, when it is gone; ``settle()``
+    after the requests of one read were given to their handlers.
     """
 
     def __init__(
@@ -86,10 +92,12 @@ class Rpc:
         closed: Callable[[str], None] = lambda connection_id: None,
         lane_path: str = "",
         metrics: Optional[Metrics] = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.rows = {name: _Row(METHODS[name], handler) for name, handler in handlers.items()}
         self.ids = ids
         self.closed = closed
+        self.settle = settle
         self.lane_path = lane_path
         self.metrics = metrics or Metrics()
         self.connections: set[Connection] = set()
@@ -175,7 +183,7 @@ class Rpc:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client. Owns its decoder, its open requests and what is waiting to be written."""
+    """One client. Owns its decoder and its open requests."""
 
     def __init__(self, server: Rpc, container_id: str) -> None:
         self._server = server
@@ -185,8 +193,6 @@ class Connection(asyncio.BufferedProtocol):
         self.writable = True
         self._decoder = Decoder()
         self._requests: dict[int, tuple[Request[Any], _Row]] = {}
-        self._out: list[Any] = []
-        self._out_bytes = 0
         self._transport: Optional[asyncio.Transport] = None
         self._ending = False
         self.lost = False
@@ -212,6 +218,7 @@ class Connection(asyncio.BufferedProtocol):
             for header, payload in decoder.feed(self._server.view[:nbytes]):
                 if not self._frame(header, payload):
                     return
+            self._server.settle()
             if decoder.pending_bytes >= 8:
                 decoder.feed(b"")  # a fault behind good frames shows itself only now
         except FrameError as error:
@@ -226,7 +233,6 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._server.connections.discard(self)
         self._cancel_all()
-        self._out.clear()
         if self.greeted:
             self._server.closed(self.caller.connection_id)
 
@@ -269,8 +275,8 @@ class Connection(asyncio.BufferedProtocol):
                 found[0].finished()
         elif kind == "cancel":
             found = self._requests.get(head.id)
-            if found is not None and found[0].task is not None:
-                found[0].task.cancel()
+            if found is not None:
+                self._cancel(found[0])
         elif kind == "ping":
             self._send(encode(b'{"t":"pong"}'))
         elif kind != "pong":
@@ -321,7 +327,7 @@ class Connection(asyncio.BufferedProtocol):
             known = head.m in METHODS
             self._error(request_id, "unimplemented" if known else "not_found", f"there is no method {head.m[:80]!r}")
             return
-        if (CONTAINER if self.caller.container_id else CLIENT) not in row.method.callers:
+        if (CONTAINER if self.caller.container_id else CLIENT) not in row.callers:
             self._error(request_id, "permission_denied", f"{head.m} may not be called from inside a container")
             return
         if len(self._requests) >= MAX_OPEN_REQUESTS:
@@ -339,7 +345,13 @@ class Connection(asyncio.BufferedProtocol):
         self._server.metrics.add("requests")
         request: Request[Any] = Request(request_id, body, payload, self.caller, self)
         self._requests[request_id] = (request, row)
-        request.task = self._loop.create_task(self._run(row, request))
+        if not row.direct:
+            request.task = self._loop.create_task(self._run(row, request))
+            return
+        try:
+            row.handler(request)
+        except Exception as error:
+            self._failed(row, request, error)
 
     def _item(self, request: Request[Any], row: _Row, head: Head, payload: bytes) -> None:
         try:
@@ -356,40 +368,54 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _run(self, row: _Row, request: Request[Any]) -> None:
         try:
-            result = await row.handler(request)
+            result = await cast(Awaitable[Any], row.handler(request))
         except asyncio.CancelledError:
             if self._forget(request):
                 self._error(request.id, "cancelled", "the request was cancelled")
             return
-        except Error as error:
-            if self._forget(request):
-                image_id = getattr(error, "image_id", None)
-                self._error(request.id, kind_of(error), str(error), {"image_id": image_id} if image_id else {})
-            return
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                if self._forget(request):
-                    self._error(request.id, "resource_exhausted", DISK_FULL)
-                return
-            fault = self._server.ids.new("connection")[3:11]
-            _log.error("a handler failed", exc=error, method=row.method.name, fault=fault)
-            if self._forget(request):
-                self._error(
-                    request.id, "internal", f"a fault in the server; its log has the rest under the number {fault}"
-                )
-            return
-        if not self._forget(request):
+            self._failed(row, request, error)
             return
         if row.method.stream:
-            self._send(encode(b'{"t":"end","id":%d}' % request.id))
+            if self._forget(request):
+                self._send(encode(b'{"t":"end","id":%d}' % request.id))
+        elif type(result) is Reply:
+            self.answer(request, result.body, result.payloads)
+        else:
+            self.answer(request, result, ())
+
+    def answer(self, request: Request[Any], body: Any, payloads: Sequence[bytes]) -> None:
+        """Send the reply, if the request is still open."""
+        if not self._forget(request):
             return
-        payloads: Sequence[bytes] = ()
-        if type(result) is Reply:
-            result, payloads = result.body, result.payloads
         try:
-            self._write(b"rep", request.id, result, payloads)
+            self._write(b"rep", request.id, body, payloads)
         except FrameError as error:
             self._error(request.id, "request_size", f"the reply does not fit in a frame: {error}")
+
+    def _failed(self, row: _Row, request: Request[Any], error: Exception) -> None:
+        kind, message, detail = "internal", "", None
+        if isinstance(error, Error):
+            image_id = getattr(error, "image_id", None)
+            kind, message, detail = kind_of(error), str(error), {"image_id": image_id} if image_id else None
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            kind, message = "resource_exhausted", DISK_FULL
+        else:
+            fault = self._server.ids.new("connection")[3:11]
+            _log.error("a handler failed", exc=error, method=row.method.name, fault=fault)
+            message = f"a fault in the server; its log has the rest under the number {fault}"
+        if self._forget(request):
+            self._error(request.id, kind, message, detail)
+
+    def _cancel(self, request: Request[Any]) -> None:
+        """The client wants it no more: its task ends it, or it ends here."""
+        if request.task is not None:
+            request.task.cancel()
+            return
+        if request.on_cancel is not None:
+            request.on_cancel()
+        if self._forget(request):
+            self._error(request.id, "cancelled", "the request was cancelled")
 
     def _forget(self, request: Request[Any]) -> bool:
         """Whether the request was still open; its number is free from here on."""
@@ -400,10 +426,15 @@ class Connection(asyncio.BufferedProtocol):
         return not self.lost
 
     def _cancel_all(self) -> list[asyncio.Task[None]]:
-        tasks = [request.task for request, _ in self._requests.values() if request.task is not None]
+        requests = [request for request, _ in self._requests.values()]
         self._requests.clear()
-        for task in tasks:
-            task.cancel()
+        tasks = []
+        for one in requests:
+            if one.task is not None:
+                one.task.cancel()
+                tasks.append(one.task)
+            elif one.on_cancel is not None:
+                one.on_cancel()
         return tasks
 
     # --- frames out ---
@@ -435,28 +466,10 @@ class Connection(asyncio.BufferedProtocol):
         self._send(encode(_encode_body({"t": "err", "id": request_id, "e": body})))
 
     def _send(self, frame: bytes) -> None:
-        if self.lost:
-            return
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(frame)
-        self._out_bytes += len(frame)
-        if self._out_bytes >= WRITE_HIGH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        out = self._out
         transport = self._transport
-        if not out or transport is None:
+        if self.lost or transport is None:
             return
-        if len(out) == 1:
-            transport.write(out[0])
-        elif self._out_bytes <= READ_BUFFER_BYTES:
-            transport.write(b"".join(out))
-        else:
-            transport.writelines(out)
-        self._out = []
-        self._out_bytes = 0
+        transport.write(frame)  # uvloop writes once in a turn of the loop what was given to it in that turn
         if not self.writable and transport.get_write_buffer_size() > WRITE_ABORT_BYTES:
             _log.warning("gave up a client that does not read", connection=self.caller.connection_id)
             self.abort()
@@ -486,7 +499,6 @@ class Connection(asyncio.BufferedProtocol):
         return tasks
 
     def _close_soon(self) -> None:
-        self._flush()
         if self._transport is not None:
             self._transport.close()  # writes what is left first
         if self._timer is not None:
