@@ -468,7 +468,9 @@ class Cell(bridge.Host):
         for door in self._doors:
             door.close()
         if self._ended and self._hands_on:
-            await self._release(True)  # at once: the next start may have it
+            # Nobody is left in there. At once, since the next start may have it all.
+            await self._release(True)
+            self._give_ids_back()
         await self.site.lull()
         async with self.site.removals:
             whole = await self._take_away(self._delete())
@@ -485,6 +487,9 @@ class Cell(bridge.Host):
         if self._step is not None and self.life.changes and any(s == container.CREATING for s, _ in self.life.changes):
             await self.driver.delete(self.cell_id)
         # Not if that failed: a process may be left that has these ids.
+        self._give_ids_back()
+
+    def _give_ids_back(self) -> None:
         if self._ids is not None and self._identities is not None:
             self._identities.ranges.give_back(self._ids)
             self._ids = None
@@ -502,8 +507,8 @@ class Cell(bridge.Host):
 
     @property
     def weight(self) -> float:
-        """How many cores its start keeps busy: gVisor waits for itself half of the time."""
-        return 0.5 if self.driver.name.endswith("runsc") else 1.0
+        """How many cores its start keeps busy: it also waits, and gVisor for itself half of the time."""
+        return 0.5 if self.driver.name.endswith("runsc") else 0.7
 
     @property
     def _hands_on(self) -> bool:

@@ -255,6 +255,8 @@ class Session:
     def _end(self, code: int) -> NoReturn:
         """The user's exit functions run, threads are waited for as Python does, then `_last`."""
         self._code = code
+        # Nothing is left to cancel, and Python's own end would make the signal deadly.
+        _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
         if self.wire.closed or not hasattr(self, "streams"):
             self._last()
             os._exit(code)

@@ -243,9 +243,9 @@ def test_starts_wait_for_their_turn(tmp_path: Any) -> None:
             specs = [spec(f"ta-{number}") for number in range(6)]
             world.want(*specs)
             await world.control.until(
-                lambda: sum(1 for one in world.control.containers.values() if one.state == nodes.STARTING) == 2
+                lambda: sum(1 for one in world.control.containers.values() if one.state == nodes.STARTING) == 3
             )
-            assert len(world.driver.runners) <= 2
+            assert len(world.driver.runners) <= 3  # one more than cores: each also waits
 
     asyncio.run(go())
 
