@@ -59,6 +59,8 @@ def run(
     from cadenza.sdk import entrypoint
 
     compat.install()
+    if write_result is not None and not os.path.isdir(os.path.dirname(os.path.abspath(write_result))):
+        raise click.UsageError(f"--write-result: there is no directory for {write_result}")
     try:
         reference = entrypoint.parse_reference(ref, is_module)
         if not is_module and not os.path.exists(reference.source):
@@ -91,9 +93,11 @@ def parse_arguments(
     parameters: list[click.Parameter] = []
     types: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT}
     for one in signature.arguments:
+        # To click a default of None is one too: an option that must be given has none at all.
+        default = {"required": True} if one.required else {"default": one.default}
         if one.kind == "bool":
             decls = [one.name, f"{one.option}/--no-{one.option[2:]}"]
-            parameters.append(click.Option(decls, required=one.required, default=None if one.required else one.default))
+            parameters.append(click.Option(decls, **default))
             continue
         if one.kind == "choice":
             kind: Any = click.Choice([str(choice) for choice in one.choices])
@@ -105,16 +109,22 @@ def parse_arguments(
             click.Option(
                 [one.name, one.option, *([f"--{one.name}"] if "_" in one.name else [])],
                 type=kind,
-                required=one.required,
-                default=None if one.required else one.default,
                 show_default=not one.required and one.default is not None,
+                **default,
             )
         )
     text = inspect.getdoc(found.raw) or ""
     command = click.Command(found.name, params=parameters, help=text, callback=lambda **given: given)
     context = command.make_context(f"cadenza run {ref}", arguments)
     given = command.invoke(context)
-    return {one.name: one.convert(given[one.name]) for one in signature.arguments}, ()
+    kwargs = {}
+    for one in signature.arguments:
+        # What was not given is the program's own object, not what click makes of it: the text "False", say.
+        if context.get_parameter_source(one.name) is click.core.ParameterSource.DEFAULT:
+            kwargs[one.name] = one.default
+        else:
+            kwargs[one.name] = one.convert(given[one.name])
+    return kwargs, ()
 
 
 def execute(
