@@ -172,7 +172,7 @@ class Lane:
                     self._pass_descriptors = False
                     self._drop()
                     return self.get(blob_id)
-                return memoryview(self._read(size))
+                return memoryview(self._rest(size))
             try:
                 if size == 0:
                     self._dropped.append(blob_id)
@@ -255,7 +255,7 @@ class Lane:
             reply = self._reply(sock)
         except (OSError, FrameError) as error:
             self._drop()
-            raise ServiceError(f"The server's lane for large values broke off: {error}. Call again.") from None
+            raise _broken(error) from None
         except BaseException:
             self._drop()  # cancelled half way: what comes next on this connection would be of the old request
             raise
@@ -293,6 +293,17 @@ class Lane:
             for fd in fds[1:]:
                 os.close(fd)
         return reply
+
+    def _rest(self, size: int) -> bytearray:
+        """The bytes that follow a reply."""
+        try:
+            return self._read(size)
+        except OSError as error:
+            self._drop()
+            raise _broken(error) from None
+        except BaseException:
+            self._drop()  # the rest would be taken for the next reply
+            raise
 
     def _read(self, size: int) -> bytearray:
         assert self._sock is not None
@@ -339,3 +350,7 @@ class Lane:
                 return
             finally:
                 self._busy = False
+
+
+def _broken(error: Exception) -> ServiceError:
+    return ServiceError(f"The server's lane for large values broke off: {error}. Call again.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from runner_peer import LaneServer
 
 from cadenza.base.errors import NotFoundError, ServiceError
+from cadenza.protocol.frame import encode
 from cadenza.runner import values
 from cadenza.runner.lane import Lane, Memory, Pool
 
@@ -142,6 +144,28 @@ def test_reconnects_after_a_fault(folder: str) -> None:
     assert bytes(lane.get(blob)) == b"abc"
     server.close()
     lane.close()
+
+
+def test_a_server_that_dies_in_the_middle_of_a_value(folder: str) -> None:
+    """Where values come as bytes: the error is ours, and nothing of the old value is taken for the next reply."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(folder + "/lane.sock")
+    listening.listen()
+
+    def half() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(encode({"t": "ok", "size": 100, "fd": False}) + b"x" * 50)
+
+    thread = threading.Thread(target=half, daemon=True)
+    thread.start()
+    lane = Lane(folder + "/lane.sock")
+    with pytest.raises(ServiceError, match="broke off"):
+        lane.get("bl-1")
+    assert lane._sock is None
+    thread.join()
+    listening.close()
 
 
 def test_a_forked_child_has_a_connection_of_its_own(folder: str) -> None:
