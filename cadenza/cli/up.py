@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -44,7 +45,8 @@ def down(force: bool) -> None:
         ask("server.stop", methods.ServerStop(force=force), start=False)
     except Error as error:
         click.echo(f"The server does not answer ({error}); ending process {holder.pid}.", err=True)
-        os.kill(holder.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.kill(holder.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_WAIT_S
     while lock.holder() is not None:
         if time.monotonic() > deadline:
@@ -52,7 +54,8 @@ def down(force: bool) -> None:
                 raise click.ClickException(
                     f"process {holder.pid} did not end within {STOP_WAIT_S:.0f} s; `cadenza down --force` kills it"
                 )
-            os.kill(holder.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(holder.pid, signal.SIGKILL)
             deadline = float("inf")
         time.sleep(0.05)
     click.echo("Stopped.")
