@@ -435,7 +435,8 @@ class Agent:
 
     async def _run_step(self, step: StepRun) -> int:
         driver = self._around.build_driver()
-        return await steps.run_step(step, driver, self._ids.new("container"), self.containers_dir)
+        identities = self.identities(driver)
+        return await steps.run_step(step, driver, self._ids.new("container"), self.containers_dir, identities)
 
     def images(self) -> list[ImageInfo]:
         """The images of this machine."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import errno
 import os
 from contextlib import contextmanager
 from typing import Iterator, Sequence
@@ -86,6 +87,39 @@ def shown(lowerdirs: Sequence[str], scratch: str, userns: int) -> Iterator[list[
     finally:
         for target in made:
             umount(target)
+
+
+@contextmanager
+def shown_writable(upper: str, work: str, scratch: str, userns: int) -> Iterator[tuple[str, str]]:
+    """The same for an upper and a work directory, which have one parent: what is written is owned as if unmapped."""
+    parent = os.path.dirname(upper)
+    if os.path.dirname(work) != parent:
+        raise OSError(errno.EINVAL, "upper and work have different parents", upper)
+    os.makedirs(scratch, mode=0o700)
+    ids.show(parent, scratch, userns, read_only=False)
+    try:
+        yield os.path.join(scratch, os.path.basename(upper)), os.path.join(scratch, os.path.basename(work))
+    finally:
+        umount(scratch)
+
+
+def present(source: str, target: str, userns: int, read_only: bool) -> None:
+    """Mount a file or directory at ``target``, which is made, with its owners as the user namespace maps them.
+
+    Where its file system cannot: as it is, for all to read.
+    """
+    if os.path.isdir(source):
+        os.mkdir(target, 0o755)
+    else:
+        with open(target, "x"):
+            pass
+    try:
+        ids.show(source, target, userns, read_only)
+    except OSError as error:
+        if not read_only or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
+            raise
+        mount(source, target, "none", MS_BIND)
+        mount("none", target, "none", MS_BIND | MS_REMOUNT | MS_RDONLY)
 
 
 def _overlay_by_steps(lowerdirs: Sequence[str], upper: str, work: str, target: str, flags: Sequence[str]) -> None:

@@ -20,8 +20,9 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional
+from typing import Iterator, Optional
 
 from cadenza.runtime.driver import RuntimeFault
 
@@ -40,6 +41,7 @@ PROGRAM_PATH = "/usr/bin:/bin"
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH, _AT_FDCWD, _MOVE_MOUNT_F_EMPTY_PATH = 1, 0x1000, -100, 4
 _MNT_DETACH = 2
+_CAPABILITY_VERSION = 0x20080522
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_IDMAP = 1, 0x00100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,19 +71,45 @@ def show(source: str, target: str, userns: int, read_only: bool = True) -> None:
         os.close(tree)
 
 
-def trial(directory: str, userns: int) -> None:
-    """See whether layers on this file system can be shown so below an overlay (Linux 5.19). OSError when not."""
-    folder = tempfile.mkdtemp(prefix="ids-", dir=directory)
-    lower, shown, upper, work, whole = (os.path.join(folder, name) for name in ("l", "s", "u", "w", "m"))
+class _Capabilities(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+
+@contextmanager
+def files_as(base: int) -> Iterator[None]:
+    """While inside, this thread makes files as ``base``, with all its rights as before.
+
+    An overlay does its own work as whoever mounts it; on a mapped upper directory that must be one who is mapped.
+    """
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    rights = (_Capabilities * 2)()
+    _called(_libc.capget(header, rights), "capget")
+    _libc.setfsgid(base)
+    _libc.setfsuid(base)  # takes the rights over files away
     try:
-        for path in (lower, shown, upper, work, whole):
+        _called(_libc.capset(header, rights), "capset")
+        yield
+    finally:
+        _libc.setfsuid(os.geteuid())
+        _libc.setfsgid(os.getegid())
+        _libc.capset(header, rights)
+
+
+def trial(directory: str, id_range: IdRange) -> None:
+    """See whether what is on this file system can be shown so to an overlay (Linux 5.19). OSError when not."""
+    folder = tempfile.mkdtemp(prefix="ids-", dir=directory)
+    made, shown, whole = (os.path.join(folder, name) for name in ("made", "shown", "whole"))
+    try:
+        for path in (made, shown, whole, *(os.path.join(made, name) for name in ("l", "l/file", "u", "w"))):
             os.mkdir(path)
-        os.mkdir(os.path.join(lower, "file"))
-        show(lower, shown, userns)
+        show(made, shown, id_range.userns, read_only=False)
         try:
-            options = os.fsencode(f"lowerdir={shown},upperdir={upper},workdir={work}")
-            _called(_libc.mount(b"overlay", os.fsencode(whole), b"overlay", ctypes.c_ulong(0), options), whole)
+            options = os.fsencode(f"lowerdir={shown}/l,upperdir={shown}/u,workdir={shown}/w")
+            with files_as(id_range.base):
+                _called(_libc.mount(b"overlay", os.fsencode(whole), b"overlay", ctypes.c_ulong(0), options), whole)
             try:
+                with files_as(id_range.base):
+                    os.mkdir(os.path.join(whole, "mine"))  # else it is mounted read-only
                 owner = os.stat(os.path.join(whole, "file")).st_uid
             finally:
                 _libc.umount2(os.fsencode(whole), _MNT_DETACH)

@@ -35,7 +35,7 @@ IDLE_SAMPLE_S = 0.5
 IDLE_BUSY_SHARE = 0.02
 """A platform that uses more of a core while its container sleeps is passed over for a quieter one."""
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-VERSION = 3
+VERSION = 4
 KEPT = "probe.json"
 USERNS_SWITCHES = (
     "/proc/sys/kernel/unprivileged_userns_clone",
@@ -226,7 +226,7 @@ async def _probe_ids(place: str, made: Iterable[Dialect], launcher: Launcher, hi
     id_range = None
     try:
         id_range = await asyncio.to_thread(make_range, FIRST_ID)
-        await asyncio.to_thread(trial, place, id_range.userns)
+        await asyncio.to_thread(trial, place, id_range)
         faults, working = [], []
         for dialect in made:
             fault, _ = await _try(dialect, launcher, hierarchy, id_range=id_range)
