@@ -229,7 +229,8 @@ KINDS: dict[str, type[Error]] = {
     "not_found": NotFoundError,
     "permission_denied": PermissionDeniedError,
     "resource_exhausted": ResourceExhaustedError,
-    "unavailable": ServiceError,
+    "cancelled": ServiceError,
+    "unavailable": ServiceError,  # after its other word: this one is said of a ServiceError
     "unimplemented": UnimplementedError,
     "version": VersionError,
     "image_build": ImageBuildError,

@@ -8,7 +8,7 @@ when nothing is left to do. Source: semantics.md section 23.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, Container, List, Optional, Sequence
 
 import msgspec
 
@@ -91,12 +91,15 @@ class Apps:
         ids: IdSource,
         calls: Calls,
         missing: Callable[[Sequence[str]], list[str]],
+        images: Callable[[], Container[str]],
     ) -> None:
+        """``missing(digests)`` gives those that are not uploaded, ``images()`` the ids of the images that are built."""
         self._db = db
         self._clock = clock
         self._ids = ids
         self._calls = calls
         self._missing = missing
+        self._images = images
         self._apps: dict[str, App] = {}
         self._functions: dict[str, Function] = {}
 
@@ -165,6 +168,10 @@ class Apps:
             raise ConflictError(
                 f"{len(missing)} files of the app are not uploaded, the first is {missing[0]}: upload them first"
             )
+        built = self._images()
+        for spec in specs:
+            if spec.image.image_id() not in built:
+                raise ConflictError(f"the image of function {spec.name} is not built: build it first (image.build)")
         functions = {spec.name: app.functions.get(spec.name) or self._ids.new("function") for spec in specs}
         for spec in specs:
             self._add(app, functions[spec.name], spec, functions)

@@ -62,7 +62,7 @@ class ControlPlane:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
-        self._objects = ObjectStore(os.path.join(config.data_dir, "objects"))
+        self._objects = ObjectStore(os.path.join(config.data_dir, "objects"), config.durability == "power")
 
     # --- life ---
 
@@ -315,7 +315,9 @@ class _Parts:
             memory_bytes(),
         )
         self.lanes = LaneServer(self.blobs, ids)
-        self.apps = apps.Apps(db, clock, ids, self.calls, store.missing)
+        self.apps = apps.Apps(
+            db, clock, ids, self.calls, store.missing, lambda: {one.image_id for one in node().images()}
+        )
         self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
         self.log_store = LogStore(os.path.join(config.data_dir, "logs"), db, clock.now)
         self.logs = logs.Logs(

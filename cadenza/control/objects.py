@@ -1,18 +1,20 @@
-"""Uploads of files by content: which are missing, and storing one."""
+"""Uploads of files by content: which are missing, and storing them."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, Sequence
 
 from cadenza.base.errors import InvalidError
 from cadenza.control.blobs import Blobs
 from cadenza.control.request import Request
-from cadenza.protocol.methods import Empty, Missing, ObjectPut, ObjectsMissing
+from cadenza.protocol.methods import Empty, Missing, ObjectPart, ObjectPut, ObjectsMissing
 from cadenza.storage.objects import ObjectStore
 
 MAX_DIGESTS = 50_000
+MAX_OBJECTS = 1_000
+"""How many objects one request brings at most."""
 
 
 class Objects:
@@ -30,6 +32,11 @@ class Objects:
 
     async def put(self, request: Request[ObjectPut]) -> Empty:
         body = request.body
+        if body.objects:
+            if body.digest or body.blob_id:
+                raise InvalidError("object.put takes one object or several, not both")
+            await asyncio.to_thread(self._put_all, body.objects, request.payload)
+            return Empty()
         if not body.blob_id:
             await asyncio.to_thread(self._store.put, body.digest, request.payload)
             return Empty()
@@ -49,6 +56,16 @@ class Objects:
         finally:
             self._blobs.drop(holder)
         return Empty()
+
+    def _put_all(self, parts: Sequence[ObjectPart], payload: bytes) -> None:
+        if len(parts) > MAX_OBJECTS:
+            raise InvalidError(f"at most {MAX_OBJECTS} objects in one request, not {len(parts)}")
+        if any(one.size < 0 for one in parts) or sum(one.size for one in parts) != len(payload):
+            raise InvalidError(f"the objects do not fit the payload of {len(payload)} bytes")
+        start = 0
+        for one in parts:
+            self._store.put(one.digest, payload[start : start + one.size])
+            start += one.size
 
 
 def _put_and_close(store: ObjectStore, digest: str, fd: int, size: int) -> None:

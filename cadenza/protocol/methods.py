@@ -134,11 +134,23 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class ObjectPut:
-    """Store an object: the payload, or an earlier blob put over the lane. Its SHA-256 is checked."""
+class ObjectPart:
+    """One of several objects in a payload: its SHA-256, and how many bytes of the payload are its."""
 
     digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ObjectPut:
+    """Store an object: the payload, or an earlier blob put over the lane. Its SHA-256 is checked.
+
+    With ``objects`` the payload is those, one after the other, and ``digest`` is empty.
+    """
+
+    digest: str = ""
     blob_id: str = ""
+    objects: tuple[ObjectPart, ...] = ()
 
 
 # --- images ---

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Coroutine, Iterable, Iterator, Optional, Sequence
 
 from cadenza.base.errors import ExecutionError, InvalidError, ModuleNotMountable
-from cadenza.protocol.methods import ObjectPut, ObjectsMissing
+from cadenza.protocol.methods import ObjectPart, ObjectPut, ObjectsMissing
 from cadenza.protocol.objects import FileEntry
 from cadenza.sdk.patterns import NON_PYTHON_FILES, FilePatternMatcher, as_predicate
 
@@ -31,6 +31,9 @@ ROOT = "/root"
 """Where a program's own modules are in a container; it is on the module search path and is the working directory."""
 INLINE_OBJECT_BYTES = 8 << 20
 """A larger file goes over the lane."""
+SMALL_OBJECT_BYTES = 64 << 10
+BATCH_OBJECTS, BATCH_BYTES = 200, 1 << 20
+"""Files up to the first size go together, so many and so large at most."""
 MISSING_BATCH = 5_000
 PARALLEL_UPLOADS = 8
 PARALLEL_HASHES = 4
@@ -268,21 +271,43 @@ async def upload(client: Any, uploads: Sequence[Upload], progress: Optional[Call
     done = 0
     gate = asyncio.Semaphore(PARALLEL_UPLOADS)
 
-    async def send(one: Upload) -> None:
+    async def send(batch: Sequence[Upload]) -> None:
         nonlocal done
         async with gate:
-            data = await asyncio.get_running_loop().run_in_executor(None, read_content, one)
-            if one.size <= INLINE_OBJECT_BYTES:
-                await client._request("object.put", ObjectPut(one.digest), [data])
+            loop = asyncio.get_running_loop()
+            data = await loop.run_in_executor(None, lambda: [read_content(one) for one in batch])
+            first = batch[0]
+            if len(batch) > 1:
+                parts = tuple(ObjectPart(one.digest, len(content)) for one, content in zip(batch, data))
+                await client._request("object.put", ObjectPut(objects=parts), data)
+            elif first.size <= INLINE_OBJECT_BYTES:
+                await client._request("object.put", ObjectPut(first.digest), data)
             else:
-                blob = await client._put_blob([data], True)
-                await client._request("object.put", ObjectPut(one.digest, blob_id=blob.blob_id))
-        done += one.size
+                blob = await client._put_blob(data, True)
+                await client._request("object.put", ObjectPut(first.digest, blob_id=blob.blob_id))
+        done += sum(one.size for one in batch)
         if progress is not None:
             progress(done, total)
 
-    await all_or_none([send(one) for one in missing])
+    await all_or_none([send(one) for one in batches(missing)])
     return len(missing)
+
+
+def batches(uploads: Sequence[Upload]) -> list[list[Upload]]:
+    """Small ones together, large ones alone."""
+    found: list[list[Upload]] = []
+    count = size = BATCH_BYTES + 1
+    for one in uploads:
+        if one.size > SMALL_OBJECT_BYTES:
+            found.insert(0, [one])
+            continue
+        if count >= BATCH_OBJECTS or size + one.size > BATCH_BYTES:
+            found.append([])
+            count = size = 0
+        found[-1].append(one)
+        count += 1
+        size += one.size
+    return found
 
 
 async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -15,10 +15,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class ObjectStore:
-    """The node's object directory. `put` and `put_file` block (a write and an fsync): call them in threads."""
+    """The node's object directory. `put` and `put_file` block: call them in threads.
 
-    def __init__(self, root: str) -> None:
+    The rename alone survives any end of our process; with ``sync`` an object also survives a loss of power.
+    """
+
+    def __init__(self, root: str, sync: bool = False) -> None:
         self.root = root
+        self._sync = sync
         self._drafts = os.path.join(root, "tmp")
         os.makedirs(self._drafts, mode=0o700, exist_ok=True)
         os.chmod(root, 0o755)
@@ -85,7 +89,8 @@ class ObjectStore:
 
     def _commit(self, fd: int, draft: str, target: str) -> None:
         os.fchmod(fd, 0o444)
-        os.fsync(fd)
+        if self._sync:
+            os.fsync(fd)
         folder = os.path.dirname(target)
         if not os.path.isdir(folder):
             os.makedirs(folder, exist_ok=True)

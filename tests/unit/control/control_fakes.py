@@ -10,6 +10,7 @@ from cadenza.base.errors import ImageBuildError, NotFoundError
 from cadenza.base.resources import Resources
 from cadenza.protocol.calls import FAILURE, REVOKED, SUCCESS, TERMINATED, Attempt, AttemptOutput, BlobRef, GeneratorItem
 from cadenza.protocol.frame import PROTOCOL, Decoder, encode
+from cadenza.protocol.objects import FunctionSpec
 from cadenza.protocol.nodes import (
     EXITED,
     GONE,
@@ -64,6 +65,8 @@ class FakeNode:
         self.apps: dict[str, tuple[str, str]] = {}
         self.running: dict[str, list[Attempt]] = {}
         self.built: list[str] = []
+        self.there = [FunctionSpec("f").image.image_id()]
+        """Images that were built before."""
         self.building = 0
         self.go = asyncio.Event()
         self.go.set()
@@ -142,7 +145,7 @@ class FakeNode:
             self.building -= 1
 
     def images(self) -> list[ImageInfo]:
-        return [ImageInfo(one, 1, 1.0, 1.0) for one in self.built]
+        return [ImageInfo(one, 1, 1.0, 1.0) for one in (*self.there, *self.built)]
 
     async def exec(
         self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None]

@@ -28,7 +28,7 @@ def test_askers_share_one_build_and_all_see_it_whole(tmp_path: Path) -> None:
             assert items[-1][0]["image"]["image_id"] == world.node.built[0]
         assert len(world.node.built) == 1
         listed = await clients[0].ask("image.list")
-        assert [one["image_id"] for one in listed["images"]] == world.node.built
+        assert [one["image_id"] for one in listed["images"]] == [*world.node.there, *world.node.built]
         for one in clients:
             one.close()
 

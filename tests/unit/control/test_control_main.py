@@ -342,6 +342,19 @@ def test_what_can_never_run_is_refused_at_once(tmp_path: Path, change: dict[str,
     in_world(tmp_path, test)
 
 
+def test_images_must_be_built_before(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.node.there.clear()
+        client = await world.client()
+        app_id = (await client.ask("app.create", {}))["app_id"]
+        publish = {"app_id": app_id, "functions": [{"name": "f", "module": "m", "qualname": "f"}]}
+        refused = await client.ask("app.publish", publish)
+        assert refused["kind"] == "conflict" and "the image of function f is not built" in refused["message"]
+        client.close()
+
+    in_world(tmp_path, test)
+
+
 def test_files_must_be_uploaded_before(tmp_path: Path) -> None:
     import hashlib
 
@@ -361,14 +374,22 @@ def test_files_must_be_uploaded_before(tmp_path: Path) -> None:
         assert path is not None
         assert Path(path).read_bytes() == data
 
+        small = [b"one", b"", b"three"]
+        parts = [{"digest": hashlib.sha256(one).hexdigest(), "size": len(one)} for one in small]
+        wrong = [*parts[:2], {"digest": parts[2]["digest"], "size": 4}]
+        assert (await client.ask("object.put", {"objects": wrong}, b"onethree"))["kind"] == "invalid"
+        assert await client.ask("object.put", {"objects": parts}, b"onethree") == {}
+        for one in parts:
+            assert world.control.object_path(one["digest"]) is not None
+
         big = b"y" * 3_000_000
         blob = world._put_blob(big).blob_id
         digest = hashlib.sha256(big).hexdigest()
         assert await client.ask("object.put", {"digest": digest, "blob_id": blob}) == {}
         assert world.control.object_path(digest) is not None
-        parts = world.control._parts
-        assert parts is not None
-        assert parts.blobs.find(blob) is None  # the memory is the sender's again
+        control = world.control._parts
+        assert control is not None
+        assert control.blobs.find(blob) is None  # the memory is the sender's again
         client.close()
 
     in_world(tmp_path, test)

@@ -168,12 +168,22 @@ class Server:
         self.objects: dict[str, bytes] = dict.fromkeys(has, b"")
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.puts = 0
 
     async def _request(self, method: str, body: Any, payload: Any = ()) -> Any:
         if method == "object.missing":
             self.asked.extend(body.digests)
             return Missing(tuple(one for one in body.digests if one not in self.objects))
         assert method == "object.put"
+        self.puts += 1
+        if body.objects:
+            rest = b"".join(payload)
+            for one in body.objects:
+                data, rest = rest[: one.size], rest[one.size :]
+                assert hashlib.sha256(data).hexdigest() == one.digest
+                self.objects[one.digest] = data
+            assert not rest
+            return Empty()
         data = self.blobs[body.blob_id] if body.blob_id else b"".join(payload)
         assert hashlib.sha256(data).hexdigest() == body.digest
         self.objects[body.digest] = data
@@ -199,6 +209,19 @@ def test_only_what_is_missing_is_sent(tmp_path: Path) -> None:
     assert server.objects[hashed[1].entry.digest] == b"b"
     assert sorted(server.asked) == server.asked
     assert seen[-1] == (7, 7)
+
+
+def test_small_files_go_together(tmp_path: Path) -> None:
+    count = 2 * source.BATCH_OBJECTS + 1
+    for number in range(count):
+        (tmp_path / str(number)).write_text(f"content {number}")
+    (tmp_path / "middle").write_bytes(b"m" * (source.SMALL_OBJECT_BYTES + 1))
+    names = [*map(str, range(count)), "middle"]
+    hashed = source.hash_files([LocalFile(str(tmp_path / name), f"/{name}") for name in names])
+    server = Server()
+    assert asyncio.run(source.upload(server, source.uploads_of(hashed))) == count + 1
+    assert len(server.objects) == count + 1
+    assert server.puts == 4
 
 
 def test_a_large_file_goes_over_the_lane(tmp_path: Path) -> None:
