@@ -72,7 +72,7 @@ def run(
     except InvalidError as error:
         raise click.ClickException(str(error)) from None
     kwargs, rest = parse_arguments(ref, found, signature, list(arguments))
-    if not found.is_local and found.raw is not None and inspect.isgeneratorfunction(found.raw):
+    if not found.is_local and found.target._is_generator:
         raise click.ClickException(
             f"{found.name} is a generator, which `cadenza run` cannot run by itself: call it with .remote_gen() from a "
             "@app.local_entrypoint()"

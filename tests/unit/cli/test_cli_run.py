@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, Optional
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from cadenza import compat
+from cadenza.cli.main import cli
 from cadenza.cli.run import parse_arguments
 from cadenza.sdk import entrypoint
 
@@ -52,3 +57,18 @@ def test_defaults_are_the_program_s_own_objects() -> None:
 def test_a_word_of_the_wrong_type_is_told() -> None:
     with pytest.raises(click.BadParameter, match="not a valid integer"):
         parsed(needs, "--text", "a", "--number", "three", "--flag")
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_generator_is_refused_before_anything_is_started(kind: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CADENZA_HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"program_{len(kind)}"
+    program = tmp_path / f"{name}.py"
+    program.write_text(f"import cadenza\napp = cadenza.App()\n@app.function()\n{kind} numbers():\n    yield 1\n")
+    try:
+        done = CliRunner().invoke(cli, ["run", str(program)])
+    finally:
+        sys.modules.pop(name, None)
+        compat.uninstall()
+    assert done.exit_code == 1 and "numbers is a generator" in done.output and not (tmp_path / "run").exists()
