@@ -92,12 +92,12 @@ def _describe(exc: BaseException, depth: int, seen: set[int]) -> Fault:
         "suppress_context": exc.__suppress_context__,
         "members": [],
     }
+    members = getattr(exc, "exceptions", ())
+    if isinstance(members, tuple) and depth > 0 and all(isinstance(one, BaseException) for one in members):
+        fault["members"] = [None if id(one) in seen else _describe(one, depth - 1, seen) for one in members[:MAX_CHAIN]]
     for key, other in (("cause", exc.__cause__), ("context", exc.__context__)):
         if other is not None and depth > 0 and id(other) not in seen:
             fault[key] = _describe(other, depth - 1, seen)
-    members = getattr(exc, "exceptions", ())
-    if isinstance(members, tuple) and depth > 0 and all(isinstance(one, BaseException) for one in members):
-        fault["members"] = [_describe(one, depth - 1, seen) for one in members[:MAX_CHAIN] if id(one) not in seen]
     return fault
 
 
@@ -207,6 +207,8 @@ def _restore(fault: Fault, container_id: str) -> BaseException:
     exc.__suppress_context__ = bool(fault.get("suppress_context"))
     members = getattr(exc, "exceptions", ())
     for one, packed in zip(members, fault.get("members") or ()):
+        if packed is None:
+            continue  # it was told already, elsewhere in the chain
         copy = _restore(packed, container_id)
         one.__traceback__, one.__cause__, one.__context__ = copy.__traceback__, copy.__cause__, copy.__context__
         one.__suppress_context__ = copy.__suppress_context__

@@ -309,6 +309,21 @@ def test_notes_groups_and_awkward_constructors() -> None:
     assert type(again(SystemExit(3))) is SystemExit
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups came with 3.11")
+def test_a_group_raised_while_one_of_its_members_is_handled() -> None:
+    """Each member keeps its own traceback, though the first is the group's context too."""
+
+    def collects() -> None:
+        try:
+            chain()
+        except Exception as first:
+            raise builtins.ExceptionGroup("both", [first, raised(during)]) from None
+
+    first, second = again(raised(collects)).exceptions
+    where = [[frame.name for frame in traceback.extract_tb(one.__traceback__)] for one in (first, second)]
+    assert where[0][-1] == "chain" and where[1][-1] == "during"
+
+
 def test_unpicklable_exceptions_are_replaced() -> None:
     exc = again(Locked())
     assert type(exc) is SerializationError and "Locked" in str(exc) and (2 << 20) < len(str(exc)) < (2 << 20) + 1000
