@@ -57,6 +57,7 @@ def run(
 ) -> None:
     from cadenza import compat
     from cadenza.sdk import entrypoint
+    from cadenza.sdk.function import Function
 
     compat.install()
     if write_result is not None and not os.path.isdir(os.path.dirname(os.path.abspath(write_result))):
@@ -72,7 +73,7 @@ def run(
     except InvalidError as error:
         raise click.ClickException(str(error)) from None
     kwargs, rest = parse_arguments(ref, found, signature, list(arguments))
-    if not found.is_local and found.target._is_generator:
+    if isinstance(found.target, Function) and found.target._is_generator:
         raise click.ClickException(
             f"{found.name} is a generator, which `cadenza run` cannot run by itself: call it with .remote_gen() from a "
             "@app.local_entrypoint()"
