@@ -122,8 +122,8 @@ async def open_surroundings(config: Config) -> Surroundings:
         except (Error, OSError) as error:
             around.warnings.append(f"containers share the machine's network; they can have none of their own: {error}")
     if drivers[STANDARD].name in machine.mapped:
-        identities = Identities(state_dir)
         try:
+            identities = Identities(state_dir)
             await identities.open()
             around.identities = identities
         except (Error, OSError) as error:

@@ -156,7 +156,7 @@ class Driver(Protocol):
     """What runs containers. Ids are at most 64 characters of ``[A-Za-z0-9_.-]``."""
 
     name: str
-    """crun, runc, runsc, rootless-crun, rootless-runsc, process or fake."""
+    """crun, runc, runsc, crun-rootless, runsc-rootless, process or fake."""
 
     async def start(self, config: ContainerConfig, bundle: str, stdio: Stdio) -> int:
         """Make and start a container; its first process is running when this returns.

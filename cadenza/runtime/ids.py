@@ -34,7 +34,7 @@ BLOCK_RANGES = 1023
 SPARE = 4
 """Ranges that are ready ahead of need."""
 MAKE_LIMIT_S = 10.0
-LOCKS = "/run/lock"
+LOCKS = "/run"
 PROGRAM_PATH = "/usr/bin:/bin"
 
 # include/uapi/linux/mount.h; the numbers of these calls are the same on all architectures.
@@ -232,9 +232,8 @@ class IdRanges:
 
 def _take_block() -> tuple[int, int]:
     """(the lock's descriptor, the block). With more agents than blocks on one machine, the last ones share one."""
-    folder = LOCKS if os.path.isdir(LOCKS) else "/run"
     for block in range(BLOCKS):
-        lock = os.open(os.path.join(folder, f"cadenza-ids-{block}"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = os.open(os.path.join(LOCKS, f"cadenza-ids-{block}"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock, block
