@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Awaitable, Callable, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
@@ -47,7 +47,7 @@ class StepRun:
     work: str
     argv: tuple[str, ...]
     """The first word is a path, or a name to look for in ``env["PATH"]`` inside."""
-    env: dict[str, str]
+    env: dict[str, str] = field(repr=False)
     """The whole environment of the command, image variables, secrets and proxies included."""
     cwd: str
     """Absolute; exists."""

@@ -59,7 +59,7 @@ class Layer:
     """For people, on one line."""
     changes: bool = True
     commands: tuple[tuple[str, ...], ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     """The commands' environment: the image's, the step's, its secrets'."""
     cwd: str = "/"
     caches: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ class ImageStep:
     options: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     files: tuple[FileEntry, ...] = ()
-    secrets: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     secret_keys: tuple[str, ...] = ()
     force: bool = False
     """Build this step and all after it again. No part of the digest."""
@@ -116,7 +116,7 @@ class FunctionSpec:
     image: ImageSpec = field(default_factory=ImageSpec)
     files: tuple[FileEntry, ...] = ()
     """Files mounted at start: the function's source and ``add_local_*(copy=False)``."""
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables in the order of semantics.md section 14 already merged, image variables not included."""
     secret_keys: tuple[str, ...] = ()
     """Which of ``env`` are secret: never shown."""

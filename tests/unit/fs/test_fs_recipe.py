@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cadenza.base.errors import InvalidError
+from cadenza.fs.build import StepRun
 from cadenza.fs.recipe import PATH, plan
-from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
+from cadenza.protocol.objects import FileEntry, FunctionSpec, ImageSpec, ImageStep
 
 GOLDEN = Path(__file__).parents[2] / "golden/fs/recipe.txt"
 BASE = ImageStep("base", options={"distribution": "debian_slim", "python": "3.11"})
@@ -134,3 +135,13 @@ def test_passwords_in_addresses_are_not_shown() -> None:
     pip, run = plan(ImageSpec(steps)).layers[1:]
     assert url in pip.commands[0] and url in run.commands[0][-1]
     assert "hidden" not in pip.text + run.text and "https://***@index.test/simple" in pip.text
+
+
+def test_secrets_are_in_no_representation() -> None:
+    """What is printed of a step or a function, in a log or an error, shows none of its variables' values."""
+    step = ImageStep("run", args=("true",), secrets={"TOKEN": "hidden"})
+    layer = plan(ImageSpec((BASE, step))).layers[1]
+    function = FunctionSpec(name="f", env={"TOKEN": "hidden"}, image=ImageSpec((BASE, step)))
+    told = StepRun("im-1", ("/l",), "/u", "/w", ("true",), layer.env, "/", lambda data: None)
+    assert layer.env["TOKEN"] == told.env["TOKEN"] == "hidden"
+    assert "hidden" not in repr((step, layer, function, told))
