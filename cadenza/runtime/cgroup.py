@@ -36,7 +36,7 @@ class Hierarchy:
     controllers: dict[str, str] = field(default_factory=dict)
     """v1 and hybrid: controller to its mount. v2: empty."""
     unified: str = ""
-    """The v2 mount, if there is one."""
+    """The v2 mount, if it is used. Not on hybrid machines with a freezer: joining it costs what `procs_files` says."""
     reason: str = ""
     """For ``none``: why."""
 
@@ -72,7 +72,7 @@ def detect(root: str = ROOT) -> Hierarchy:
         return Hierarchy("none", reason=f"this user may not make cgroups in {root}")
     unified = os.path.join(root, "unified")
     if os.path.exists(os.path.join(unified, "cgroup.procs")) and _writable(unified):
-        return Hierarchy("hybrid", found, unified)
+        return Hierarchy("hybrid", found, "" if "freezer" in found else unified)
     return Hierarchy("v1", found)
 
 
@@ -178,8 +178,16 @@ class Cgroup:
                     _write(os.path.join(self._path(controller), name), value)
 
     def procs_files(self) -> tuple[str, ...]:
-        """Files into which a process is written to join."""
-        return tuple(os.path.join(path, "cgroup.procs") for path in self._paths())
+        """Files to which a process of one thread writes 0 to join.
+
+        v1: ``tasks``. Writing to ``cgroup.procs`` keeps the whole machine from forking for a moment, and the kernel
+        waits 7 ms until it may; a thread that moves itself needs no such lock.
+        """
+        roots = self.hierarchy.controllers.values()
+        v1 = {os.path.realpath(root) for root in roots}
+        return tuple(
+            os.path.join(root, self.name, "tasks" if root in v1 else "cgroup.procs") for root in self.hierarchy.roots
+        )
 
     def exists(self) -> bool:
         return any(os.path.isdir(path) for path in self._paths())
