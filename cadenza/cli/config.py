@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import click
@@ -12,6 +13,8 @@ from cadenza.base.config import Config, load
 from cadenza.cli import show
 
 SECRET = ("token_secret",)
+_HEADER = re.compile(r"""\s*\[\s*["']?([^\]"']+?)["']?\s*\]\s*(?:#.*)?""")
+"""The line that begins a table."""
 
 
 @click.group(help="Show and set the configuration.")
@@ -67,12 +70,12 @@ def with_setting(text: str, profile: str, key: str, literal: str) -> str:
     Without ``profile``: the table marked ``active = true``, else ``[default]``.
     """
     lines = text.splitlines()
-    tables = [(at, line.strip()[1:-1].strip()) for at, line in enumerate(lines) if line.strip().startswith("[")]
+    tables = [(at, found[1]) for at, line in enumerate(lines) if (found := _HEADER.fullmatch(line))]
     if not profile:
         profile = "default"
         for order, (at, name) in enumerate(tables):
             end = tables[order + 1][0] if order + 1 < len(tables) else len(lines)
-            if any(line.replace(" ", "") == "active=true" for line in lines[at:end]):
+            if any(line.partition("#")[0].replace(" ", "") == "active=true" for line in lines[at:end]):
                 profile = name
     for order, (at, name) in enumerate(tables):
         if name != profile:

@@ -21,6 +21,8 @@ else:
         ("[a]\nactive = true\n[b]\n", "", {"a": {"active": True, "loglevel": "INFO"}, "b": {}}),
         ("[a]\nactive = true\n[b]\n", "b", {"a": {"active": True}, "b": {"loglevel": "INFO"}}),
         ('[default]\nloglevel = "DEBUG"  # why\n', "", {"default": {"loglevel": "INFO"}}),
+        ("[default]  # mine\nx = 1\n", "", {"default": {"x": 1, "loglevel": "INFO"}}),
+        ('["a b"]\nactive = true # now\n', "", {"a b": {"active": True, "loglevel": "INFO"}}),
     ],
 )
 def test_a_setting_lands_in_the_right_table(text: str, profile: str, expected: dict[str, object]) -> None:
