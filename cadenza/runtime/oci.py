@@ -35,6 +35,7 @@ from cadenza.runtime.driver import (
     Stdio,
 )
 from cadenza.runtime.launcher import Child, Launcher, Program, dead_children, reap
+from cadenza.runtime.process import measure
 from cadenza.runtime.spec import DEFAULT_PATH, OPEN_FILES, check_command, exec_process, oci_spec
 
 CGROUP_PARENT = "cadenza"
@@ -230,7 +231,7 @@ class OciDriver:
             self._follow(container, child)
             return child.pid
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._erase(container)))
+            await asyncio.shield(asyncio.ensure_future(self._call_off(container)))
             raise
 
     async def wait(self, container_id: str) -> Exit:
@@ -290,7 +291,8 @@ class OciDriver:
         found = container.cgroup.stats()
         if found is not None:
             return found
-        return Stats(0, 0.0, 0)
+        first = container.child.pid if container.child is not None and not container.child.ended else 0
+        return await asyncio.to_thread(measure, first, container_id) if first else Stats(0, 0.0, 0)
 
     async def update(self, container_id: str, limits: Limits) -> None:
         container = self._get(container_id)
@@ -414,6 +416,23 @@ class OciDriver:
             if ours and dead.pid not in Child.watched:
                 reap([dead.pid])
 
+    async def _call_off(self, container: _Container) -> None:
+        """Undo a start that failed or was called off, whatever the program had come to."""
+        if self._hierarchy.kind == "none" and container.child is None:
+            # No cgroup tells what it made. crun's own processes go on without the one that we began; the container's
+            # first process is noted before it may go on, and ends by itself when nobody tells it to.
+            await asyncio.to_thread(rootless.end_programs, container.folder)
+            for name in ("pid", f"root/{container.id}/status"):
+                path = os.path.join(container.folder, name)
+                try:
+                    pid = _noted_pid(path)
+                    if pid and rootless.older(pid, path):
+                        self._follow(container, Child(pid))
+                        break
+                except (OSError, ValueError):
+                    continue
+        await self._erase(container)
+
     async def _erase(self, container: _Container) -> None:
         await self._kill(container)
         container.cgroup.remove()
@@ -451,6 +470,13 @@ class _Terminal:
     def close(self) -> None:
         self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _noted_pid(path: str) -> int:
+    """From a pid file, or from crun's status in JSON. OSError, ValueError."""
+    with open(path) as file:
+        found = json.load(file)
+    return int(found["pid"] if isinstance(found, dict) else found)
 
 
 def _pid_in(path: str) -> int:

@@ -15,6 +15,7 @@ import ctypes
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ CLONE_NEWUSER = 0x10000000
 MS_REC = 0x4000
 MS_SLAVE = 1 << 19
 MAP_LIMIT_S = 10.0
+END_LIMIT_S = 5.0
+END_PAUSE_S = 0.002
 CLOCK_SLACK_S = 0.05
 """The kernel tells when a process began in hundredths of a second."""
 CGROUP_ROOT = "/sys/fs/cgroup"
@@ -158,6 +161,30 @@ def older(pid: int, path: str) -> bool:
         return age_s > time.time() - os.stat(path).st_mtime - CLOCK_SLACK_S
     except (OSError, ValueError, IndexError):
         return False
+
+
+def end_programs(folder: str) -> None:
+    """Kill all processes that have a path below ``folder`` in their command line, and wait until they are gone."""
+    mark = os.fsencode(folder) + b"/"
+    deadline = time.monotonic() + END_LIMIT_S
+    while time.monotonic() < deadline:
+        there = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if mark in _command(pid)]
+        if not there:
+            return
+        for pid in there:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        time.sleep(END_PAUSE_S)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _give_ids(pid: int, ids: IdMap) -> str:
