@@ -18,9 +18,9 @@ from typing import Any, Callable, Optional
 
 import msgspec
 
-from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError, kind_of
+from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError, ServiceError, kind_of
 from cadenza.base.ids import IdSource
-from cadenza.control.blobs import Blobs
+from cadenza.control.blobs import Blob, Blobs
 from cadenza.control.listen import accept_each, listen_private, peer_process, same_user
 from cadenza.observe.log import Log
 from cadenza.protocol.frame import FrameError, encode
@@ -35,6 +35,8 @@ STALL_S = 30.0
 """A peer that sends or takes nothing of a body for this long is given up."""
 BODY_BYTES = 1 << 20
 WORKERS = 16
+PERSIST_WORKERS = 4
+"""Threads of their own for `LaneServer.persist`: what calls wait for does not queue behind what lanes do."""
 
 _log = Log("cadenza.control.lane")
 _F_GET_SEALS = 1034
@@ -63,6 +65,8 @@ class LaneServer:
         self._path = ""
         self._lanes: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(WORKERS, "lane")
+        self._copiers = ThreadPoolExecutor(PERSIST_WORKERS, "persist")
+        self._persisting: dict[str, asyncio.Task[None]] = {}
         self._lingering: set[int] = set()
         self._by_container: Counter[str] = Counter()
         blobs.forget = lambda blob_id: self._later(blobs.store.delete, blob_id)
@@ -124,22 +128,43 @@ class LaneServer:
             pass  # closing; the next start sweeps the store
 
     async def persist(self, blob_id: str) -> None:
-        """Make a value durable if it is not yet. NotFoundError when there is no such value."""
+        """Make a value durable if it is not yet. NotFoundError when there is no such value.
+
+        All who ask for one value wait for one copy, which goes on when they do not wait any more.
+        """
         blob = self._blobs.find(blob_id)
         if blob is None:
             self._blobs.store.size(blob_id)
             return
-        holder = "persist:" + blob_id
-        self._blobs.hold(blob_id, holder)
+        if blob.durable:
+            return
+        task = self._persisting.get(blob_id)
+        if task is None:
+            task = self._persisting[blob_id] = asyncio.get_running_loop().create_task(self._make_durable(blob))
+            task.add_done_callback(lambda task: self._made_durable(blob_id, task))
+        await asyncio.shield(task)
+
+    async def _make_durable(self, blob: Blob) -> None:
+        holder = "persist:" + blob.blob_id
+        self._blobs.hold(blob.blob_id, holder)
         try:
             if blob.fd >= 0:
-                await self._call(_store_copy, self._blobs, blob.fd, blob.size, blob_id)
+                fd = os.dup(blob.fd)  # the copy's own: numbers of descriptors are used again
+                try:
+                    copied = self._copiers.submit(_store_copy, self._blobs, fd, blob.size, blob.blob_id)
+                except RuntimeError:
+                    os.close(fd)
+                    raise ServiceError("the server stops") from None
+                copied.add_done_callback(lambda _: os.close(fd))
+                await asyncio.wrap_future(copied)
             blob.durable = True
         finally:
             self._blobs.drop(holder)
 
-    def _call(self, fn: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, fn, *args)
+    def _made_durable(self, blob_id: str, task: asyncio.Task[None]) -> None:
+        del self._persisting[blob_id]
+        if not task.cancelled():
+            task.exception()  # taken here too, for when nobody waits any more
 
     async def close(self) -> None:
         """End all lanes."""
@@ -152,13 +177,16 @@ class LaneServer:
                 pass
         for task in list(self._lanes):
             task.cancel()
-        if self._lanes:
-            await asyncio.wait(list(self._lanes))
+        for task in list(self._persisting.values()):
+            task.cancel()
+        if self._lanes or self._persisting:
+            await asyncio.wait([*self._lanes, *self._persisting.values()])
         for process in self._lingering:
             asyncio.get_running_loop().remove_reader(process)
             os.close(process)
         self._lingering.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._copiers.shutdown(wait=False, cancel_futures=True)
 
 
 class _Lane:

@@ -12,6 +12,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any, Awaitable, Callable, Optional
 
 import pytest
@@ -21,6 +22,7 @@ from cadenza.base.clock import ManualClock
 from cadenza.base.errors import NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.blobs import FRESH_S, Blobs
+from cadenza.control import lane as module
 from cadenza.control.lane import MAX_CONTAINER_LANES, LaneServer
 from cadenza.protocol.frame import encode
 from cadenza.storage.blobs import MemoryBlobs
@@ -436,5 +438,59 @@ def test_a_container_has_its_own_way_in(tmp_path: Any) -> None:
         assert (await world.lane().put(b"others go on"))["t"] == "ok"
         for _, one in extra:
             one.close()
+
+    in_world(tmp_path, test)
+
+
+def _slow_copies(monkeypatch: Any, *after: threading.Event) -> None:
+    """The n-th copy to the store begins when the n-th event is set."""
+    real, events = module._store_copy, list(after)
+
+    def slow(*args: Any) -> None:
+        events.pop(0).wait(10)
+        real(*args)
+
+    monkeypatch.setattr(module, "_store_copy", slow)
+
+
+def test_a_cancelled_copy_never_reads_another_descriptor(tmp_path: Any, monkeypatch: Any) -> None:
+    go = threading.Event()
+    _slow_copies(monkeypatch, go)
+
+    async def test(world: World) -> None:
+        blob_id = IdSource().new("blob")
+        world.blobs.keep("lane", blob_id, 4, memfd(b"AAAA"))
+        task = asyncio.ensure_future(world.server.persist(blob_id))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.sleep(0)
+        world.clock.advance(FRESH_S * 2)
+        world.blobs.expire()
+        others = [memfd(b"SECRET OF ANOTHER") for _ in range(3)]  # a number that is free is used again
+        go.set()
+        for _ in range(500):
+            if not world.server._persisting:
+                break
+            await asyncio.sleep(0.01)
+        assert world.store.get(blob_id) == b"AAAA"
+        for one in others:
+            os.close(one)
+
+    in_world(tmp_path, test)
+
+
+def test_two_who_keep_one_value_share_one_copy(tmp_path: Any, monkeypatch: Any) -> None:
+    go = threading.Event()
+    _slow_copies(monkeypatch, go)
+
+    async def test(world: World) -> None:
+        blob_id = IdSource().new("blob")
+        world.blobs.keep("lane", blob_id, 4, memfd(b"BBBB"))
+        tasks = [asyncio.ensure_future(world.server.persist(blob_id)) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        tasks[0].cancel()
+        go.set()
+        assert await asyncio.gather(*tasks[1:]) == [None, None]
+        assert world.store.get(blob_id) == b"BBBB"
 
     in_world(tmp_path, test)
