@@ -15,7 +15,7 @@ from cadenza.base.errors import InvalidError, NotFoundError, OutputExpiredError
 from cadenza.control.attached import Attached, input_id, item_of
 from cadenza.protocol.calls import PENDING, OutputItem, ValueRef
 from cadenza.protocol.methods import CallInfo
-from cadenza.scheduling.cluster import FunctionState
+from cadenza.scheduling.states import FunctionState
 from cadenza.storage.entry import CallRecord
 from cadenza.storage.queue import Queue
 

@@ -19,19 +19,26 @@ FRESH_S = 120.0
 """How long a put value may wait to be named: between a lane's reply and the frame that names the blob."""
 FREE_NAMED = 1_000
 """How many freed puts one reply names at most."""
+MAX_KEPT_VALUES = 1_024
+"""Values in memory of one container, or of one lane of the host: each is a descriptor of the server."""
+MAX_CLOSED = 10_000
+"""So many clients that are gone are remembered, for what is still on its way to them."""
 
 
 class Blob:
     """One value. ``fd`` is a read-only descriptor, or -1 when the bytes are in the store."""
 
-    __slots__ = ("blob_id", "durable", "fd", "fresh_until", "holds", "lane", "opens", "recycle", "size")
+    __slots__ = ("blob_id", "durable", "fd", "fresh_until", "holds", "lane", "opens", "owner", "recycle", "size")
 
-    def __init__(self, blob_id: str, size: int, fd: int, durable: bool, lane: str, fresh_until: float) -> None:
+    def __init__(
+        self, blob_id: str, size: int, fd: int, durable: bool, lane: str, fresh_until: float, owner: str = ""
+    ) -> None:
         self.blob_id = blob_id
         self.size = size
         self.fd = fd
         self.durable = durable
         self.lane = lane
+        self.owner = owner
         self.recycle = fd >= 0
         self.fresh_until = fresh_until
         self.holds: set[str] = set()
@@ -39,13 +46,20 @@ class Blob:
 
 
 class Blobs:
-    """All values of this control plane. ``memory_bytes`` bounds what is kept in memfds, `room` says what is left."""
+    """All values of this control plane. ``memory_bytes`` and ``values`` bound what is kept in memfds."""
 
-    def __init__(self, store: BlobStore, monotonic: Callable[[], float], memory_bytes: int) -> None:
+    def __init__(
+        self, store: BlobStore, monotonic: Callable[[], float], memory_bytes: int, values: int = 1 << 30
+    ) -> None:
         self.store = store
         self._now = monotonic
         self._memory_bytes = memory_bytes
         self._used = 0
+        self._values = values
+        self._count = 0
+        self._kept: Counter[str] = Counter()
+        self._owners: dict[str, str] = {}
+        self._closed: dict[str, None] = {}
         self._blobs: dict[str, Blob] = {}
         self._by_holder: dict[str, set[str]] = {}
         self._by_lane: dict[str, set[str]] = {}
@@ -58,22 +72,51 @@ class Blobs:
         """Memory held in memfds, in bytes."""
         return self._used
 
-    def room(self, size: int) -> bool:
-        """Whether ``size`` more bytes may be kept in memory."""
-        return self._used + size <= self._memory_bytes
+    def reserve(self, lane: str, size: int) -> bool:
+        """Whether one more value of ``size`` bytes may be kept in memory; it counts from here on.
+
+        A `keep` with ``reserved`` makes it a value, `unreserve` gives it back.
+        """
+        owner = self._owners.get(lane, lane)
+        if self._used + size > self._memory_bytes or self._count >= self._values:
+            return False
+        if self._kept[owner] >= MAX_KEPT_VALUES:
+            return False
+        self._count_in(owner, size)
+        return True
+
+    def unreserve(self, lane: str, size: int) -> None:
+        """What was reserved comes to nothing. Before `lane_closed`."""
+        self._count_out(self._owners.get(lane, lane), size)
+
+    def _count_in(self, owner: str, size: int) -> None:
+        self._used += size
+        self._count += 1
+        self._kept[owner] += 1
+
+    def _count_out(self, owner: str, size: int) -> None:
+        self._used -= size
+        self._count -= 1
+        self._kept[owner] -= 1
+        if not self._kept[owner]:
+            del self._kept[owner]
 
     def __len__(self) -> int:
         return len(self._blobs)
 
     # --- senders ---
 
-    def lane_opened(self, lane: str) -> None:
+    def lane_opened(self, lane: str, container_id: str = "") -> None:
+        """A lane of a container, or of the host when ``container_id`` is empty."""
         self._free[lane] = []
+        self._owners[lane] = container_id or lane
 
-    def keep(self, lane: str, blob_id: str, size: int, fd: int) -> None:
-        """A put in memory; ``fd`` is ours from here on."""
-        self._blobs[blob_id] = Blob(blob_id, size, fd, False, lane, self._now() + FRESH_S)
-        self._used += size
+    def keep(self, lane: str, blob_id: str, size: int, fd: int, reserved: bool = False) -> None:
+        """A put in memory; ``fd`` is ours from here on. With ``reserved`` it is counted already."""
+        owner = self._owners.get(lane, lane)
+        self._blobs[blob_id] = Blob(blob_id, size, fd, False, lane, self._now() + FRESH_S, owner)
+        if not reserved:
+            self._count_in(owner, size)
 
     def stored(self, lane: str, blob_id: str, size: int, durable: bool, recycle: bool) -> None:
         """A put that is in the store. With ``recycle`` the sender's memory was copied and is free at once."""
@@ -96,6 +139,7 @@ class Blobs:
     def lane_closed(self, lane: str) -> None:
         """A lane's connection is gone: its puts need no recycling."""
         self._free.pop(lane, None)
+        self._owners.pop(lane, None)
 
     def looks(self, lane: str) -> bool:
         """Whether something that was fetched over the lane is not released."""
@@ -132,12 +176,18 @@ class Blobs:
                 self._settle(blob)
 
     def deliver(self, blob_id: str, connection_id: str) -> None:
-        """A client was told of the value: it stays until its first fetch, or until the client is gone."""
-        if blob_id in self._blobs:
+        """A client was told of the value: it stays until its first fetch, or until the client is gone.
+
+        Of one that is gone already nobody will say so again: for it nothing stays.
+        """
+        if blob_id in self._blobs and connection_id not in self._closed:
             self.hold(blob_id, _delivery(connection_id))
 
     def connection_closed(self, connection_id: str) -> None:
         """A client is gone: what it was told of and did not fetch is over."""
+        self._closed[connection_id] = None
+        while len(self._closed) > MAX_CLOSED:
+            del self._closed[next(iter(self._closed))]
         self.drop(_delivery(connection_id))
 
     def find(self, blob_id: str) -> Optional[Blob]:
@@ -198,7 +248,7 @@ class Blobs:
     def _end(self, blob: Blob) -> None:
         if blob.fd >= 0:
             os.close(blob.fd)
-            self._used -= blob.size
+            self._count_out(blob.owner, blob.size)
             blob.fd = -1
             waiting = self._free.get(blob.lane)
             if waiting is not None:

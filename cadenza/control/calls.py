@@ -44,7 +44,7 @@ from cadenza.protocol.calls import (
 from cadenza.protocol.methods import CallInfo, ContainerInfo, FunctionStats
 from cadenza.protocol.nodes import Node, NodeReport
 from cadenza.protocol.objects import FunctionSpec
-from cadenza.scheduling.cluster import ContainerState
+from cadenza.scheduling.states import ContainerState
 from cadenza.storage.db import Database
 from cadenza.storage.entry import CallRecord, Entry, Output, Unfinished
 from cadenza.storage.queue import EXPIRE_ROWS, Queue
@@ -303,6 +303,8 @@ class Calls:
             else:
                 mine.add(record.call_id)
         self._run_attached(state, entries)
+        if parent_input_id:
+            self.loop.post(self.loop.nested, parent_input_id, 1)
         return record.call_id, [one.input_id for one in entries]
 
     def _record(
@@ -542,6 +544,8 @@ class Calls:
             mine.discard(record.call_id)
             if not mine:
                 del self._by_caller[record.caller]
+        if record.parent_input_id:
+            self.loop.post(self.loop.nested, record.parent_input_id, -1)
         self._answers.ended(state)
         if state.dropped:
             self._queue.forget_calls((record.call_id,))

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import select
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from cadenza.control.blobs import Blob, Blobs
 from cadenza.control.listen import accept_each, listen_private, peer_process, same_user
 from cadenza.observe.log import Log
 from cadenza.protocol.frame import FrameError, encode
-from cadenza.storage.blobs import copy
+from cadenza.storage.blobs import Draft, copy
 
 MAX_LANE_FRAME_BYTES = 64 << 10
 MAX_FDS = 16
@@ -35,6 +36,12 @@ STALL_S = 30.0
 """A peer that sends or takes nothing of a body for this long is given up."""
 BODY_BYTES = 1 << 20
 WORKERS = 16
+CONTAINER_WORKERS, HOST_WORKERS = 4, 12
+"""How many threads the lanes of one container have at most at a time, and those of the host."""
+SLICE_BYTES = 64 << 20
+PATIENCE_S = 0.002
+"""A thread gives up a body after so many bytes, or when its peer is not ready for so long: the event loop waits for
+peers, threads do not."""
 PERSIST_WORKERS = 4
 """Threads of their own for `LaneServer.persist`: what calls wait for does not queue behind what lanes do."""
 
@@ -69,6 +76,7 @@ class LaneServer:
         self._persisting: dict[str, asyncio.Task[None]] = {}
         self._lingering: set[int] = set()
         self._by_container: Counter[str] = Counter()
+        self._shares: dict[str, asyncio.Semaphore] = {}
         blobs.forget = lambda blob_id: self._later(blobs.store.delete, blob_id)
 
     def listen(self, path: str) -> None:
@@ -90,7 +98,12 @@ class LaneServer:
             sock.close()
             return
         sock.setblocking(False)
-        lane = _Lane(sock, self._ids.new("connection"), self._blobs, self._ids, self._threads, self._ended)
+        share = self._shares.setdefault(
+            container_id, asyncio.Semaphore(CONTAINER_WORKERS if container_id else HOST_WORKERS)
+        )
+        lane = _Lane(
+            sock, self._ids.new("connection"), container_id, self._blobs, self._ids, self._threads, share, self._ended
+        )
         task = asyncio.get_running_loop().create_task(lane.run())
         self._lanes.add(task)
         self._by_container[container_id] += 1
@@ -101,6 +114,7 @@ class LaneServer:
         self._by_container[container_id] -= 1
         if not self._by_container[container_id]:
             del self._by_container[container_id]
+            del self._shares[container_id]
 
     def _ended(self, lane: str, process: int) -> None:
         """A lane's connection is over. Its views are over only with its process: until then no sender may overwrite
@@ -196,16 +210,20 @@ class _Lane:
         self,
         sock: socket.socket,
         lane_id: str,
+        container_id: str,
         blobs: Blobs,
         ids: IdSource,
         threads: ThreadPoolExecutor,
+        share: asyncio.Semaphore,
         ended: Callable[[str, int], None],
     ) -> None:
         self._sock = sock
         self._id = lane_id
+        self._container_id = container_id
         self._blobs = blobs
         self._ids = ids
         self._threads = threads
+        self._share = share
         self._ended = ended
         self._process = peer_process(sock)
         self._loop = asyncio.get_running_loop()
@@ -213,7 +231,7 @@ class _Lane:
         self._fds: list[int] = []
 
     async def run(self) -> None:
-        self._blobs.lane_opened(self._id)
+        self._blobs.lane_opened(self._id, self._container_id)
         try:
             while True:
                 raw = await self._frame()
@@ -262,17 +280,11 @@ class _Lane:
         if not self._fds:
             raise InvalidError("a put with fd=true needs a descriptor beside its frame")
         fd = self._fds.pop(0)
-        keep = -1
         try:
             check_memfd(fd, ask.size)
             blob_id = self._ids.new("blob")
-            if not ask.durable and self._blobs.room(ask.size):
-                try:
-                    os.fchmod(fd, 0o400)  # receivers of another user cannot open it for writing again
-                except OSError:
-                    pass
-                keep = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-                self._blobs.keep(self._id, blob_id, ask.size, keep)
+            if not ask.durable and self._blobs.reserve(self._id, ask.size):
+                self._keep(fd, blob_id, ask.size)
                 return blob_id
             await self._thread(_store_copy, self._blobs, fd, ask.size, blob_id)
             self._blobs.stored(self._id, blob_id, ask.size, ask.durable, recycle=True)
@@ -284,26 +296,54 @@ class _Lane:
         if not 0 <= ask.size <= MAX_VALUE_BYTES:
             raise InvalidError(f"a value of {ask.size} bytes: at most {MAX_VALUE_BYTES}")
         blob_id = self._ids.new("blob")
-        ahead = bytes(self._buffer[: ask.size])
-        del self._buffer[: len(ahead)]
-        if not ask.durable and self._blobs.room(ask.size):
-            fd = os.memfd_create("cadenza-value", os.MFD_CLOEXEC)
+        if not ask.durable and self._blobs.reserve(self._id, ask.size):
+            fd = -1
             try:
-                await self._thread(receive_body, self._sock, ahead, fd, ask.size)
-                keep = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.memfd_create("cadenza-value", os.MFD_CLOEXEC)
+                await self._take_body(fd, ask.size)
+            except BaseException:
+                self._blobs.unreserve(self._id, ask.size)
+                if fd >= 0:
+                    os.close(fd)
+                raise
+            try:
+                self._keep(fd, blob_id, ask.size)
             finally:
                 os.close(fd)
-            self._blobs.keep(self._id, blob_id, ask.size, keep)
             return blob_id
-        await self._thread(_store_body, self._blobs, self._sock, ahead, ask.size, blob_id)
+        draft: list[Draft] = []
+        try:
+            await self._thread(lambda: draft.append(self._blobs.store.draft()))
+            await self._take_body(draft[0].fd, ask.size)
+            await self._thread(draft[0].commit, blob_id)
+        except OSError as error:
+            raise _full(error) from None
+        finally:
+            if draft:
+                await self._thread(draft[0].discard)  # of one that was committed nothing is left to discard
         self._blobs.stored(self._id, blob_id, ask.size, ask.durable, recycle=False)
         return blob_id
 
+    def _keep(self, fd: int, blob_id: str, size: int) -> None:
+        """A reserved value that is in memory is there from here on. ``fd`` stays the caller's."""
+        try:
+            os.fchmod(fd, 0o400)  # receivers of another user cannot open it for writing again
+        except OSError:
+            pass
+        try:
+            keep = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            self._blobs.unreserve(self._id, size)
+            raise
+        self._blobs.keep(self._id, blob_id, size, keep, reserved=True)
+
     async def _get(self, ask: Ask) -> None:
         fd = self._blobs.open(self._id, ask.blob)
+        opened: list[int] = []
         try:
             if fd is None:
-                fd = await self._thread(self._blobs.store.open, ask.blob)
+                await self._thread(lambda: opened.append(self._blobs.store.open(ask.blob)))
+                fd = opened[0]
                 blob = self._blobs.find(ask.blob)
                 size = blob.size if blob is not None else os.fstat(fd).st_size
             else:
@@ -314,25 +354,50 @@ class _Lane:
                 await self._say({"t": "ok", "size": size, "fd": True}, fd)
             else:
                 await self._say({"t": "ok", "size": size, "fd": False})
-                await self._thread(send_body, self._sock, fd, size)
+                await self._give_body(fd, size)
         finally:
-            if fd is not None:
-                os.close(fd)
+            for one in opened or ([] if fd is None else [fd]):
+                os.close(one)
+
+    async def _take_body(self, fd: int, size: int) -> None:
+        """``size`` bytes of the connection into a file. EOFError when they end early, or do not come."""
+        ahead = bytes(self._buffer[:size])
+        del self._buffer[: len(ahead)]
+        await self._thread(_write, fd, memoryview(ahead))
+        left = size - len(ahead)
+        buffer = bytearray(min(BODY_BYTES, left))
+        while left:
+            await self._peer(self._loop.add_reader, self._loop.remove_reader)
+            left -= await self._thread(receive_some, self._sock, fd, left, buffer)
+
+    async def _give_body(self, fd: int, size: int) -> None:
+        """The first ``size`` bytes of a file into the connection. EOFError when they are not there, or not taken."""
+        done = 0
+        while done < size:
+            await self._peer(self._loop.add_writer, self._loop.remove_writer)
+            done += await self._thread(send_some, self._sock, fd, done, size)
 
     # --- the socket ---
 
     async def _thread(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run in a worker thread; a cancelled lane still waits for it, because it uses our descriptors."""
-        future = self._loop.run_in_executor(self._threads, fn, *args)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
+        async with self._share:
+            future = self._loop.run_in_executor(self._threads, fn, *args)
             try:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            await asyncio.wait([future])
-            raise
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                try:
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                await asyncio.wait([future])
+                raise
+
+    async def _peer(self, add: Callable[..., Any], remove: Callable[..., Any]) -> None:
+        try:
+            await asyncio.wait_for(self._ready(add, remove), STALL_S)
+        except asyncio.TimeoutError:
+            raise EOFError(f"nothing of a body came or went for {STALL_S:g} seconds") from None
 
     async def _frame(self) -> Optional[bytes]:
         """The next header, or None at the end."""
@@ -413,34 +478,49 @@ def check_memfd(fd: int, size: int) -> None:
         raise InvalidError(f"the memfd has {found} bytes, not {size}")
 
 
-def receive_body(sock: socket.socket, ahead: bytes, fd: int, size: int) -> None:
-    """``size`` bytes of a connection into a file, ``ahead`` first. EOFError when it ends early. Blocks."""
-    _write(fd, memoryview(ahead))
-    left = size - len(ahead)
-    buffer = memoryview(bytearray(min(BODY_BYTES, max(1, left))))
-    sock.settimeout(STALL_S)
+def receive_some(sock: socket.socket, fd: int, size: int, buffer: bytearray) -> int:
+    """At most ``size`` bytes of a connection into a file: those that come without a pause. How many. Blocks shortly.
+
+    EOFError at the connection's end. ``buffer`` is room to work in.
+    """
+    most = min(size, SLICE_BYTES)
+    view = memoryview(buffer)
+    done = 0
+    sock.settimeout(PATIENCE_S)
     try:
-        while left > 0:
-            count = sock.recv_into(buffer[: min(left, BODY_BYTES)])
+        while done < most:
+            count = sock.recv_into(view[: most - done])
             if not count:
                 raise EOFError("the connection ended within a body")
-            _write(fd, buffer[:count])
-            left -= count
+            _write(fd, view[:count])
+            done += count
+    except TimeoutError:
+        pass
     finally:
         sock.setblocking(False)
+    return done
 
 
-def send_body(sock: socket.socket, fd: int, size: int) -> None:
-    """The first ``size`` bytes of a file into a connection. Blocks."""
-    if not size:
-        return
-    sock.settimeout(STALL_S)
-    try:
-        with os.fdopen(os.dup(fd), "rb") as file:
-            if sock.sendfile(file, 0, size) < size:
-                raise EOFError("the value is shorter than it was")
-    finally:
-        sock.setblocking(False)
+def send_some(sock: socket.socket, fd: int, start: int, size: int) -> int:
+    """Bytes of a file from ``start``, before ``size``, into a connection: as many as its peer takes without a pause.
+
+    EOFError when the file has fewer. Blocks shortly.
+    """
+    end = min(size, start + SLICE_BYTES)
+    at = start
+    room = select.poll()
+    room.register(sock, select.POLLOUT)
+    while at < end:
+        try:
+            count = os.sendfile(sock.fileno(), fd, at, end - at)
+        except BlockingIOError:
+            if not room.poll(PATIENCE_S * 1000):
+                break
+            continue
+        if not count:
+            raise EOFError("the value is shorter than it was")
+        at += count
+    return at - start
 
 
 def _write(fd: int, view: memoryview) -> None:
@@ -458,19 +538,6 @@ def _store_copy(blobs: Blobs, fd: int, size: int, blob_id: str) -> None:
     draft = blobs.store.draft()
     try:
         copy(fd, draft.fd, size)
-        draft.commit(blob_id)
-    except OSError as error:
-        draft.discard()
-        raise _full(error) from None
-    except BaseException:
-        draft.discard()
-        raise
-
-
-def _store_body(blobs: Blobs, sock: socket.socket, ahead: bytes, size: int, blob_id: str) -> None:
-    draft = blobs.store.draft()
-    try:
-        receive_body(sock, ahead, draft.fd, size)
         draft.commit(blob_id)
     except OSError as error:
         draft.discard()

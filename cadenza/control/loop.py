@@ -36,9 +36,9 @@ from cadenza.protocol.calls import (
 )
 from cadenza.protocol.nodes import ContainerReport, ContainerSpec, Desired, Node, NodeReport, StopOrder
 from cadenza.protocol.objects import FunctionSpec
-from cadenza.scheduling import autoscale, dispatch, placement
-from cadenza.scheduling import cluster as state
-from cadenza.scheduling.cluster import AttemptState, Cluster, ContainerState, FunctionState
+from cadenza.scheduling import autoscale, dispatch, events, placement, states
+from cadenza.scheduling.cluster import Cluster
+from cadenza.scheduling.states import AttemptState, ContainerState, FunctionState
 from cadenza.storage.entry import Entry, Taken
 from cadenza.storage.queue import Queue
 
@@ -149,12 +149,12 @@ class Loop:
         """A node can be used."""
         info = node.info()
         self._nodes[info.node_id] = node
-        self.cluster.apply(state.NodeSeen(info, connected), self._clock.monotonic())
+        self.cluster.apply(events.NodeSeen(info, connected), self._clock.monotonic())
         self._all_dirty()
 
     def away(self, node_id: str) -> None:
         """A node cannot be reached: nothing is given to it until its next whole report."""
-        self.cluster.apply(state.NodeAway(node_id), self._clock.monotonic())
+        self.cluster.apply(events.NodeAway(node_id), self._clock.monotonic())
 
     def refusal(self, spec: FunctionSpec) -> str:
         """Why no node can ever hold the function's containers; empty when one can, or none is known yet."""
@@ -168,7 +168,7 @@ class Loop:
         refused = self.refusal(spec)
         if refused:
             raise InvalidError(f"{spec.name}: {refused}")
-        event = state.FunctionAdded(function_id, app_id, app_name, spec, layout)
+        event = events.FunctionAdded(function_id, app_id, app_name, spec, layout)
         self.cluster.apply(event, self._clock.monotonic())
         self.post(self.touch, function_id)
 
@@ -205,20 +205,26 @@ class Loop:
             for one in entries:
                 if one not in good:
                     self._finish(one, TERMINATED, error="its call was cancelled")
-        self.cluster.apply(state.Arrived(function_id, good), self._now)
+        self.cluster.apply(events.Arrived(function_id, good), self._now)
         self._dirty[function_id] = None
+
+    def nested(self, input_id: str, change: int) -> None:
+        """An input that runs waits for one more call of its own, or for one less."""
+        self.cluster.apply(events.Nested(input_id, change), self._now)
+        for name in self._stuck:
+            self.touch(name)
 
     def stored(self, function_id: str, count: int) -> None:
         """New inputs that wait in the table. Called when their write is asked for, before the next refill is."""
         if function_id in self.cluster.functions and count:
-            self.cluster.apply(state.BacklogChanged(function_id, count), self._now)
+            self.cluster.apply(events.BacklogChanged(function_id, count), self._now)
             self._refill_of(function_id).arrived += count
             self._dirty[function_id] = None
 
     def removed(self, function_id: str, count: int) -> None:
         """Inputs left the table otherwise than by a lease."""
         if function_id in self.cluster.functions:
-            self.cluster.apply(state.BacklogChanged(function_id, -count, -count), self._now)
+            self.cluster.apply(events.BacklogChanged(function_id, -count, -count), self._now)
             self._dirty[function_id] = None
 
     def end_inputs(self, function_id: str, chosen: Callable[[Entry], bool], error: str, kill: bool) -> None:
@@ -230,7 +236,7 @@ class Loop:
         for one in waiting:
             self._finish(one, TERMINATED, error=error)
         if waiting:
-            self.cluster.apply(state.Withdrawn(function_id), self._now)
+            self.cluster.apply(events.Withdrawn(function_id), self._now)
         for container in list(function.containers.values()):
             hit = [one for one in container.attempts.values() if not one.zombie and chosen(one.entry)]
             if not hit:
@@ -240,7 +246,7 @@ class Loop:
             for attempt in hit:
                 self._finish(attempt.entry, TERMINATED, error=error, container=container)
             names = tuple(one.attempt_id for one in hit)
-            self.cluster.apply(state.Bury(container.container_id, names), self._now)
+            self.cluster.apply(events.Bury(container.container_id, names), self._now)
             if kill:
                 self._stop(container, 0.0, False, "its call was cancelled with its containers")
             else:
@@ -255,7 +261,7 @@ class Loop:
         function = self.cluster.functions[function_id]
         for container in list(function.containers.values()):
             self._stop(container, EXIT_GRACE_S, False, reason)
-        self.cluster.apply(state.FunctionRemoved(function_id), self._now)
+        self.cluster.apply(events.FunctionRemoved(function_id), self._now)
 
     # --- what nodes say ---
 
@@ -272,7 +278,7 @@ class Loop:
         self._revision = max(self._revision, report.revision)  # an earlier control plane's may be ahead
         again = not node.connected
         if again:
-            self.cluster.apply(state.NodeSeen(node.info, True), self._now)
+            self.cluster.apply(events.NodeSeen(node.info, True), self._now)
         there = {one.container_id for one in report.containers}
         for container in list(node.containers.values()):
             if container.container_id not in there and container.revision <= report.revision:
@@ -288,10 +294,10 @@ class Loop:
 
     def _container_seen(self, report: ContainerReport) -> None:
         container = self.cluster.containers.get(report.container_id)
-        if container is None or report.state not in state.MOVES[container.state]:
+        if container is None or report.state not in states.MOVES[container.state]:
             return
         was_ready = container.ready_since > 0
-        lost = self.cluster.apply(state.ContainerSeen(report), self._now)
+        lost = self.cluster.apply(events.ContainerSeen(report), self._now)
         function = container.function
         self.touch(function.function_id)
         if report.state == nodes.READY:
@@ -327,13 +333,13 @@ class Loop:
         failing = None
         text = report.message or dispatch.end_text(report, function.spec).replace(" while it ran the input", "")
         if blame and failures >= autoscale.MAX_START_FAILURES and function.ephemeral:
-            failing = state.FailedStart(INIT_FAILURE, f"the container did not start: {text}", report.error)
+            failing = events.FailedStart(INIT_FAILURE, f"the container did not start: {text}", report.error)
         elif not blame and failures >= MAX_INTERNAL_FAILURES:
-            failing = state.FailedStart(INTERNAL_FAILURE, f"no container could be started: {text}")
+            failing = events.FailedStart(INTERNAL_FAILURE, f"no container could be started: {text}")
         if not function.busy:
             failing = None
         until = self._now + autoscale.backoff_s(failures) if blame or failures >= MAX_INTERNAL_FAILURES else 0.0
-        self.cluster.apply(state.StartFailed(function.function_id, blame, until, failing), self._now)
+        self.cluster.apply(events.StartFailed(function.function_id, blame, until, failing), self._now)
 
     def outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """Ends of attempts. Those that hold no lease any more fall on the floor here."""
@@ -347,7 +353,7 @@ class Loop:
         function = container.function
         spec = function.spec
         back: list[Entry] = []
-        for attempt in self.cluster.apply(state.Settle(container_id, outputs), self._now):
+        for attempt in self.cluster.apply(events.Settle(container_id, outputs), self._now):
             if attempt.zombie:
                 continue
             output = said[attempt.attempt_id]
@@ -442,7 +448,7 @@ class Loop:
         entry.fence = max(entry.fence, self.fence_base)
         self._queue.give_back(entry)
         function_id = entry.function_id
-        self.cluster.apply(state.BacklogChanged(function_id, 1, 1), self._now)
+        self.cluster.apply(events.BacklogChanged(function_id, 1, 1), self._now)
         refill = self._refill_of(function_id)
         refill.arrived += 1
         refill.next_ready = min(refill.next_ready, self._now + delay_s)
@@ -451,7 +457,7 @@ class Loop:
     def _return(self, function: FunctionState, back: list[Entry]) -> None:
         if back:
             back.sort(key=lambda entry: entry.seq)
-            self.cluster.apply(state.Arrived(function.function_id, back, front=True), self._now)
+            self.cluster.apply(events.Arrived(function.function_id, back, front=True), self._now)
             self._dirty[function.function_id] = None
 
     # --- the round ---
@@ -476,15 +482,22 @@ class Loop:
             else:
                 self.touch(name)
         wants: list[placement.Want] = []
+        waiting: dict[str, None] = {}
         while self._dirty:
             names, self._dirty = self._dirty, {}
             for name in names:
                 function = self.cluster.functions.get(name)
                 if function is not None:
                     self._serve(function, wants)
+                    if function.ready and function.target < function.spec.max_concurrent:
+                        waiting[name] = None
         self._resize.clear()
         if wants:
             self._place(wants)
+        for name in waiting:
+            function = self.cluster.functions.get(name)
+            if function is not None:
+                self._burst(function)
         self._act()
         self._set_timer()
 
@@ -494,7 +507,7 @@ class Loop:
         for one in found:
             if isinstance(one, dispatch.TimedOut):
                 self._timed_out(container, one.attempt)
-            elif isinstance(one, state.CallBack):
+            elif isinstance(one, events.CallBack):
                 self.cluster.apply(one, self._now)
                 self._cancels.append((one.container_id, tuple(one.attempt_ids), True))
             else:
@@ -510,7 +523,7 @@ class Loop:
         name = attempt.attempt_id
         concurrent = spec.max_concurrent > 1
         deadline = self._now + dispatch.CANCEL_GRACE_S if concurrent else 0.0
-        self.cluster.apply(state.Bury(container.container_id, (name,), deadline), self._now)
+        self.cluster.apply(events.Bury(container.container_id, (name,), deadline), self._now)
         self._again(attempt, verdict, container, [])
         self._dirty[function.function_id] = None
         if concurrent:
@@ -526,19 +539,29 @@ class Loop:
         else:
             assign = dispatch.plan(cluster, function, now)
             while assign is not None:
-                if self.fence_base:
-                    assign = state.Assign(assign.container_id, assign.count, self.fence_base)
-                given = cluster.apply(assign, now)
-                self._deliver(cluster.containers[assign.container_id], given)
-                for attempt in given:
-                    if not attempt.entry.attached:
-                        self._queue.hold(attempt.entry)
+                self._give(assign)
                 assign = dispatch.plan(cluster, function, now)
         self._refill(function)
         if function.waiting or function.function_id in self._resize:
             self._size(function, wants)
 
-    def _fail_waiting(self, function: FunctionState, failing: state.FailedStart) -> None:
+    def _give(self, assign: events.Assign) -> None:
+        if self.fence_base:
+            assign = events.Assign(assign.container_id, assign.count, self.fence_base)
+        given = self.cluster.apply(assign, self._now)
+        self._deliver(self.cluster.containers[assign.container_id], given)
+        for attempt in given:
+            if not attempt.entry.attached:
+                self._queue.hold(attempt.entry)
+
+    def _burst(self, function: FunctionState) -> None:
+        """What still waits when it is decided who starts."""
+        assign = dispatch.burst(self.cluster, function)
+        while assign is not None:
+            self._give(assign)
+            assign = dispatch.burst(self.cluster, function)
+
+    def _fail_waiting(self, function: FunctionState, failing: events.FailedStart) -> None:
         entries = list(function.ready)
         for entry in entries:
             if failing.status == INIT_FAILURE:
@@ -550,15 +573,15 @@ class Loop:
             else:
                 entry.done = True  # this copy: the table has it from here on
                 self._later(entry, verdict.delay_s)
-        self.cluster.apply(state.Withdrawn(function.function_id), self._now)
+        self.cluster.apply(events.Withdrawn(function.function_id), self._now)
         if function.backlog <= function.delayed and not function.ready:
-            self.cluster.apply(state.FailingOver(function.function_id), self._now)
+            self.cluster.apply(events.FailingOver(function.function_id), self._now)
             self.touch(function.function_id)
 
     def _size(self, function: FunctionState, wants: list[placement.Want]) -> None:
         decision = autoscale.decide(function, self._now)
         if decision.why != function.why or bool(decision.start) != bool(function.wanted_since):
-            event = state.Wanting(function.function_id, decision.start > 0, decision.why)
+            event = events.Wanting(function.function_id, decision.start > 0, decision.why)
             self.cluster.apply(event, self._now)
         for name in decision.stop:
             container = self.cluster.containers[name]
@@ -579,7 +602,10 @@ class Loop:
         self._stuck.update(stuck)
         for name, count in stuck.items():
             why = f"{self.cluster.functions[name].why}; {count} wait for room on a machine"
-            self.cluster.apply(state.Wanting(name, True, why), self._now)
+            callers = sum(1 for one in self.cluster.containers.values() if one.lends)
+            if callers:
+                why += f", where {callers} containers wait for other calls and keep their memory meanwhile"
+            self.cluster.apply(events.Wanting(name, True, why), self._now)
         ending = sum(1 for one in self.cluster.containers.values() if one.stop is not None)
         count = sum(stuck.values()) - ending
         if count > 0:
@@ -588,7 +614,7 @@ class Loop:
 
     def _start(self, function: FunctionState, node_id: str, gpus: tuple[Gpu, ...]) -> None:
         container_id = self._ids.new("container")
-        event = state.StartContainer(
+        event = events.StartContainer(
             container_id, function.function_id, node_id, gpus, function.why, self._revision + 1
         )
         self.cluster.apply(event, self._now)
@@ -624,11 +650,11 @@ class Loop:
         """A container of an earlier control plane, which its node may still have, with the attempts it was given."""
         described = json.loads(kept)
         gpus = tuple(Gpu(kind, count) for kind, count in described["gpus"])
-        event = state.StartContainer(container_id, function_id, node_id, gpus, described["why"], 0)
+        event = events.StartContainer(container_id, function_id, node_id, gpus, described["why"], 0)
         self.cluster.apply(event, self._now)
         self._specs[container_id] = self._describe(self.cluster.containers[container_id])
         for entry in entries:
-            self.cluster.apply(state.Adopt(container_id, entry), self._now)
+            self.cluster.apply(events.Adopt(container_id, entry), self._now)
         self._changed.add(node_id)
 
     def stop_container(self, container_id: str, graceful: bool) -> bool:
@@ -650,7 +676,7 @@ class Loop:
         name = container.container_id
         if name not in self.cluster.containers:
             return
-        self.cluster.apply(state.StopContainer(name, grace_s, drain, why), self._now)
+        self.cluster.apply(events.StopContainer(name, grace_s, drain, why), self._now)
         order = container.stop
         assert order is not None
         self._stops[name] = StopOrder(name, order.grace_s, order.drain, order.why)
@@ -661,7 +687,7 @@ class Loop:
             return
         alive = [one.attempt_id for one in container.attempts.values() if not one.zombie]
         back: list[Entry] = []
-        for attempt in self.cluster.apply(state.Detach(name, alive), self._now):
+        for attempt in self.cluster.apply(events.Detach(name, alive), self._now):
             self._again(attempt, dispatch.after_loss(attempt, function.spec, why), container, back)
         self._return(function, back)
 
@@ -701,7 +727,7 @@ class Loop:
         if taken is None:  # the database refused; try again in a while
             if function is not None:
                 refill.next_ready = self._now + 1.0
-                self.cluster.apply(state.BacklogChanged(function_id, 0, function.backlog), self._now)
+                self.cluster.apply(events.BacklogChanged(function_id, 0, function.backlog), self._now)
                 self.cluster.arm(function, refill.next_ready)
             return
         if function is None:
@@ -713,22 +739,22 @@ class Loop:
             else:
                 good.append(entry)
         count = len(taken.entries)
-        self.cluster.apply(state.BacklogChanged(function_id, -count), self._now)
+        self.cluster.apply(events.BacklogChanged(function_id, -count), self._now)
         if taken.more:
             delayed = -function.delayed
         else:
             delayed = function.backlog - refill.arrived - function.delayed
-        self.cluster.apply(state.BacklogChanged(function_id, 0, delayed), self._now)
+        self.cluster.apply(events.BacklogChanged(function_id, 0, delayed), self._now)
         if not taken.more and taken.next_ready_at is None:  # nothing is left but what came since
             gone = max(0, function.backlog - refill.arrived)
-            self.cluster.apply(state.BacklogChanged(function_id, -gone, -gone), self._now)
+            self.cluster.apply(events.BacklogChanged(function_id, -gone, -gone), self._now)
         if taken.next_ready_at is not None:
             at = self._now + max(0.0, taken.next_ready_at - self._clock.now())
             refill.next_ready = min(refill.next_ready, at)
         if refill.next_ready < math.inf:
             self.cluster.arm(function, refill.next_ready)
         if good:
-            self.cluster.apply(state.Arrived(function_id, good), self._now)
+            self.cluster.apply(events.Arrived(function_id, good), self._now)
         self._dirty[function_id] = None
 
     # --- acting ---

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Iterable
 
 from cadenza.protocol.nodes import READY
-from cadenza.scheduling.cluster import SLOW_HEAD_S, ContainerState, FunctionState
+from cadenza.scheduling.cluster import SLOW_HEAD_S
+from cadenza.scheduling.states import ContainerState, FunctionState
 
 MAX_CONTAINERS_PER_FUNCTION = 4_000
 """Source: semantics.md section 30."""
@@ -38,7 +39,7 @@ def decide(function: FunctionState, now: float) -> Decision:
     alive = [one for one in containers.values() if one.stop is None]
     held = sum(len(one.attempts) for one in alive)
     waiting = function.waiting
-    target = max(1, min(spec.target_concurrent, spec.max_concurrent))
+    target = function.target
     load = held + waiting
     needed = -(-load // target)
     why = f"{waiting} waiting and {held} running at {target} a container need {needed}"
@@ -100,9 +101,7 @@ def spare(functions: Iterable[FunctionState], count: int) -> list[str]:
         if function.waiting:
             continue
         alive = [one for one in function.containers.values() if one.stop is None]
-        idle = sorted(
-            (one for one in alive if not one.attempts and (one.usable or not function.busy)), key=_idle_order
-        )
+        idle = sorted((one for one in alive if not one.attempts and (one.usable or not function.busy)), key=_idle_order)
         found += idle[: max(0, len(alive) - function.spec.min_containers)]
     found.sort(key=_idle_order)
     return [one.container_id for one in found[:count]]

@@ -8,6 +8,9 @@ An attempt belongs to one container and is in ``attempts`` of it from its assign
 the container's end. The first ``max_concurrent`` of them have *begun*; the rest were handed over early and wait in the
 container. A *zombie* is an attempt whose input is decided already (cancelled, timed out) and whose code may still run:
 it holds its slot until the container says that it ended.
+
+A container *lends* its CPU while each of its running inputs waits for calls of its own: else a machine that is full of
+callers would never run what they call. Its memory and its GPUs stay its own.
 """
 
 from __future__ import annotations
@@ -15,331 +18,22 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Mapping, Optional, Sequence, Union
+from typing import Union
 
 from cadenza.base.errors import Bug
-from cadenza.base.resources import Gpu, Resources
-from cadenza.protocol.calls import AttemptOutput, attempt_id
-from cadenza.protocol.nodes import GONE, PREPARING, READY, STARTING, STOPPING, ContainerReport, NodeInfo
-from cadenza.protocol.objects import FunctionSpec
-from cadenza.storage.entry import Entry
+from cadenza.base.resources import Resources
+from cadenza.protocol.calls import attempt_id
+from cadenza.protocol.nodes import GONE, READY
+from cadenza.scheduling.events import (
+    Adopt, Arrived, Assign, BacklogChanged, Bury, CallBack, ContainerSeen, Detach, Event, FailingOver, FunctionAdded,
+    FunctionRemoved, Nested, NodeAway, NodeSeen, Settle, StartContainer, StartFailed, StopContainer, Wanting, Withdrawn,
+)  # fmt: skip
+from cadenza.scheduling.states import MOVES, AttemptState, ContainerState, FunctionState, NodeState
 
 AVERAGE_WEIGHT = 0.3
 """How much the newest execution counts in a function's moving average."""
 SLOW_HEAD_S = 0.02
 """When what runs has run so long, inputs that wait behind it in the same container are called back."""
-
-MOVES: dict[str, tuple[str, ...]] = {
-    PREPARING: (STARTING, READY, STOPPING, GONE),
-    STARTING: (READY, STOPPING, GONE),
-    READY: (STOPPING, GONE),
-    STOPPING: (GONE,),
-    GONE: (),
-}
-"""A container's states as the control plane sees them; a report of an earlier state is old news and ignored."""
-
-
-@dataclass(eq=False)
-class AttemptState:
-    """One attempt in a container."""
-
-    attempt_id: str
-    entry: Entry
-    assigned_at: float
-    timeout_s: float
-    begun_at: float = -1.0
-    """Negative while it waits behind others in its container."""
-    deadline: float = math.inf
-    zombie: bool = False
-    revoking: bool = False
-    next_item: int = 0
-    """How many of a generator's values were passed on."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether its time runs."""
-        return self.begun_at >= 0
-
-
-@dataclass(eq=False)
-class ContainerState:
-    """One container, from the wish for it until it is gone."""
-
-    container_id: str
-    function: FunctionState
-    node_id: str
-    wanted_at: float
-    placed_at: float
-    why: str
-    requests: Resources
-    gpus: tuple[Gpu, ...] = ()
-    state: str = PREPARING
-    revision: int = 0
-    """The `Desired.revision` that first named it."""
-    attempts: dict[str, AttemptState] = field(default_factory=dict)
-    queued: deque[AttemptState] = field(default_factory=deque)
-    """Those of ``attempts`` that have not begun, in order."""
-    begun: int = 0
-    taken: int = 0
-    """How many attempts it has been given in its life."""
-    idle_since: float = 0.0
-    ready_since: float = 0.0
-    """When it was seen READY; 0 before."""
-    in_free: bool = False
-    alarm_at: float = math.inf
-    stop: Optional[StopContainer] = None
-    stop_at: float = math.inf
-    """When the order to stop runs out."""
-    report: Optional[ContainerReport] = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether it takes inputs."""
-        return self.state == READY and self.stop is None
-
-    @property
-    def room(self) -> int:
-        """How many more attempts could begin at once."""
-        if not self.usable:
-            return 0
-        spec = self.function.spec
-        if spec.single_use:
-            return 1 if self.taken == 0 else 0
-        return max(0, spec.max_concurrent - len(self.attempts))
-
-
-@dataclass(eq=False)
-class FunctionState:
-    """One function: what waits for it, what runs it."""
-
-    function_id: str
-    app_id: str
-    app_name: str
-    spec: FunctionSpec
-    layout: dict[str, str]
-    ephemeral: bool = True
-    removed: bool = False
-    ready: deque[Entry] = field(default_factory=deque)
-    """Inputs that are due and in memory, in order."""
-    backlog: int = 0
-    """Inputs that wait in the queue's table."""
-    delayed: int = 0
-    """Those of ``backlog`` that are thought not to be due yet."""
-    running: int = 0
-    """Attempts in containers, zombies not counted."""
-    containers: dict[str, ContainerState] = field(default_factory=dict)
-    free: list[ContainerState] = field(default_factory=list)
-    """Containers that may have room, last used last; see `dispatch`."""
-    average_s: Optional[float] = None
-    start_failures: int = 0
-    """Starts that failed by the user's fault since one last succeeded."""
-    internal_failures: int = 0
-    blocked_until: float = 0.0
-    """No start before this."""
-    failing: Optional[FailedStart] = None
-    """Set while what waits is failed because containers do not start."""
-    wanted_since: float = 0.0
-    """Since when it has wanted a container that it does not have; 0: it wants none."""
-    alarm_at: float = math.inf
-    why: str = ""
-    """The autoscaler's last reason."""
-
-    @property
-    def waiting(self) -> int:
-        """Inputs that are due and wait."""
-        return len(self.ready) + max(0, self.backlog - self.delayed)
-
-    @property
-    def busy(self) -> bool:
-        """Whether any input is not finished."""
-        return bool(self.ready) or self.backlog > 0 or self.running > 0
-
-
-@dataclass(eq=False)
-class NodeState:
-    """One machine and what is left of it."""
-
-    info: NodeInfo
-    free: Resources
-    free_gpus: dict[str, int]
-    connected: bool = True
-    containers: dict[str, ContainerState] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FailedStart:
-    """Why containers of a function do not start: whose fault, a text, and the packed exception if there is one."""
-
-    status: str
-    error: str
-    data: bytes = b""
-
-
-# --- events ---
-
-
-@dataclass(frozen=True)
-class NodeSeen:
-    """A node is there, with what it has."""
-
-    info: NodeInfo
-    connected: bool = True
-
-
-@dataclass(frozen=True)
-class NodeAway:
-    """A node cannot be reached for the moment. Its containers go on; nothing is given to them."""
-
-    node_id: str
-
-
-@dataclass(frozen=True)
-class FunctionAdded:
-    function_id: str
-    app_id: str
-    app_name: str
-    spec: FunctionSpec
-    layout: Mapping[str, str]
-    ephemeral: bool = True
-
-
-@dataclass(frozen=True)
-class FunctionRemoved:
-    function_id: str
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """Inputs that are due; ``front``: they were given out before and come back, in their old order."""
-
-    function_id: str
-    entries: Sequence[Entry]
-    front: bool = False
-
-
-@dataclass(frozen=True)
-class BacklogChanged:
-    """Inputs in the queue's table: more or fewer."""
-
-    function_id: str
-    change: int = 0
-    delayed: int = 0
-
-
-@dataclass(frozen=True)
-class Withdrawn:
-    """Waiting inputs whose output is decided (``done`` is set) leave the line."""
-
-    function_id: str
-
-
-@dataclass(frozen=True)
-class Assign:
-    """Give the next ``count`` waiting inputs of its function to a container."""
-
-    container_id: str
-    count: int
-    fence_base: int = 0
-
-
-@dataclass(frozen=True)
-class Settle:
-    """Attempts' ends as a container tells them."""
-
-    container_id: str
-    outputs: Sequence[AttemptOutput]
-
-
-@dataclass(frozen=True)
-class Detach:
-    """Attempts leave a container without a word of it: called back, or lost with it."""
-
-    container_id: str
-    attempt_ids: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Bury:
-    """Attempts become zombies that are to end by ``deadline``."""
-
-    container_id: str
-    attempt_ids: Sequence[str]
-    deadline: float = 0.0
-    """0: their own."""
-
-
-@dataclass(frozen=True)
-class CallBack:
-    """Attempts that wait in a container were asked back."""
-
-    container_id: str
-    attempt_ids: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Adopt:
-    """An attempt of an earlier control plane goes on in its container."""
-
-    container_id: str
-    entry: Entry
-
-
-@dataclass(frozen=True)
-class Wanting:
-    """The autoscaler's last word on a function, and whether it lacks a container."""
-
-    function_id: str
-    lacking: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class StartContainer:
-    container_id: str
-    function_id: str
-    node_id: str
-    gpus: tuple[Gpu, ...]
-    why: str
-    revision: int = 0
-
-
-@dataclass(frozen=True)
-class StopContainer:
-    container_id: str
-    grace_s: float
-    drain: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class ContainerSeen:
-    """A container's state, from its node."""
-
-    report: ContainerReport
-
-
-@dataclass(frozen=True)
-class StartFailed:
-    """A container ended before it was ready. ``blame``: by the user's fault."""
-
-    function_id: str
-    blame: bool
-    blocked_until: float
-    failing: Optional[FailedStart] = None
-
-
-@dataclass(frozen=True)
-class FailingOver:
-    """Nothing waits any more for a function whose containers do not start: the next input tries again."""
-
-    function_id: str
-
-
-Event = Union[
-    NodeSeen, NodeAway, FunctionAdded, FunctionRemoved, Arrived, BacklogChanged, Withdrawn, Assign, Settle, Detach,
-    Bury, CallBack, Adopt, Wanting, StartContainer, StopContainer, ContainerSeen, StartFailed, FailingOver,
-]  # fmt: skip
 
 
 class Cluster:
@@ -349,6 +43,8 @@ class Cluster:
         self.nodes: dict[str, NodeState] = {}
         self.functions: dict[str, FunctionState] = {}
         self.containers: dict[str, ContainerState] = {}
+        self._holders: dict[str, ContainerState] = {}
+        """By input id: where it runs."""
         self._alarms: list[tuple[float, int, str]] = []
         self._alarm_number = 0
 
@@ -481,6 +177,7 @@ class Cluster:
             entry.container_id = container.container_id
             attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, spec.timeout_s)
             container.attempts[attempt.attempt_id] = attempt
+            self._holders[entry.input_id] = container
             container.taken += 1
             function.running += 1
             if container.begun < spec.max_concurrent:
@@ -496,6 +193,8 @@ class Cluster:
         attempt.begun_at = now
         attempt.deadline = now + attempt.timeout_s
         self.arm(container, attempt.deadline)
+        if container.lends:
+            self._lend(container)
 
     def _remove(self, container: ContainerState, attempt: AttemptState, now: float) -> None:
         """An attempt leaves its container; the next one in it begins."""
@@ -509,9 +208,32 @@ class Cluster:
             container.queued.remove(attempt)
         while container.queued and container.begun < function.spec.max_concurrent:
             self._begin(container, container.queued.popleft(), now)
+        if self._holders.get(attempt.entry.input_id) is container:
+            del self._holders[attempt.entry.input_id]
+        if container.lends or attempt.nested:
+            self._lend(container)
         if not container.attempts:
             container.idle_since = now
         self._offer(container)
+
+    def _lend(self, container: ContainerState) -> None:
+        """Give its node the CPU of a container that only waits, or take it back: for a while the node may owe some."""
+        running = [one for one in container.attempts.values() if one.begun]
+        lends = bool(running) and all(one.nested for one in running)
+        if lends != container.lends:
+            container.lends = lends
+            node = self.nodes[container.node_id]
+            cpu = Resources(container.requests.cpu_milli, 0)
+            node.free = node.free.plus(cpu) if lends else node.free.minus(cpu)
+
+    def _nested(self, event: Nested, now: float) -> list[AttemptState]:
+        container = self._holders.get(event.input_id)
+        if container is not None:
+            for attempt in container.attempts.values():
+                if attempt.entry.input_id == event.input_id:
+                    attempt.nested = max(0, attempt.nested + event.change)
+            self._lend(container)
+        return []
 
     def _offer(self, container: ContainerState) -> None:
         if not container.in_free and container.usable:
@@ -574,6 +296,7 @@ class Cluster:
         entry.attempts += 1
         attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, function.spec.timeout_s)
         container.attempts[attempt.attempt_id] = attempt
+        self._holders[entry.input_id] = container
         container.taken += 1
         function.running += 1
         if container.begun < function.spec.max_concurrent:
@@ -639,6 +362,11 @@ class Cluster:
             function.free.remove(container)
         node = self.nodes[container.node_id]
         del node.containers[container.container_id]
+        for one in lost:
+            if self._holders.get(one.entry.input_id) is container:
+                del self._holders[one.entry.input_id]
+        if container.lends:
+            node.free = node.free.minus(Resources(container.requests.cpu_milli, 0))
         node.free = node.free.plus(container.requests)
         for gpu in container.gpus:
             node.free_gpus[gpu.type] += gpu.count
@@ -679,6 +407,7 @@ _HANDLERS = {
     Bury: Cluster._bury,
     CallBack: Cluster._call_back,
     Adopt: Cluster._adopt,
+    Nested: Cluster._nested,
     Wanting: Cluster._wanting,
     StartContainer: Cluster._start_container,
     StopContainer: Cluster._stop_container,

@@ -13,18 +13,11 @@ from dataclasses import dataclass
 from typing import Optional, Union
 
 from cadenza.protocol.calls import FAILURE, INTERNAL_FAILURE, MAX_INTERNAL_FAILURES
-from cadenza.protocol.nodes import CRASHED, OOM, ContainerReport
+from cadenza.protocol.nodes import CRASHED, OOM, PREPARING, STARTING, ContainerReport
 from cadenza.protocol.objects import FunctionSpec
-from cadenza.scheduling.cluster import (
-    SLOW_HEAD_S,
-    Assign,
-    AttemptState,
-    CallBack,
-    Cluster,
-    ContainerState,
-    FunctionState,
-    StopContainer,
-)
+from cadenza.scheduling.cluster import SLOW_HEAD_S, Cluster
+from cadenza.scheduling.events import Assign, CallBack, StopContainer
+from cadenza.scheduling.states import AttemptState, ContainerState, FunctionState
 from cadenza.storage.entry import Entry
 
 EARLY_S = 0.010
@@ -87,7 +80,7 @@ def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assi
     ahead = early(function)
     if not ahead:
         return None
-    limit = function.spec.max_concurrent + ahead
+    limit = function.target + ahead
     best: Optional[ContainerState] = None
     usable = 0
     for container in function.containers.values():
@@ -105,6 +98,23 @@ def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assi
     if best is None:
         return None
     return Assign(best.container_id, min(waiting, limit - len(best.attempts), max(1, -(-waiting // usable))))
+
+
+def burst(cluster: Cluster, function: FunctionState) -> Optional[Assign]:
+    """The next assignment beyond the target, up to ``max_concurrent``: for when no further container is on its way."""
+    waiting = len(function.ready)
+    if not waiting or function.target >= function.spec.max_concurrent:
+        return None
+    best: Optional[ContainerState] = None
+    for container in function.containers.values():
+        if container.stop is None and container.state in (PREPARING, STARTING):
+            return None
+        room = container.room_to(function.spec.max_concurrent)
+        if not room or not cluster.nodes[container.node_id].connected:
+            continue
+        if best is None or len(container.attempts) < len(best.attempts):
+            best = container
+    return None if best is None else Assign(best.container_id, 1)
 
 
 def overdue(container: ContainerState, now: float) -> tuple[list[Union[TimedOut, CallBack, StopContainer]], float]:

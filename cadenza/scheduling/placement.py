@@ -7,7 +7,7 @@ from typing import Iterable, Mapping, Sequence
 
 from cadenza.base.resources import Gpu, Resources, gpu_inventory_fits, gpu_text
 from cadenza.protocol.nodes import NodeInfo
-from cadenza.scheduling.cluster import NodeState
+from cadenza.scheduling.states import NodeState
 
 
 @dataclass(frozen=True)

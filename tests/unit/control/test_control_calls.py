@@ -368,6 +368,49 @@ def test_only_what_waits_longer_than_a_write_cycle_is_written() -> None:
     run(work)
 
 
+def test_a_machine_full_of_callers_runs_what_they_call() -> None:
+    async def work(world: World) -> None:
+        cores = world.capacity.cpu_milli
+        world.calls.add_function("g", "ap-1", "app", FunctionSpec("g", resources=Resources(cores, 128)), {})
+        world.calls.add_function("h", "ap-1", "app", FunctionSpec("h", resources=Resources(cores, 128)), {})
+        item = await asyncio.wait_for(sync(world, b"nest g"), 60)
+        assert item.status == SUCCESS
+        await asyncio.wait_for(asyncio.gather(*(sync(world, b"nest g") for _ in range(3))), 60)
+        assert world.calls.loop.cluster.nodes["no-1"].free.cpu_milli <= cores
+        await asyncio.sleep(100)
+        assert world.calls.loop.cluster.nodes["no-1"].free == world.capacity, "what was lent is given back"
+
+    run(work, resources=Resources(4000, 128))
+
+
+def test_a_caller_that_leaves_no_memory_is_told_why_it_waits() -> None:
+    async def work(world: World) -> None:
+        memory = world.capacity.memory_mib
+        world.calls.add_function("g", "ap-1", "app", FunctionSpec("g", resources=Resources(125, memory)), {})
+        waiting = asyncio.ensure_future(sync(world, b"nest g"))
+        await asyncio.sleep(3)
+        why = world.calls.loop.cluster.functions["g"].why
+        assert "wait for room on a machine, where 1 containers wait for other calls and keep their memory" in why
+        waiting.cancel()
+
+    run(work, timeout_s=10.0)
+
+
+def test_containers_go_beyond_their_target_only_when_there_can_be_no_more() -> None:
+    """Section 8: target_inputs is what scaling aims at, max_inputs the ceiling of a burst."""
+
+    async def work(world: World) -> None:
+        await sync(world, b"ok 3")
+        tasks = [asyncio.ensure_future(sync(world, b"ok 3")) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        assert [len(box.running) for box in world.boxes.values()] == [1, 0], "the rest waits for the second container"
+        await asyncio.sleep(1.5)
+        assert sorted(len(box.running) for box in world.boxes.values()) == [2, 3]
+        await asyncio.gather(*tasks)
+
+    run(work, max_containers=2, max_concurrent=4, target_concurrent=1)
+
+
 def test_generators_give_each_value_once_and_in_order() -> None:
     async def work(world: World) -> None:
         got: list[int] = []

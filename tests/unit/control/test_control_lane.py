@@ -22,7 +22,7 @@ from cadenza.base.clock import ManualClock
 from cadenza.base.errors import NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.blobs import FRESH_S, Blobs
-from cadenza.control import lane as module
+from cadenza.control import blobs as blobs_module, lane as module
 from cadenza.control.lane import MAX_CONTAINER_LANES, LaneServer
 from cadenza.protocol.frame import encode
 from cadenza.storage.blobs import MemoryBlobs
@@ -494,3 +494,123 @@ def test_two_who_keep_one_value_share_one_copy(tmp_path: Any, monkeypatch: Any) 
         assert world.store.get(blob_id) == b"BBBB"
 
     in_world(tmp_path, test)
+
+
+async def _stall(lane: Lane, size: int) -> None:
+    """Begin a raw put, and send nothing of its body."""
+    await asyncio.to_thread(lane.say, {"t": "put", "size": size, "fd": False})
+
+
+def test_bodies_that_stall_hold_up_nobody(tmp_path: Any) -> None:
+    async def test(world: World) -> None:
+        stalled = []
+        for _ in range(40):
+            ours, theirs = socket.socketpair()
+            world.server.serve(theirs, "ta-1")
+            stalled.append(Lane(ours))
+            await _stall(stalled[-1], 1000)
+        await asyncio.sleep(0.05)
+        lane = world.lane()
+        reply = await asyncio.wait_for(lane.ask({"t": "put", "size": 5, "fd": False}, body=b"12345"), 5)
+        await asyncio.wait_for(world.server.persist(reply["blob"]), 5)
+        assert world.store.get(reply["blob"]) == b"12345"
+        await lane.ask({"t": "get", "blob": reply["blob"], "fd": False})
+        assert await asyncio.wait_for(lane.body(5), 5) == b"12345"
+        for one in stalled:
+            one.sock.close()
+        lane.sock.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_container_has_only_its_share_of_the_threads(tmp_path: Any, monkeypatch: Any) -> None:
+    go = threading.Event()
+    _slow_copies(monkeypatch, *[go] * 20)
+
+    async def test(world: World) -> None:
+        lanes = []
+        for _ in range(20):
+            ours, theirs = socket.socketpair()
+            world.server.serve(theirs, "ta-1")
+            lanes.append(Lane(ours))
+            fd = memfd(b"x")
+            lanes[-1].say({"t": "put", "size": 1, "fd": True, "durable": True}, fd)
+            os.close(fd)
+        await asyncio.sleep(0.05)
+        lane = world.lane()
+        assert (await asyncio.wait_for(lane.ask({"t": "put", "size": 5, "fd": False}, body=b"12345"), 5))["t"] == "ok"
+        go.set()
+        for one in lanes:
+            assert (await asyncio.to_thread(one.read))["t"] == "ok"
+            one.sock.close()
+        lane.sock.close()
+
+    in_world(tmp_path, test)
+
+
+def test_bodies_under_way_count_against_memory(tmp_path: Any) -> None:
+    async def test(world: World) -> None:
+        lanes = [world.lane() for _ in range(4)]
+        for one in lanes:
+            await _stall(one, 900)
+        await asyncio.sleep(0.05)
+        assert world.blobs.used_bytes == 900
+        for one in lanes:
+            await asyncio.to_thread(one.sock.sendall, b"x" * 900)
+            assert (await asyncio.to_thread(one.read))["t"] == "ok"
+        assert world.blobs.used_bytes == 900
+        assert sum(1 for _ in world.store.list()) == 3
+        await _stall(lanes[0], 50)
+        await asyncio.sleep(0.05)
+        assert world.blobs.used_bytes == 950
+        for one in lanes:
+            one.sock.close()
+        await asyncio.sleep(0.05)
+        assert world.blobs.used_bytes == 900, "a body that ends early gives back what it took"
+
+    in_world(tmp_path, test, memory_bytes=1000)
+
+
+def test_a_container_keeps_only_so_many_values_in_memory(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(blobs_module, "MAX_KEPT_VALUES", 5)
+
+    async def test(world: World) -> None:
+        lanes = []
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            world.server.serve(theirs, "ta-1")
+            lanes.append(Lane(ours))
+        puts = [(await lanes[number % 2].put(b"%d" % number))["blob"] for number in range(8)]
+        kept = [world.blobs.find(one) for one in puts]
+        assert [one is not None and one.fd >= 0 for one in kept] == [True] * 5 + [False] * 3
+        assert sorted(one.blob_id for one in world.store.list()) == sorted(puts[5:])
+        assert read_all(await lanes[0].get(puts[7])) == b"7"
+        world.clock.advance(FRESH_S * 2)
+        world.blobs.expire()
+        again = await lanes[0].put(b"again")
+        found = world.blobs.find(again["blob"])
+        assert found is not None and found.fd >= 0
+        for one in lanes:
+            one.sock.close()
+
+    in_world(tmp_path, test)
+
+
+def test_all_values_together_leave_descriptors_for_the_rest(tmp_path: Any) -> None:
+    blobs = Blobs(MemoryBlobs(), ManualClock().monotonic, 1 << 30, values=2)
+    assert [blobs.reserve(lane, 0) for lane in ("a", "b", "c")] == [True, True, False]
+    blobs.unreserve("a", 0)
+    assert blobs.reserve("c", 0)
+
+
+def test_nothing_is_held_for_a_client_that_is_gone() -> None:
+    clock = ManualClock()
+    blobs = Blobs(MemoryBlobs(), clock.monotonic, 1 << 30)
+    one = IdSource().new("blob")
+    blobs.keep("lane", one, 4, memfd(b"CCCC"))
+    blobs.connection_closed("co-gone")
+    blobs.deliver(one, "co-gone")
+    clock.advance(FRESH_S * 2)
+    blobs.expire()
+    assert blobs.used_bytes == 0
+    blobs.close()

@@ -12,20 +12,21 @@ from cadenza.protocol.calls import INIT_FAILURE
 from cadenza.protocol.nodes import ContainerReport, NodeInfo
 from cadenza.protocol.objects import FunctionSpec
 from cadenza.scheduling import autoscale
-from cadenza.scheduling import cluster as state
-from cadenza.scheduling.cluster import Cluster, FailedStart
+from cadenza.scheduling import events
+from cadenza.scheduling.cluster import Cluster
+from cadenza.scheduling.events import FailedStart
 from cadenza.storage.entry import Entry
 
 
 def make(waiting: int = 0, containers: int = 0, ready: bool = True, **spec: Any) -> Cluster:
     cluster = Cluster()
-    cluster.apply(state.NodeSeen(NodeInfo("n", Resources(100_000, 100_000))), 0.0)
-    cluster.apply(state.FunctionAdded("f", "a", "app", FunctionSpec("f", **spec), {}), 0.0)
+    cluster.apply(events.NodeSeen(NodeInfo("n", Resources(100_000, 100_000))), 0.0)
+    cluster.apply(events.FunctionAdded("f", "a", "app", FunctionSpec("f", **spec), {}), 0.0)
     for number in range(containers):
-        cluster.apply(state.StartContainer(f"c{number}", "f", "n", (), "test"), 0.0)
+        cluster.apply(events.StartContainer(f"c{number}", "f", "n", (), "test"), 0.0)
         if ready:
-            cluster.apply(state.ContainerSeen(ContainerReport(f"c{number}", nodes.READY)), float(number))
-    cluster.apply(state.Arrived("f", [Entry(i, f"in-{i}", "fc", i, "f", False) for i in range(waiting)]), 0.0)
+            cluster.apply(events.ContainerSeen(ContainerReport(f"c{number}", nodes.READY)), float(number))
+    cluster.apply(events.Arrived("f", [Entry(i, f"in-{i}", "fc", i, "f", False) for i in range(waiting)]), 0.0)
     return cluster
 
 
@@ -58,7 +59,7 @@ def test_containers_on_their_way_count() -> None:
 
 def test_the_table_s_backlog_counts_but_not_what_is_not_due() -> None:
     cluster = make()
-    cluster.apply(state.BacklogChanged("f", 6, 2), 0.0)
+    cluster.apply(events.BacklogChanged("f", 6, 2), 0.0)
     assert decide(cluster).start == 4
 
 
@@ -81,24 +82,24 @@ def test_idle_containers_end_after_the_window_oldest_first() -> None:
 
 def test_those_that_are_stopping_count_against_the_maximum() -> None:
     cluster = make(3, containers=2, max_containers=2)
-    cluster.apply(state.StopContainer("c0", 30.0, True, "test"), 0.0)
+    cluster.apply(events.StopContainer("c0", 30.0, True, "test"), 0.0)
     assert decide(cluster).start == 0, "its place is free when it is gone"
 
 
 def test_an_ended_app_wants_nothing() -> None:
     cluster = make(1, containers=1)
-    cluster.apply(state.FunctionRemoved("f"), 0.0)
+    cluster.apply(events.FunctionRemoved("f"), 0.0)
     assert decide(cluster, 1e6) == autoscale.Decision(0, (), "its app has ended")
 
 
 def test_failed_starts_are_spaced_out_and_said_why() -> None:
     assert [autoscale.backoff_s(failures) for failures in (1, 2, 3, 4, 50)] == [0.0, 0.25, 0.5, 1.0, 60.0]
     cluster = make(1)
-    cluster.apply(state.StartFailed("f", True, 7.5), 5.0)
+    cluster.apply(events.StartFailed("f", True, 7.5), 5.0)
     decision = decide(cluster, 5.0)
     assert (decision.start, decision.again_at) == (0, 7.5)
     assert "next start is in 2.5 s" in decision.why
-    cluster.apply(state.StartFailed("f", True, 7.5, FailedStart(INIT_FAILURE, "ImportError: x")), 5.0)
+    cluster.apply(events.StartFailed("f", True, 7.5, FailedStart(INIT_FAILURE, "ImportError: x")), 5.0)
     assert "ImportError" in decide(cluster, 9.0).why
 
 

@@ -21,20 +21,21 @@ from cadenza.protocol.calls import (
 )
 from cadenza.protocol.nodes import ContainerReport, NodeInfo
 from cadenza.protocol.objects import FunctionSpec, RetryPolicy
-from cadenza.scheduling import cluster as state
+from cadenza.scheduling import events
 from cadenza.scheduling import dispatch
-from cadenza.scheduling.cluster import AttemptState, Cluster
+from cadenza.scheduling.cluster import Cluster
+from cadenza.scheduling.states import AttemptState
 from cadenza.storage.entry import Entry
 
 
 def make(containers: int = 1, **spec: Any) -> Cluster:
     """A cluster with function ``f`` and so many READY containers ``c0``, ``c1``..."""
     cluster = Cluster()
-    cluster.apply(state.NodeSeen(NodeInfo("n", Resources(100_000, 100_000))), 0.0)
-    cluster.apply(state.FunctionAdded("f", "a", "app", FunctionSpec("f", **spec), {}), 0.0)
+    cluster.apply(events.NodeSeen(NodeInfo("n", Resources(100_000, 100_000))), 0.0)
+    cluster.apply(events.FunctionAdded("f", "a", "app", FunctionSpec("f", **spec), {}), 0.0)
     for number in range(containers):
-        cluster.apply(state.StartContainer(f"c{number}", "f", "n", (), "test"), 0.0)
-        cluster.apply(state.ContainerSeen(ContainerReport(f"c{number}", nodes.READY)), 0.0)
+        cluster.apply(events.StartContainer(f"c{number}", "f", "n", (), "test"), 0.0)
+        cluster.apply(events.ContainerSeen(ContainerReport(f"c{number}", nodes.READY)), 0.0)
     return cluster
 
 
@@ -43,7 +44,7 @@ def entry(index: int, **more: Any) -> Entry:
 
 
 def put(cluster: Cluster, count: int, now: float = 0.0, start: int = 0) -> None:
-    cluster.apply(state.Arrived("f", [entry(index) for index in range(start, start + count)]), now)
+    cluster.apply(events.Arrived("f", [entry(index) for index in range(start, start + count)]), now)
 
 
 def give_all(cluster: Cluster, now: float = 0.0) -> dict[str, list[int]]:
@@ -59,11 +60,11 @@ def give_all(cluster: Cluster, now: float = 0.0) -> dict[str, list[int]]:
 
 def settle(cluster: Cluster, container: str, index: int, now: float, took: float = 0.0, fence: int = 1) -> None:
     output = AttemptOutput(attempt_id(f"in-{index}", fence), SUCCESS, started_at=50.0, finished_at=50.0 + took)
-    cluster.apply(state.Settle(container, [output]), now)
+    cluster.apply(events.Settle(container, [output]), now)
 
 
-def test_each_container_gets_as_many_as_it_can_run() -> None:
-    cluster = make(2, max_concurrent=2)
+def test_each_container_gets_as_many_as_it_should() -> None:
+    cluster = make(2, max_concurrent=4, target_concurrent=2)
     put(cluster, 5)
     given = give_all(cluster)
     assert {name: len(got) for name, got in given.items()} == {"c0": 2, "c1": 2}
@@ -111,7 +112,7 @@ def test_what_waits_behind_a_slow_head_is_called_back() -> None:
     found, again = dispatch.overdue(cluster.containers["c0"], 10.01)
     assert found == [] and again == pytest.approx(10.02)
     ((back,), _) = dispatch.overdue(cluster.containers["c0"], 10.03)
-    assert isinstance(back, state.CallBack)
+    assert isinstance(back, events.CallBack)
     assert list(back.attempt_ids) == ["in-1:1", "in-2:1"]
     cluster.apply(back, 10.03)
     assert dispatch.overdue(cluster.containers["c0"], 10.03)[0] == [], "asked once"
@@ -134,18 +135,18 @@ def test_a_zombie_keeps_its_slot_until_its_end_or_deadline() -> None:
     cluster = make(1, timeout_s=5.0)
     put(cluster, 1)
     give_all(cluster, 10.0)
-    cluster.apply(state.Bury("c0", ["in-0:1"]), 11.0)
+    cluster.apply(events.Bury("c0", ["in-0:1"]), 11.0)
     put(cluster, 1, start=1)
     assert give_all(cluster, 11.0) == {}
     ((stop,), _) = dispatch.overdue(cluster.containers["c0"], 15.0)
-    assert isinstance(stop, state.StopContainer) and stop.grace_s < 5.0 and not stop.drain
+    assert isinstance(stop, events.StopContainer) and stop.grace_s < 5.0 and not stop.drain
     settle(cluster, "c0", 0, 12.0)
     assert give_all(cluster, 12.0) == {"c0": [1]}
 
 
 def test_a_container_that_is_to_stop_gets_nothing() -> None:
     cluster = make(1)
-    cluster.apply(state.StopContainer("c0", 5.0, True, "test"), 0.0)
+    cluster.apply(events.StopContainer("c0", 5.0, True, "test"), 0.0)
     put(cluster, 1)
     assert give_all(cluster) == {}
 
@@ -154,8 +155,8 @@ def test_a_fence_grows_with_each_lease() -> None:
     cluster = make(1)
     put(cluster, 1)
     give_all(cluster)
-    (attempt,) = cluster.apply(state.Detach("c0", ["in-0:1"]), 1.0)
-    cluster.apply(state.Arrived("f", [attempt.entry], front=True), 1.0)
+    (attempt,) = cluster.apply(events.Detach("c0", ["in-0:1"]), 1.0)
+    cluster.apply(events.Arrived("f", [attempt.entry], front=True), 1.0)
     give_all(cluster, 1.0)
     assert list(cluster.containers["c0"].attempts) == ["in-0:2"]
     settle(cluster, "c0", 0, 2.0, fence=1)
@@ -164,7 +165,7 @@ def test_a_fence_grows_with_each_lease() -> None:
 
 def test_an_old_report_changes_nothing() -> None:
     cluster = make(1)
-    cluster.apply(state.ContainerSeen(ContainerReport("c0", nodes.STARTING)), 1.0)
+    cluster.apply(events.ContainerSeen(ContainerReport("c0", nodes.STARTING)), 1.0)
     assert cluster.containers["c0"].state == nodes.READY
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cadenza.base.resources import Gpu, Resources
 from cadenza.protocol.nodes import NodeInfo
-from cadenza.scheduling.cluster import Cluster, NodeSeen
+from cadenza.scheduling.cluster import Cluster
+from cadenza.scheduling.events import NodeSeen
 from cadenza.scheduling.placement import Want, place, refusal
 
 SMALL = NodeInfo("no-a", Resources(1000, 1000))

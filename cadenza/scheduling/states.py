@@ -1,0 +1,162 @@
+"""The parts of the cluster's state: nodes, containers, functions, attempts. Read freely; changed by `Cluster` alone."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Optional
+
+from cadenza.base.resources import Gpu, Resources
+from cadenza.protocol.nodes import GONE, PREPARING, READY, STARTING, STOPPING, ContainerReport, NodeInfo
+from cadenza.protocol.objects import FunctionSpec
+from cadenza.scheduling.events import FailedStart, StopContainer
+from cadenza.storage.entry import Entry
+
+MOVES: dict[str, tuple[str, ...]] = {
+    PREPARING: (STARTING, READY, STOPPING, GONE),
+    STARTING: (READY, STOPPING, GONE),
+    READY: (STOPPING, GONE),
+    STOPPING: (GONE,),
+    GONE: (),
+}
+"""A container's states as the control plane sees them; a report of an earlier state is old news and ignored."""
+
+
+@dataclass(eq=False)
+class AttemptState:
+    """One attempt in a container."""
+
+    attempt_id: str
+    entry: Entry
+    assigned_at: float
+    timeout_s: float
+    begun_at: float = -1.0
+    """Negative while it waits behind others in its container."""
+    deadline: float = math.inf
+    zombie: bool = False
+    revoking: bool = False
+    nested: int = 0
+    """How many calls of its own it waits for."""
+    next_item: int = 0
+    """How many of a generator's values were passed on."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether its time runs."""
+        return self.begun_at >= 0
+
+
+@dataclass(eq=False)
+class ContainerState:
+    """One container, from the wish for it until it is gone."""
+
+    container_id: str
+    function: FunctionState
+    node_id: str
+    wanted_at: float
+    placed_at: float
+    why: str
+    requests: Resources
+    gpus: tuple[Gpu, ...] = ()
+    state: str = PREPARING
+    revision: int = 0
+    """The `Desired.revision` that first named it."""
+    attempts: dict[str, AttemptState] = field(default_factory=dict)
+    queued: deque[AttemptState] = field(default_factory=deque)
+    """Those of ``attempts`` that have not begun, in order."""
+    begun: int = 0
+    taken: int = 0
+    """How many attempts it has been given in its life."""
+    idle_since: float = 0.0
+    ready_since: float = 0.0
+    """When it was seen READY; 0 before."""
+    in_free: bool = False
+    lends: bool = False
+    """Whether its CPU counts as free, since all that runs in it waits for calls of its own."""
+    alarm_at: float = math.inf
+    stop: Optional[StopContainer] = None
+    stop_at: float = math.inf
+    """When the order to stop runs out."""
+    report: Optional[ContainerReport] = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes inputs."""
+        return self.state == READY and self.stop is None
+
+    @property
+    def room(self) -> int:
+        """How many more attempts it should have, by the function's target."""
+        return self.room_to(self.function.target)
+
+    def room_to(self, concurrent: int) -> int:
+        """How many more attempts make ``concurrent`` of them."""
+        if not self.usable:
+            return 0
+        if self.function.spec.single_use:
+            return 1 if self.taken == 0 else 0
+        return max(0, concurrent - len(self.attempts))
+
+
+@dataclass(eq=False)
+class FunctionState:
+    """One function: what waits for it, what runs it."""
+
+    function_id: str
+    app_id: str
+    app_name: str
+    spec: FunctionSpec
+    layout: dict[str, str]
+    ephemeral: bool = True
+    removed: bool = False
+    ready: deque[Entry] = field(default_factory=deque)
+    """Inputs that are due and in memory, in order."""
+    backlog: int = 0
+    """Inputs that wait in the queue's table."""
+    delayed: int = 0
+    """Those of ``backlog`` that are thought not to be due yet."""
+    running: int = 0
+    """Attempts in containers, zombies not counted."""
+    containers: dict[str, ContainerState] = field(default_factory=dict)
+    free: list[ContainerState] = field(default_factory=list)
+    """Containers that may have room, last used last; see `dispatch`."""
+    average_s: Optional[float] = None
+    start_failures: int = 0
+    """Starts that failed by the user's fault since one last succeeded."""
+    internal_failures: int = 0
+    blocked_until: float = 0.0
+    """No start before this."""
+    failing: Optional[FailedStart] = None
+    """Set while what waits is failed because containers do not start."""
+    wanted_since: float = 0.0
+    """Since when it has wanted a container that it does not have; 0: it wants none."""
+    alarm_at: float = math.inf
+    why: str = ""
+    """The autoscaler's last reason."""
+
+    @property
+    def target(self) -> int:
+        """How many inputs at once each container should have; up to ``max_concurrent`` when there can be no more."""
+        return max(1, min(self.spec.target_concurrent, self.spec.max_concurrent))
+
+    @property
+    def waiting(self) -> int:
+        """Inputs that are due and wait."""
+        return len(self.ready) + max(0, self.backlog - self.delayed)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any input is not finished."""
+        return bool(self.ready) or self.backlog > 0 or self.running > 0
+
+
+@dataclass(eq=False)
+class NodeState:
+    """One machine and what is left of it."""
+
+    info: NodeInfo
+    free: Resources
+    free_gpus: dict[str, int]
+    connected: bool = True
+    containers: dict[str, ContainerState] = field(default_factory=dict)
