@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 import socket
-from typing import Any, Awaitable, Coroutine, Optional, Sequence
+from typing import Any, Coroutine, Optional, Sequence
 
-from cadenza.agent import attachment, bridge, container, files, rootfs, variables
+from cadenza.agent import attachment, bridge, container, files, variables
+from cadenza.agent.belongings import Belongings
 from cadenza.agent.container import Life
 from cadenza.agent.doors import CLIENT, LANE, RUNNER, Door
 from cadenza.agent.pipes import Pipe
@@ -21,8 +22,6 @@ from cadenza.protocol.frame import FrameError
 from cadenza.protocol.nodes import ContainerReport, ContainerSpec, LogChunk
 from cadenza.protocol.objects import FileEntry
 from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, RuntimeFault, Stdio
-from cadenza.runtime.ids import IdRange
-from cadenza.runtime.network import Namespace
 
 PIDS_LIMIT = 16_384
 """Processes and threads in one container."""
@@ -73,7 +72,6 @@ class Cell(bridge.Host):
         self._boundary = self.created_at
         self._doors: list[Door] = []
         self._pipes: list[Pipe] = []
-        self._lease: Optional[Namespace] = None
         self._work: set[asyncio.Task[None]] = set()
         self._step: Optional[asyncio.Task[None]] = None
         self._removal: Optional[asyncio.Task[None]] = None
@@ -81,10 +79,8 @@ class Cell(bridge.Host):
         self._ended = False
         """Its first process has ended, and with it, in a container, all the others."""
         self._timer: Optional[asyncio.TimerHandle] = None
-        self._identities = site.identities(self.driver)
-        self._ids: Optional[IdRange] = None
-        front = self._identities.front(cell_id) if self._identities is not None else ""
-        self.paths = rootfs.Paths(os.path.join(site.containers_dir, cell_id), front)
+        self.owned = Belongings(site, cell_id, self.driver)
+        self.paths = self.owned.paths
         self._loop = asyncio.get_running_loop()
         if spec is not None:
             self._begin_phases(spec)
@@ -170,16 +166,15 @@ class Cell(bridge.Host):
         self._mark("placed")
         await asyncio.to_thread(self.paths.make, self.driver.name)
         if self.networked:
-            self._lease = await self.site.networks.take()
+            await self.owned.take_network()
         self._mark("network")
         spec = self.spec
         if spec is not None and not files.inline(spec.function.files):
             self.layer = await asyncio.to_thread(self.site.layers.ensure, spec.function.files)
         if self.isolated:
             lowers = self.site.store.lowerdirs(self.image_id)
-            if self._identities is not None:
-                self._ids = await self._identities.take()
-            await asyncio.to_thread(self.paths.mount, [self.layer, *lowers] if self.layer else lowers, self._ids)
+            await self.owned.take_ids()
+            await asyncio.to_thread(self.paths.mount, [self.layer, *lowers] if self.layer else lowers, self.owned.ids)
         self._mark("rootfs")
         self._open_doors()
         self.dispatch(container.Prepared())
@@ -214,9 +209,9 @@ class Cell(bridge.Host):
             python = site.python(self.image_id)
             return attachment.bare_config(self.cell_id, self.paths, site.shown_lib, env, most, python, path)
         netns, mounts = "", []
-        if self._lease is not None:
-            netns, mounts = self._lease.path, site.name_mounts()
-        id_base = self._ids.base if self._ids is not None else 0
+        if self.owned.lease is not None:
+            netns, mounts = self.owned.lease.path, site.name_mounts()
+        id_base = self.owned.ids.base if self.owned.ids is not None else 0
         return attachment.isolated_config(self.cell_id, self.paths, site.shown_lib, env, most, netns, mounts, id_base)
 
     async def _create(self) -> None:
@@ -460,22 +455,15 @@ class Cell(bridge.Host):
         return ""
 
     async def _remove(self) -> None:
-        """Take away all that was made: each part, whatever becomes of the others. The next start cleans what stays."""
+        """Nothing goes in or out any more, and all that was made is taken away."""
         if self._step is not None and not self._step.done():
             await asyncio.wait([self._step], timeout=UNDO_LIMIT_S)
         if self._link is not None:
             self._link.close()
         for door in self._doors:
             door.close()
-        if self._ended and self._hands_on:
-            # Nobody is left in there. At once, since the next start may have it all.
-            await self._release(True)
-            self._give_ids_back()
-        await self.site.lull()
-        async with self.site.removals:
-            whole = await self._take_away(self._delete())
-            await self._take_away(self._release(whole and self._hands_on))
-            await self._take_away(asyncio.to_thread(self.paths.remove))
+        created = any(state == container.CREATING for state, _ in self.life.changes)
+        await self.owned.give_back(self._ended, created and self._step is not None)
         for pipe in self._pipes:
             pipe.close()
         if self._timer is not None:
@@ -483,42 +471,10 @@ class Cell(bridge.Host):
         self.removed.set()
         self.site.forget(self)
 
-    async def _delete(self) -> None:
-        if self._step is not None and self.life.changes and any(s == container.CREATING for s, _ in self.life.changes):
-            await self.driver.delete(self.cell_id)
-        # Not if that failed: a process may be left that has these ids.
-        self._give_ids_back()
-
-    def _give_ids_back(self) -> None:
-        if self._ids is not None and self._identities is not None:
-            self._identities.ranges.give_back(self._ids)
-            self._ids = None
-
-    async def _take_away(self, part: Awaitable[None]) -> bool:
-        """One part of a removal, and whether it went well."""
-        try:
-            await part
-            return True
-        except (Error, OSError) as error:
-            self.site.trouble(f"container {self.cell_id}: not all of it could be removed: {error}")
-        except Exception as error:
-            self.site.fault(f"removal of container {self.cell_id}", error)
-        return False
-
     @property
     def weight(self) -> float:
         """How many cores its start keeps busy: it also waits, and gVisor for itself half of the time."""
         return 0.5 if self.driver.name.endswith("runsc") else 0.7
-
-    @property
-    def _hands_on(self) -> bool:
-        """Whether its network may be another's afterwards: see `cadenza.runtime.network`."""
-        return self.isolated and not self.driver.name.endswith("runsc")
-
-    async def _release(self, whole: bool) -> None:
-        if self._lease is not None:
-            lease, self._lease = self._lease, None
-            await self.site.networks.give_back(lease.name, whole)
 
     def report(self) -> ContainerReport:
         """How it is, for the control plane."""

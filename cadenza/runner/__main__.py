@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    """Find our code, fork if nobody is there to collect orphans, and live a runner's life."""
     gc.disable()  # nothing becomes garbage while we boot; `session` enables it for the user's code
     lib = __file__.rsplit("/cadenza/runner/", 1)[0]
     # At the end of the path: the user's own packages come first. `surroundings` finds it there again.

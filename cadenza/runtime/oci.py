@@ -209,16 +209,8 @@ class OciDriver:
             with open(os.path.join(bundle, "config.json"), "w") as file:
                 file.write(json.dumps(spec))  # json.dump would do it in Python, for 2 ms
             container.cgroup.create(config.limits)
-            argv = [
-                *self._dialect.base(container.folder, self._dialect.network(config.netns)),
-                "run",
-                "--bundle",
-                bundle,
-                "--pid-file",
-                os.path.join(container.folder, "pid"),
-                "--detach",
-                config.container_id,
-            ]
+            argv = [*self._dialect.base(container.folder, self._dialect.network(config.netns)), "run", "--detach"]
+            argv += ["--bundle", bundle, "--pid-file", os.path.join(container.folder, "pid"), config.container_id]
             async with self._launcher.gate:
                 self._starting += 1
                 container.starting = True

@@ -1,0 +1,80 @@
+"""What one container has of this machine: its directory, its network, its ids; and giving it all back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Awaitable, Optional
+
+from cadenza.agent import rootfs
+from cadenza.base.errors import Error
+from cadenza.runtime.driver import Driver
+from cadenza.runtime.ids import IdRange
+from cadenza.runtime.network import Namespace
+
+if TYPE_CHECKING:
+    from cadenza.agent.site import Site
+
+
+class Belongings:
+    """One container's. ``lease`` and ``ids`` are None until they are taken, and after they were given back."""
+
+    def __init__(self, site: Site, cell_id: str, driver: Driver) -> None:
+        self.lease: Optional[Namespace] = None
+        self.ids: Optional[IdRange] = None
+        self._site = site
+        self._cell_id = cell_id
+        self._driver = driver
+        self._identities = site.identities(driver)
+        front = self._identities.front(cell_id) if self._identities is not None else ""
+        self.paths = rootfs.Paths(os.path.join(site.containers_dir, cell_id), front)
+
+    async def take_network(self) -> None:
+        self.lease = await self._site.networks.take()
+
+    async def take_ids(self) -> None:
+        """Ids of its own, where containers have them."""
+        if self._identities is not None:
+            self.ids = await self._identities.take()
+
+    async def give_back(self, ended: bool, created: bool) -> None:
+        """Take away all that was made: each part, whatever becomes of the others. The next start cleans what stays.
+
+        ``ended``: its first process has ended; ``created``: the driver knows it.
+        """
+        handed_on = self._driver.name != "process" and not self._driver.name.endswith("runsc")
+        if ended and handed_on:
+            # Nobody is left in there. At once, since the next start may have it all.
+            await self._try(self._release(True))
+            self._give_ids_back()
+        await self._site.lull()
+        async with self._site.removals:
+            whole = await self._try(self._delete(created))
+            await self._try(self._release(whole and handed_on))
+            await self._try(asyncio.to_thread(self.paths.remove))
+
+    async def _try(self, part: Awaitable[None]) -> bool:
+        try:
+            await part
+            return True
+        except (Error, OSError) as error:
+            self._site.trouble(f"container {self._cell_id}: not all of it could be removed: {error}")
+        except Exception as error:
+            self._site.fault(f"removal of container {self._cell_id}", error)
+        return False
+
+    async def _delete(self, created: bool) -> None:
+        if created:
+            await self._driver.delete(self._cell_id)
+        # Not if that failed: a process may be left that has these ids.
+        self._give_ids_back()
+
+    def _give_ids_back(self) -> None:
+        if self.ids is not None and self._identities is not None:
+            self._identities.ranges.give_back(self.ids)
+            self.ids = None
+
+    async def _release(self, whole: bool) -> None:
+        if self.lease is not None:
+            lease, self.lease = self.lease, None
+            await self._site.networks.give_back(lease.name, whole)
