@@ -99,6 +99,17 @@ def main():
 """
 
 
+CONTRACT = """
+import sys
+from cadenza.runtime import rootless
+
+rootless.enter(rootless.plan())
+import pytest
+
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", "crun or runsc", "--basetemp", sys.argv[2]]))
+"""
+
+
 class Person:
     """A user of the machine, with a home, a copy of the package, and a Cadenza."""
 
@@ -244,6 +255,27 @@ def test_what_a_killed_server_left_is_ended_by_the_next(person: Person):
     person.cadenza("down", "--force")
     assert person.processes() == []
     assert os.listdir(person.home / "cz/data/containers") == []
+
+
+def test_drivers_keep_their_contract_without_root(person: Person):
+    tests = person.home / "contract"
+    tests.mkdir()
+    shutil.copy(ROOT / "tests/contract/test_contract_driver.py", tests)
+    for name in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin
+        shutil.copytree(os.path.dirname(spec.origin), tests / name)
+    py = importlib.util.find_spec("py")
+    if py is not None and py.origin:
+        shutil.copy(py.origin, tests)
+    subprocess.run(["chown", "-R", person.name, str(tests)], check=True)
+    done = subprocess.run(
+        [os.path.realpath(sys.executable), "-c", CONTRACT, str(tests / "test_contract_driver.py"), str(tests / "tmp")],
+        user=person.name, group=person.name, extra_groups=[], cwd=tests, capture_output=True, text=True, timeout=240,
+        env={**person.environ, "PYTHONPATH": f"{person.environ['PYTHONPATH']}:{tests}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout and "skipped" not in done.stdout
 
 
 def test_strong_isolation_is_to_be_had_too(person: Person):
