@@ -132,7 +132,8 @@ def run(coroutine: Coroutine[Any, Any, R]) -> R:
         lock.acquire()
     except BaseException:
         background.loop.call_soon_threadsafe(one.cancel)
-        lock.acquire()
+        if one.state != _Run.OVER:  # else the interrupt came after the wait: the lock will not be released again
+            lock.acquire()
         raise
     error = one.error
     if error is None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections import deque
 from typing import Any, Optional, Sequence, Union
 
@@ -396,11 +398,24 @@ class Connection(asyncio.BufferedProtocol):
             ) from None
 
 
-async def connect(path: str, version: str) -> Connection:
-    """Connect and greet. OSError when nobody listens there; `Error` s when somebody else does."""
+async def connect(path: str, version: str, owners: Optional[frozenset[int]] = None) -> Connection:
+    """Connect and greet. OSError when nobody listens there; `Error` s when somebody else does.
+
+    ``owners``: user ids that the server may have. Somebody else may have put a socket at a path below /tmp first.
+    """
     loop = asyncio.get_running_loop()
-    _, protocol = await loop.create_unix_connection(lambda: Connection(path, loop), path)
+    transport, protocol = await loop.create_unix_connection(lambda: Connection(path, loop), path)
     connection = protocol
+    if owners is not None:
+        peer = transport.get_extra_info("socket")
+        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid not in owners:
+            error = ConnectionError(
+                f"Could not connect to the Cadenza server at {path}: it belongs to user {uid}, not to you. Nothing was "
+                "sent. Set CADENZA_HOME to a directory that only you can write to."
+            )
+            connection.close(error)
+            raise error
     try:
         await connection.greet(version)
     except Error:

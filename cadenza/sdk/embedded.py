@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Mapping, Optional
 
 from cadenza.base.errors import ConnectionError, InvalidError
 from cadenza.sdk.connection import Connection, connect
@@ -44,7 +44,7 @@ async def reach(config: Config, version: str) -> Connection:
             f"server_url is {config.server_url!r}: it must be unix:/path/to/socket, or empty for your own server"
         )
     try:
-        return await connect(path, version)
+        return await connect(path, version, frozenset((os.geteuid(), 0)))
     except (FileNotFoundError, ConnectionRefusedError):
         if config.server_url:
             raise ConnectionError(
@@ -79,7 +79,7 @@ async def _start(config: Config, version: str) -> Connection:
             elif now > again_at:
                 process, again_at = _spawn(config.state_dir, log), None
         try:
-            return await connect(path, version)
+            return await connect(path, version, frozenset((os.geteuid(), 0)))
         except (FileNotFoundError, ConnectionRefusedError):
             pass
         except OSError as error:
@@ -105,12 +105,53 @@ def _refused(path: str, error: OSError) -> ConnectionError:
     )
 
 
+_INHERITED = frozenset(
+    [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "VIRTUAL_ENV",
+        "LD_LIBRARY_PATH",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+    ]
+)
+_INHERITED_PREFIXES = ("CADENZA_", "MODAL_", "XDG_", "LC_", "PIP_", "UV_", "DBUS_", "COVERAGE_")
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of a program's environment its server gets: how this machine is set up, not the program's own secrets.
+
+    The server outlives the program that started it, and serves others.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if (name.upper() in _INHERITED or name.startswith(_INHERITED_PREFIXES))
+        and not name.endswith(("_TOKEN_ID", "_TOKEN_SECRET"))
+    }
+
+
 def _spawn(directory: str, log: str) -> subprocess.Popen[bytes]:
     """A server of our own version in its own session: the program's Ctrl-C and its end do not reach it."""
     for one in _children[:]:
         if one.poll() is not None:
             _children.remove(one)
-    environ = dict(os.environ)
+    environ = inherited(os.environ)
     paths = [os.path.abspath(one) for one in environ.get("PYTHONPATH", "").split(os.pathsep) if one]
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if package_root not in paths and not package_root.endswith(("site-packages", "dist-packages")):
