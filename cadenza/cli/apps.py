@@ -8,6 +8,7 @@ import click
 
 from cadenza.cli import show
 from cadenza.cli.connection import ask
+from cadenza.cli.environment import environment_option
 from cadenza.cli.logs import log_options, print_logs
 from cadenza.protocol import methods
 
@@ -20,14 +21,14 @@ def app() -> None:
 @app.command("list", help="List apps that run or ran.")
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many; 0 for all.")
-@click.option("-e", "--env", default=None, help="Environment.")
+@environment_option
 def list_apps(json_output: bool, limit: int, env: str | None) -> None:
     found = ask("app.list", methods.AppList(limit=limit)).apps
     show.table(
         "Apps",
         ["App ID", "Name", "State", "Containers", "Created at", "Stopped at", "Stop reason"],
         [
-            (one.app_id, one.name, one.state, str(one.containers), show.when(one.created_at),
+            (one.app_id, one.name, one.state, one.containers, show.when(one.created_at),
              show.when(one.stopped_at), one.stop_reason)
             for one in found
         ],
@@ -44,7 +45,7 @@ def list_apps(json_output: bool, limit: int, env: str | None) -> None:
 @click.option("--show-function-id", is_flag=True, help="Begin each line with its function's id.")
 @click.option("--show-function-call-id", is_flag=True, help="Begin each line with its call's id.")
 @click.option("--show-container-id", is_flag=True, help="Begin each line with its container's id.")
-@click.option("-e", "--env", default=None, help="Environment.")
+@environment_option
 @log_options
 def logs(app_identifier: str, function: str, function_call: str, container: str, env: str | None, **rest: Any) -> None:
     ask("app.get", methods.AppRef(app_identifier))
@@ -54,7 +55,7 @@ def logs(app_identifier: str, function: str, function_call: str, container: str,
 @app.command(help="Stop an app for good and end its containers.")
 @click.argument("app_identifier")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("-e", "--env", default=None, help="Environment.")
+@environment_option
 def stop(app_identifier: str, yes: bool, env: str | None) -> None:
     info = ask("app.get", methods.AppRef(app_identifier))
     if not yes:

@@ -10,6 +10,7 @@ import click
 
 from cadenza.cli import show
 from cadenza.cli.connection import ask
+from cadenza.cli.environment import environment_option
 from cadenza.cli.logs import log_options, print_logs
 from cadenza.protocol import methods
 from cadenza.protocol.nodes import PHASES
@@ -24,7 +25,7 @@ def container() -> None:
 @click.option("--app-id", default="", help="Only this app's.")
 @click.option("--timings", is_flag=True, help="Show how long each phase of the start took, in milliseconds.")
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
-@click.option("-e", "--env", default=None, help="Environment.")
+@environment_option
 def list_containers(app_id: str, timings: bool, json_output: bool, env: str | None) -> None:
     found = ask("container.list", methods.ContainerList(app=app_id)).containers
     if timings:
@@ -38,8 +39,9 @@ def list_containers(app_id: str, timings: bool, json_output: bool, env: str | No
     else:
         columns = ["Container ID", "App", "Function", "State", "Runtime", "Isolation", "Inputs", "Started at", "Why"]
         rows = [
-            (one.container_id, one.app_name or one.app_id, one.function_name, one.state, one.runtime, one.isolation,
-             str(one.running_inputs), show.when(one.started_at), one.why)
+            (one.container_id, one.app_name or one.app_id, one.function_name, one.state, one.runtime,
+             "none" if one.runtime == "process" else one.isolation, one.running_inputs, show.when(one.started_at),
+             one.why)
             for one in found
         ]  # fmt: skip
     show.table("Containers", columns, rows, json_output)

@@ -22,7 +22,7 @@ def list_images(json_output: bool) -> None:
         "Images",
         ["Image ID", "Size", "Created at", "Used at", "Description"],
         [
-            (one.image_id, one.size if json_output else show.size(one.size), show.when(one.created_at),
+            (one.image_id, show.size(one.size), show.when(one.created_at),
              show.when(one.used_at), one.description)
             for one in found
         ],

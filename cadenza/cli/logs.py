@@ -69,7 +69,7 @@ def print_logs(
     )
     for batch, payload in listen("log.read", query):
         if batch.dropped_bytes:
-            print(f"... {show.size(batch.dropped_bytes)} left out: this reader was too slow", file=sys.stderr)
+            print(f"... {show.size_text(batch.dropped_bytes)} left out: this reader was too slow", file=sys.stderr)
         at = 0
         for entry in batch.entries:
             text = bytes(payload[at : at + entry.size]).decode("utf-8", "replace")

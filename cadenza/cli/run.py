@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from cadenza.base.errors import Error, InvalidError
+from cadenza.cli.environment import environment_option
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -39,7 +40,7 @@ class Program(click.Command):
 @click.option("-d", "--detach", is_flag=True, help="Let the app finish its work if this process ends.")
 @click.option("-i", "--interactive", is_flag=True, help="Run with a terminal connected to the container.")
 @click.option("-w", "--write-result", metavar="PATH", help="Write the result, which must be str or bytes, to PATH.")
-@click.option("-e", "--env", default=None, help="Environment.")
+@environment_option
 @click.option("--timestamps", is_flag=True, help="Begin each log line with its time.")
 @click.argument("ref")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

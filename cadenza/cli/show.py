@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+from dataclasses import dataclass
+from datetime import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,38 +17,60 @@ def as_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], json_output: bool) -> None:
-    """A list of things. As JSON: a list of objects whose keys are the columns in snake_case."""
-    rows = [list(row) for row in rows]
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table: its text, and what scripts get."""
+
+    shown: str
+    raw: Any
+
+
+def _raw(cell: Any) -> Any:
+    return cell.raw if isinstance(cell, Cell) else cell
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], json_output: bool) -> None:
+    """A list of things. As JSON: a list of objects whose keys are the columns in snake_case.
+
+    A cell may be a `Cell`, which looks one way to people and another to scripts.
+    """
+    cells = [list(row) for row in rows]
     if json_output:
         keys = ["".join(c if c.isalnum() else "_" for c in name.lower()) for name in columns]
-        as_json([dict(zip(keys, row)) for row in rows])
+        as_json([{key: _raw(one) for key, one in zip(keys, row)} for row in cells])
         return
+    shown = [[one.shown if isinstance(one, Cell) else str(one) for one in row] for row in cells]
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
         from rich.table import Table
 
-        view = Table(title=title if rows else None, box=box.SIMPLE_HEAD, title_justify="left")
+        view = Table(title=title if shown else None, box=box.SIMPLE_HEAD, title_justify="left")
         for name in columns:
             view.add_column(name, overflow="fold")
-        for row in rows:
-            view.add_row(*[str(one) for one in row])
+        for line in shown:
+            view.add_row(*line)
         Console().print(view)
         return
     click.echo("\t".join(columns))
-    for row in rows:
-        click.echo("\t".join(str(one) for one in row))
+    for line in shown:
+        click.echo("\t".join(line))
 
 
-def when(seconds: float | None) -> str:
-    """An epoch time for people: local, to the second; empty for none."""
+def when(seconds: float | None) -> Cell:
+    """An epoch time: for people local, to the second, and empty for none; for scripts ISO 8601 with its zone."""
     if not seconds:
-        return ""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        return Cell("", None)
+    moment = datetime.fromtimestamp(seconds).astimezone()
+    return Cell(moment.strftime("%Y-%m-%d %H:%M:%S"), moment.isoformat(timespec="milliseconds"))
 
 
-def size(count: float) -> str:
+def size(count: int) -> Cell:
+    """Bytes: for people with a unit, for scripts as they are."""
+    return Cell(size_text(count), count)
+
+
+def size_text(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
@@ -56,9 +79,9 @@ def size(count: float) -> str:
     return ""
 
 
-def milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> Cell:
     """A duration for a column of timings."""
-    return f"{seconds * 1000:.1f}"
+    return Cell(f"{seconds * 1000:.1f}", round(seconds * 1000, 3))
 
 
 def failure(error: BaseException) -> None:
@@ -79,8 +102,6 @@ def parse_time(text: str, now: float) -> float:
     text = text.strip()
     if text and text[-1] in units and text[:-1].replace(".", "", 1).isdigit():
         return now - float(text[:-1]) * units[text[-1]]
-    from datetime import datetime
-
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:

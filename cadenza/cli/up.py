@@ -82,14 +82,17 @@ def status(json_output: bool) -> None:
         click.echo(f"The server is version {info.version}, this program {__version__}.", err=True)
     rows = [
         ("Process", str(info.pid)),
-        ("Running since", show.when(info.started_at)),
+        ("Running since", show.when(info.started_at).shown),
         ("Kept", "yes, until `cadenza down`" if info.kept else f"no: stops after {config.idle_stop_s:.0f} s idle"),
         ("Apps", str(info.apps)),
         ("Containers", str(info.containers)),
         ("Queued inputs", str(info.queued_inputs)),
         ("Clients", str(info.clients)),
         ("Data", info.data_dir),
-        *[(f"Isolation {level}", runtime) for level, runtime in sorted(info.runtimes.items())],
+        *[
+            (f"Isolation {level}", "process: no isolation at all" if runtime == "process" else runtime)
+            for level, runtime in sorted(info.runtimes.items())
+        ],
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
