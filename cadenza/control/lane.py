@@ -9,9 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
-import fcntl
 import os
-import select
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ import msgspec
 from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError, ServiceError, kind_of
 from cadenza.base.ids import IdSource
 from cadenza.control.blobs import Blob, Blobs
+from cadenza.control.body import check_memfd, receive_some, send_some, write
 from cadenza.control.listen import accept_each, listen_private, peer_process, same_user
 from cadenza.observe.log import Log
 from cadenza.protocol.frame import FrameError, encode
@@ -38,15 +37,10 @@ BODY_BYTES = 1 << 20
 WORKERS = 16
 CONTAINER_WORKERS, HOST_WORKERS = 4, 12
 """How many threads the lanes of one container have at most at a time, and those of the host."""
-SLICE_BYTES = 64 << 20
-PATIENCE_S = 0.002
-"""A thread gives up a body after so many bytes, or when its peer is not ready for so long: the event loop waits for
-peers, threads do not."""
 PERSIST_WORKERS = 4
 """Threads of their own for `LaneServer.persist`: what calls wait for does not queue behind what lanes do."""
 
 _log = Log("cadenza.control.lane")
-_F_GET_SEALS = 1034
 
 
 class Ask(msgspec.Struct):
@@ -363,7 +357,7 @@ class _Lane:
         """``size`` bytes of the connection into a file. EOFError when they end early, or do not come."""
         ahead = bytes(self._buffer[:size])
         del self._buffer[: len(ahead)]
-        await self._thread(_write, fd, memoryview(ahead))
+        await self._thread(write, fd, memoryview(ahead))
         left = size - len(ahead)
         buffer = bytearray(min(BODY_BYTES, left))
         while left:
@@ -465,67 +459,6 @@ class _Lane:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def check_memfd(fd: int, size: int) -> None:
-    """InvalidError unless ``fd`` is memory of at least ``size`` bytes: reading any other file could block us."""
-    try:
-        fcntl.fcntl(fd, _F_GET_SEALS)
-    except OSError:
-        raise InvalidError("the descriptor is not a memfd") from None
-    found = os.fstat(fd).st_size
-    if not 0 <= size <= found:
-        raise InvalidError(f"the memfd has {found} bytes, not {size}")
-
-
-def receive_some(sock: socket.socket, fd: int, size: int, buffer: bytearray) -> int:
-    """At most ``size`` bytes of a connection into a file: those that come without a pause. How many. Blocks shortly.
-
-    EOFError at the connection's end. ``buffer`` is room to work in.
-    """
-    most = min(size, SLICE_BYTES)
-    view = memoryview(buffer)
-    done = 0
-    sock.settimeout(PATIENCE_S)
-    try:
-        while done < most:
-            count = sock.recv_into(view[: most - done])
-            if not count:
-                raise EOFError("the connection ended within a body")
-            _write(fd, view[:count])
-            done += count
-    except TimeoutError:
-        pass
-    finally:
-        sock.setblocking(False)
-    return done
-
-
-def send_some(sock: socket.socket, fd: int, start: int, size: int) -> int:
-    """Bytes of a file from ``start``, before ``size``, into a connection: as many as its peer takes without a pause.
-
-    EOFError when the file has fewer. Blocks shortly.
-    """
-    end = min(size, start + SLICE_BYTES)
-    at = start
-    room = select.poll()
-    room.register(sock, select.POLLOUT)
-    while at < end:
-        try:
-            count = os.sendfile(sock.fileno(), fd, at, end - at)
-        except BlockingIOError:
-            if not room.poll(PATIENCE_S * 1000):
-                break
-            continue
-        if not count:
-            raise EOFError("the value is shorter than it was")
-        at += count
-    return at - start
-
-
-def _write(fd: int, view: memoryview) -> None:
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _full(error: OSError) -> Error:
