@@ -10,7 +10,8 @@ What a container sends is filtered on the host's side, where it cannot change it
 The rules match interfaces by the prefix of their names, in one nftables table made once, so that a namespace costs no
 rule. A namespace is handed on once all processes of its container are gone, if that could not change it: the standard
 level has no CAP_NET_ADMIN and no CAP_NET_RAW, and sockets end with their processes. gVisor takes the addresses out of
-its namespace, so that one is destroyed. Making one costs 1.2 ms of CPU time of ours, and takes 2 to 6 ms; handing it on costs nothing.
+its namespace, so that one is destroyed. Making one costs 1.2 ms of CPU time and takes 2 to 6;
+handing it on costs nothing.
 
 Names begin with ``cz`` and four hex digits of the state directory: leftovers of an earlier agent with that directory
 are found by it, and several agents on one machine do not disturb each other. A blackhole route reserves the range.
