@@ -14,8 +14,8 @@ from cadenza.base.clock import Clock
 from cadenza.base.errors import InvalidError, NotFoundError, OutputExpiredError
 from cadenza.control.attached import Attached, input_id, item_of
 from cadenza.protocol.calls import PENDING, OutputItem, ValueRef
-from cadenza.protocol.methods import CallInfo
-from cadenza.scheduling.states import FunctionState
+from cadenza.protocol.methods import CallInfo, ContainerInfo
+from cadenza.scheduling.states import ContainerState, FunctionState
 from cadenza.storage.entry import CallRecord
 from cadenza.storage.queue import Queue
 
@@ -198,3 +198,23 @@ class Answers:
             statuses,
             self._starts.get(record.call_id, {}) if record.inputs == 1 else {},
         )
+
+
+def described(one: ContainerState, wall: float, isolation: str) -> ContainerInfo:
+    """A container as users see it. ``wall``: epoch seconds at the monotonic clock's 0; ``isolation``: the default."""
+    function, report = one.function, one.report
+    return ContainerInfo(
+        container_id=one.container_id,
+        app_id=function.app_id,
+        app_name=function.app_name,
+        function_id=function.function_id,
+        function_name=function.spec.name,
+        state=one.state if one.stop is None else "stopping",
+        started_at=wall + one.placed_at,
+        runtime="" if report is None else report.runtime,
+        isolation=function.spec.isolation or isolation,
+        warm=False if report is None else report.warm,
+        running_inputs=one.begun,
+        phases={} if report is None else dict(report.phases),
+        why=one.why,
+    )

@@ -11,42 +11,27 @@ Detached calls have no state in memory: a hundred thousand of them cost nothing 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
-from cadenza.base.errors import (
-    Error,
-    InvalidError,
-    NotFoundError,
-    ResourceExhaustedError,
-)
+from cadenza.base.errors import Error, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
-from cadenza.control.answers import Answers
+from cadenza.control.answers import Answers, described
 from cadenza.control.attached import Attached, OnItem, OnOutput, Value, input_id, item_of
+from cadenza.control.intake import Intake
+from cadenza.control.limits import Limits
 from cadenza.control.loop import EPOCH_FENCES, Loop
 from cadenza.protocol.calls import (
-    CALL_KINDS,
-    CALLER_GONE_GRACE_S,
-    DETACHED_KINDS,
-    INTERNAL_FAILURE,
-    MAX_ASYNC_QUEUED,
-    MAX_SYNC_QUEUED,
-    MAX_SYNC_TOTAL,
-    RESULT_KEPT_S,
-    TERMINATED,
-    AttemptOutput,
-    BlobRef,
-    GeneratorItem,
+    CALL_KINDS, CALLER_GONE_GRACE_S, DETACHED_KINDS, RESULT_KEPT_S, TERMINATED, AttemptOutput, BlobRef, GeneratorItem,
     OutputItem,
-)
+)  # fmt: skip
 from cadenza.protocol.methods import CallInfo, ContainerInfo, FunctionStats
 from cadenza.protocol.nodes import Node, NodeReport
 from cadenza.protocol.objects import FunctionSpec
 from cadenza.scheduling.states import ContainerState
 from cadenza.storage.db import Database
-from cadenza.storage.entry import CallRecord, Entry, Output, Unfinished
+from cadenza.storage.entry import CallRecord, Entry, Output
 from cadenza.storage.queue import EXPIRE_ROWS, Queue
 from cadenza.storage.queue_sqlite import SqliteQueue
 
@@ -55,14 +40,6 @@ FIRST_REPORT_S = 1.0
 """How long after a start a node may take to say which of the containers that it had are still there."""
 DROP_ROWS = 5_000
 """How many waiting inputs of an ended app are dropped in one transaction."""
-
-
-@dataclass
-class _Usage:
-    """What a function has unfinished, against the limits of semantics.md section 3.4."""
-
-    attached: int = 0
-    detached: int = 0
 
 
 class Calls:
@@ -82,11 +59,11 @@ class Calls:
         self.loop = Loop(config.isolation, queue, clock, ids, self)
         self._attached: dict[str, Attached] = {}
         self._by_caller: dict[str, set[str]] = {}
-        self._usage: dict[str, _Usage] = {}
+        self._limits = Limits(self.loop.cluster.functions)
+        self._intake = Intake(self.loop, queue, clock, ids, self._limits, self.finish, self._ended)
         self._cancelling: dict[str, int] = {}
         self._answers = Answers(queue, clock, self._attached, self.loop.cluster.functions)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._unclaimed: dict[str, tuple[list[Entry], int]] = {}
         self._first_reports: dict[str, NodeReport] = {}
         self._reported = False
         self._started = False
@@ -109,8 +86,8 @@ class Calls:
         for one in left.containers:
             if one not in adoptable:
                 self._queue.drop_container(one[0])
-        self._take_over(left, {one[0] for one in adoptable}, adoptable)
-        self._started = True
+        self._intake.take_over(left, {one[0] for one in adoptable}, adoptable)
+        self._started = self._intake.started = True
         early = self._first_reports.pop(node_id, None)
         if early is not None:
             self._reported = True
@@ -132,33 +109,10 @@ class Calls:
             return False
         return not function.spec.single_use or kept[0] in holding  # else it may have had its one input
 
-    def _take_over(self, left: Unfinished, alive: set[str], containers: Sequence[tuple[str, str, str, str]]) -> None:
-        """Leases of containers that may still be there stay; the others are given back."""
-        running: dict[str, list[Entry]] = {}
-        waiting: dict[str, list[Entry]] = {}
-        for entry in left.held:
-            self._usage_of(entry.function_id).detached += 1
-            if entry.container_id in alive:
-                running.setdefault(entry.container_id, []).append(entry)
-            else:
-                entry.container_id = ""
-                waiting.setdefault(entry.function_id, []).append(entry)
-        for container_id, node_id, function_id, kept in containers:
-            self.loop.post(self.loop.adopt, container_id, node_id, function_id, kept, running.get(container_id, []))
-        for function_id in {*waiting, *left.waiting}:
-            count = left.waiting.get(function_id, 0)
-            self._usage_of(function_id).detached += count
-            entries = waiting.get(function_id, [])
-            if function_id in self.loop.cluster.functions:
-                self.loop.post(self.loop.arrived, function_id, entries)
-                self.loop.post(self.loop.stored, function_id, count)
-            else:
-                self._unclaimed[function_id] = (entries, count)
-
     async def stop(self) -> None:
         """Stop deciding; what was accepted and detached stays in the database for the next start."""
         self.loop.stop()
-        self._stopped = True
+        self._stopped = self._intake.stopped = True
         if self._expiry is not None:
             self._expiry.cancel()
         for task in list(self._tasks):
@@ -189,10 +143,7 @@ class Calls:
     ) -> None:
         """Make a function callable (again). InvalidError when no node can ever hold its containers."""
         self.loop.add_function(function_id, app_id, app_name, spec, layout)
-        entries, count = self._unclaimed.pop(function_id, ([], 0))
-        if entries or count:
-            self.loop.post(self.loop.arrived, function_id, entries)
-            self.loop.post(self.loop.stored, function_id, count)
+        self._intake.claim(function_id)
 
     def remove_app(self, app_id: str, reason: str) -> None:
         """End an app: its unfinished inputs become TERMINATED, its containers stop."""
@@ -218,18 +169,11 @@ class Calls:
 
     def app_busy(self, app_id: str) -> bool:
         """Whether any input of the app is not finished."""
-        for function_id, usage in self._usage.items():
-            if usage.attached > 0 or usage.detached > 0:
-                function = self.loop.cluster.functions.get(function_id)
-                if function is not None and function.app_id == app_id:
-                    return True
-        return False
+        return self._limits.busy(app_id)
 
-    def _usage_of(self, function_id: str) -> _Usage:
-        usage = self._usage.get(function_id)
-        if usage is None:
-            usage = self._usage[function_id] = _Usage()
-        return usage
+    def forgotten(self, function_id: str) -> None:
+        """`cadenza.control.round.Sink`: a function is gone."""
+        self._limits.forget(function_id)
 
     # --- calls ---
 
@@ -270,8 +214,8 @@ class Calls:
                 total=total, on_output=on_output, on_item=on_item,
             )  # fmt: skip
         record = self._record(function_id, kind, values, call_id, caller, parent_input_id, None)
-        entries = self._entries(record, values)
-        await self._store_detached(function_id, record, entries)
+        entries = self._intake.entries(record, values)
+        await self._intake.store_detached(function_id, record, entries)
         return record.call_id, [one.input_id for one in entries]
 
     def attach(
@@ -291,7 +235,7 @@ class Calls:
         if kind not in CALL_KINDS:
             raise InvalidError(f"there is no kind of call named {kind!r}; known are {', '.join(CALL_KINDS)}")
         record = self._record(function_id, kind, values, call_id, caller, parent_input_id, total)
-        entries = self._entries(record, values)
+        entries = self._intake.entries(record, values)
         state = Attached(record, on_output, on_item)
         for index, _, _ in values:
             state.is_new(index)
@@ -302,7 +246,7 @@ class Calls:
                 self._by_caller[caller] = {record.call_id}
             else:
                 mine.add(record.call_id)
-        self._run_attached(state, entries)
+        self._intake.run_attached(state.record.function_id, entries)
         if parent_input_id:
             self.loop.post(self.loop.nested, parent_input_id, 1)
         return record.call_id, [one.input_id for one in entries]
@@ -316,7 +260,7 @@ class Calls:
         if function is None or function.removed:
             raise NotFoundError(f"there is no function {function_id}, or its app has ended")
         attached = kind not in DETACHED_KINDS
-        self._check_limits(function_id, attached, len(values))
+        self._limits.check(function_id, attached, len(values))
         return CallRecord(
             call_id or self._ids.new("call"), function_id, function.app_id, kind, attached, caller, parent_input_id,
             self._clock.now(), len(values), total,
@@ -336,127 +280,15 @@ class Calls:
         function = self.loop.cluster.functions.get(record.function_id)
         if function is None or function.removed:
             raise NotFoundError(f"the app of call {call_id} has ended")
-        self._check_limits(record.function_id, record.attached, len(values))
+        self._limits.check(record.function_id, record.attached, len(values))
         if state is None:
-            entries = self._entries(record, values)
-            await self._store_detached(record.function_id, None, entries)
+            entries = self._intake.entries(record, values)
+            await self._intake.store_detached(record.function_id, None, entries)
         else:
-            entries = self._entries(record, [one for one in values if state.is_new(one[0])])
+            entries = self._intake.entries(record, [one for one in values if state.is_new(one[0])])
             record.inputs += len(entries)
-            self._run_attached(state, entries)
+            self._intake.run_attached(state.record.function_id, entries)
         return [input_id(call_id, index) or "" for index, _, _ in values]
-
-    def _check_limits(self, function_id: str, attached: bool, count: int) -> None:
-        usage = self._usage_of(function_id)
-        if attached:
-            function = self.loop.cluster.functions[function_id]
-            queued = usage.attached - function.running + count
-            if queued > MAX_SYNC_QUEUED:
-                raise ResourceExhaustedError(
-                    f"{function.spec.name} has {usage.attached} inputs under way; at most {MAX_SYNC_QUEUED} may wait. "
-                    "Try again later, or use spawn"
-                )
-            if usage.attached + count > MAX_SYNC_TOTAL:
-                raise ResourceExhaustedError(f"at most {MAX_SYNC_TOTAL} inputs of a function may wait and run")
-        elif usage.detached + count > MAX_ASYNC_QUEUED:
-            raise ResourceExhaustedError(
-                f"{usage.detached} spawned inputs are queued; at most {MAX_ASYNC_QUEUED} may be. Try again later"
-            )
-
-    def _entries(self, record: CallRecord, values: Sequence[Value]) -> list[Entry]:
-        """Entries in order; the first of them, as many as memory has room for, leased with their put."""
-        room = self.loop.room(record.function_id) if self._started else 0
-        fence = self.loop.fence_base + 1
-        queue, now = self._queue, self._clock.now()
-        found: list[Entry] = []
-        for index, data, blob in values:
-            fresh = len(found) < room
-            found.append(
-                Entry(
-                    queue.next_seq(), input_id(record.call_id, index) or self._ids.new("input"), record.call_id, index,
-                    record.function_id, record.attached, data, blob, fence if fresh else 0, now, fresh=fresh,
-                )
-            )  # fmt: skip
-        self.loop.reserve(record.function_id, min(room, len(found)))
-        return found
-
-    def _run_attached(self, state: Attached, entries: list[Entry]) -> None:
-        """Let them run now and write them behind; those that memory has no room for wait in the table."""
-        function_id = state.record.function_id
-        self._usage_of(function_id).attached += len(entries)
-        fresh = entries
-        if entries and not entries[-1].fresh:
-            fresh = [one for one in entries if one.fresh]
-            waiting = entries[len(fresh) :]
-            future = self._queue.put(None, waiting)
-            self.loop.post(self.loop.stored, function_id, len(waiting))
-            future.add_done_callback(lambda done: self._stored(function_id, waiting, done))
-        if fresh:
-            self.loop.post(self.loop.arrived, function_id, fresh, len(fresh))
-            for one in fresh:
-                self._queue.keep(one)
-
-    def _stored(self, function_id: str, waiting: list[Entry], done: asyncio.Future[list[int]]) -> None:
-        if done.cancelled() or done.exception() is None or self._stopped:
-            return
-        # The write failed: nothing is kept of what was to wait in the table. Say so to the caller.
-        self.loop.post(self.loop.removed, function_id, len(waiting))
-        for one in waiting:
-            one.done = True
-            text = f"the call could not be stored: {done.exception()}"
-            self._ended(Output(one.call_id, one.index, one.input_id, INTERNAL_FAILURE, error=text), function_id, True)
-
-    async def _store_detached(self, function_id: str, record: Optional[CallRecord], entries: list[Entry]) -> None:
-        """Write, then let run what is new."""
-        future = self._queue.put(record, entries)
-        usage = self._usage_of(function_id)
-        usage.detached += len(entries)
-        waiting = sum(1 for one in entries if not one.fence)
-        if waiting:
-            self.loop.post(self.loop.stored, function_id, waiting)
-        try:
-            known = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            # The caller went away; what is being written is accepted all the same.
-            future.add_done_callback(lambda done: self._run_detached(function_id, entries, done))
-            raise
-        except Error:
-            self._not_stored(function_id, entries)
-            raise
-        self._run_stored(function_id, entries, known)
-
-    def _not_stored(self, function_id: str, entries: list[Entry]) -> None:
-        waiting = sum(1 for one in entries if not one.fence)
-        self.loop.reserve(function_id, waiting - len(entries))
-        self._usage_of(function_id).detached -= len(entries)
-        if waiting:
-            self.loop.post(self.loop.removed, function_id, waiting)
-
-    def _run_detached(self, function_id: str, entries: list[Entry], done: asyncio.Future[list[int]]) -> None:
-        if done.cancelled() or self._stopped:
-            return
-        if done.exception() is None:
-            self._run_stored(function_id, entries, done.result())
-        else:
-            self._not_stored(function_id, entries)
-
-    def _run_stored(self, function_id: str, entries: list[Entry], known: list[int]) -> None:
-        new = set(known) if len(known) != len(entries) else None
-        fresh = [one for one in entries if one.fresh and (new is None or one.index in new)]
-        if new is not None:
-            repeated = [one for one in entries if one.index not in new]
-            self._usage_of(function_id).detached -= len(repeated)
-            waiting = sum(1 for one in repeated if not one.fence)
-            if waiting:
-                self.loop.post(self.loop.removed, function_id, waiting)
-        reserved = sum(1 for one in entries if one.fresh)
-        if not reserved or self._stopped:
-            return
-        if function_id in self.loop.cluster.functions:
-            self.loop.post(self.loop.arrived, function_id, fresh, reserved)
-        else:  # its app ended meanwhile
-            for one in fresh:
-                self.finish(one, TERMINATED, b"", None, "the app has ended", 0, None)
 
     def close(self, call_id: str, total: int) -> None:
         """The call will have ``total`` inputs and no more."""
@@ -519,7 +351,7 @@ class Calls:
 
     def _ended(self, output: Output, function_id: str, dropped: bool = False) -> None:
         """An output is final. ``dropped``: it is that of an input that was dropped in the table."""
-        usage = self._usage_of(function_id)
+        usage = self._limits.of(function_id)
         state = self._attached.get(output.call_id)
         if state is None:
             usage.detached -= 1
@@ -531,6 +363,8 @@ class Calls:
             if state.on_output is not None:
                 state.on_output(item_of(output), output.data)
             self._check_end(state)
+        if not usage.attached and not usage.detached:
+            self._limits.forget(function_id)
         self._answers.wake(output.call_id)
 
     def _check_end(self, state: Attached) -> None:
@@ -631,29 +465,11 @@ class Calls:
     def containers(self, app_id: str = "") -> list[ContainerInfo]:
         """The containers that are not gone, each with the reason for its present state."""
         wall = self._clock.now() - self._clock.monotonic()
-        found = []
-        for one in self.loop.cluster.containers.values():
-            function, report = one.function, one.report
-            if app_id and function.app_id != app_id:
-                continue
-            found.append(
-                ContainerInfo(
-                    container_id=one.container_id,
-                    app_id=function.app_id,
-                    app_name=function.app_name,
-                    function_id=function.function_id,
-                    function_name=function.spec.name,
-                    state=one.state if one.stop is None else "stopping",
-                    started_at=wall + one.placed_at,
-                    runtime="" if report is None else report.runtime,
-                    isolation=function.spec.isolation or self.loop.isolation,
-                    warm=False if report is None else report.warm,
-                    running_inputs=one.begun,
-                    phases={} if report is None else dict(report.phases),
-                    why=one.why,
-                )
-            )
-        return found
+        return [
+            described(one, wall, self.loop.isolation)
+            for one in self.loop.cluster.containers.values()
+            if not app_id or one.function.app_id == app_id
+        ]
 
     def stop_container(self, container_id: str, graceful: bool) -> None:
         """Stop one container; ``graceful`` lets its running inputs finish. NotFoundError when there is none."""

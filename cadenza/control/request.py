@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Callable, Generic, Iterable, Optional, Protocol, Sequence, TypeVar
+from typing import Any, Awaitable, Callable, Generic, Iterable, Optional, Protocol, Sequence, TypeVar
+
+import msgspec
 
 from cadenza.base.errors import InvalidError, RequestSizeError
 from cadenza.protocol.calls import BlobRef, ValueRef
 from cadenza.protocol.frame import INLINE_VALUE_BYTES, STREAM_CREDIT_BYTES
+from cadenza.protocol.methods import Method
 
 ITEM_COST_BYTES = 256
 """What an item of a stream costs besides its payload."""
@@ -160,6 +164,26 @@ class Request(Generic[B]):
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+Handler = Callable[[Request[Any]], Optional[Awaitable[Any]]]
+"""A coroutine that gives the reply, or, where each turn of the loop counts, a function that answers it later."""
+
+
+class Row:
+    """A row of the table of methods with its decoders and its handler."""
+
+    __slots__ = ("callers", "decode", "decode_item", "direct", "handler", "method")
+
+    def __init__(self, method: Method, handler: Handler) -> None:
+        self.method = method
+        self.handler = handler
+        self.direct = not inspect.iscoroutinefunction(handler)
+        self.callers = frozenset(method.callers)
+        self.decode: Callable[[Any], Any] = msgspec.json.Decoder(method.request).decode
+        self.decode_item: Optional[Callable[[Any], Any]] = (
+            msgspec.json.Decoder(method.item).decode if method.item is not None else None
+        )
 
 
 def split(payload: bytes, refs: Iterable[ValueRef]) -> list[tuple[bytes, Optional[BlobRef]]]:

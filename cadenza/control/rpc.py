@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import inspect
 import os
 import socket
 from typing import Any, Awaitable, Callable, Mapping, Optional, Sequence, cast
@@ -21,11 +20,11 @@ from cadenza.base.errors import Error, InvalidError, kind_of
 from cadenza.base.ids import IdSource
 from cadenza.control.hello import decode_hello, refuse
 from cadenza.control.listen import accept_each, listen_private, peer_uid, same_user
-from cadenza.control.request import Caller, Reply, Request
+from cadenza.control.request import Caller, Handler, Reply, Request, Row
 from cadenza.observe.log import Log
 from cadenza.observe.metrics import Metrics
 from cadenza.protocol.frame import PROTOCOL, Decoder, FrameError, encode, encode_parts
-from cadenza.protocol.methods import CLIENT, CONTAINER, METHODS, Method
+from cadenza.protocol.methods import CLIENT, CONTAINER, METHODS
 
 HELLO_LIMIT_S = 10.0
 MAX_OPEN_REQUESTS = 10_000
@@ -41,9 +40,6 @@ LINGER_S = 2.0
 """How long the last words to a connection that is closed may take."""
 MAX_REQUEST_ID = 1 << 53
 DISK_FULL = "the server's disk is full: free some space and try again"
-
-Handler = Callable[[Request[Any]], Optional[Awaitable[Any]]]
-"""A coroutine that gives the reply, or, where each turn of the loop counts, a function that answers it later."""
 
 _log = Log("cadenza.control.rpc")
 _encode_body = msgspec.json.Encoder().encode
@@ -62,22 +58,6 @@ class Head(msgspec.Struct):
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
-class _Row:
-    """A row of the table of methods with its decoders and its handler."""
-
-    __slots__ = ("callers", "decode", "decode_item", "direct", "handler", "method")
-
-    def __init__(self, method: Method, handler: Handler) -> None:
-        self.method = method
-        self.handler = handler
-        self.direct = not inspect.iscoroutinefunction(handler)
-        self.callers = frozenset(method.callers)
-        self.decode: Callable[[Any], Any] = msgspec.json.Decoder(method.request).decode
-        self.decode_item: Optional[Callable[[Any], Any]] = (
-            msgspec.json.Decoder(method.item).decode if method.item is not None else None
-        )
-
-
 class Rpc:
     """Serves connections. ``handlers`` maps the table's names to coroutines that take a `Request`.
 
@@ -94,7 +74,7 @@ class Rpc:
         metrics: Optional[Metrics] = None,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
-        self.rows = {name: _Row(METHODS[name], handler) for name, handler in handlers.items()}
+        self.rows = {name: Row(METHODS[name], handler) for name, handler in handlers.items()}
         self.ids = ids
         self.closed = closed
         self.settle = settle
@@ -192,7 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         self.greeted = False
         self.writable = True
         self._decoder = Decoder()
-        self._requests: dict[int, tuple[Request[Any], _Row]] = {}
+        self._requests: dict[int, tuple[Request[Any], Row]] = {}
         self._transport: Optional[asyncio.Transport] = None
         self._ending = False
         self.lost = False
@@ -353,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
         except Exception as error:
             self._failed(row, request, error)
 
-    def _item(self, request: Request[Any], row: _Row, head: Head, payload: bytes) -> None:
+    def _item(self, request: Request[Any], row: Row, head: Head, payload: bytes) -> None:
         try:
             if row.decode_item is None:
                 raise InvalidError(f"{row.method.name} takes no items")
@@ -366,7 +346,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- one request ---
 
-    async def _run(self, row: _Row, request: Request[Any]) -> None:
+    async def _run(self, row: Row, request: Request[Any]) -> None:
         try:
             result = await cast(Awaitable[Any], row.handler(request))
         except asyncio.CancelledError:
@@ -393,7 +373,7 @@ class Connection(asyncio.BufferedProtocol):
         except FrameError as error:
             self._error(request.id, "request_size", f"the reply does not fit in a frame: {error}")
 
-    def _failed(self, row: _Row, request: Request[Any], error: Exception) -> None:
+    def _failed(self, row: Row, request: Request[Any], error: Exception) -> None:
         kind, message, detail = "internal", "", None
         if isinstance(error, Error):
             image_id = getattr(error, "image_id", None)

@@ -159,7 +159,7 @@ class World:
         old = self.calls
         old.loop.stop()
         old._queue.abort()
-        old._stopped = True
+        old._stopped = old._intake.stopped = True
         for task in list(old._tasks):
             task.cancel()
         if old._expiry is not None:
@@ -575,7 +575,7 @@ def check(world: World, sent: Sequence[Sent], attached: Sequence[tuple[int, str,
         alive = sum(1 for one in function.containers.values() if one.stop is None)
         if alive > function.spec.min_containers:
             raise Broken(f"{alive} containers are idle for two minutes: {stuck(world)}")
-    for usage in world.calls._usage.values():
+    for usage in world.calls._limits.usages.values():
         if usage.attached or usage.detached:
             raise Broken(f"the limits count {usage} inputs, and there are none")
     node = cluster.nodes["no-1"]

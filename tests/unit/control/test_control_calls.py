@@ -14,7 +14,7 @@ from world import Faults, VirtualLoop, World
 
 from cadenza.base.errors import InvalidError, NotFoundError, OutputExpiredError, ResourceExhaustedError
 from cadenza.base.resources import Resources
-from cadenza.control.loop import WINDOW_INPUTS
+from cadenza.control.inputs import WINDOW_INPUTS
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import (
     CALLER_GONE_GRACE_S,

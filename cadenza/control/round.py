@@ -1,0 +1,129 @@
+"""News for the cluster's owner, gathered into rounds: the inbox, the clock of a round, and the timer between rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import Any, Callable, Optional, Protocol
+
+from cadenza.base.clock import Clock
+from cadenza.base.ids import IdSource
+from cadenza.protocol.calls import (
+    BlobRef,
+)
+from cadenza.scheduling.cluster import Cluster
+from cadenza.scheduling.states import ContainerState
+from cadenza.storage.entry import Entry
+from cadenza.storage.queue import Queue
+
+MAX_INBOX_EVENTS = 10_000
+"""With more news than this the round begins at once."""
+TIMER_GRAIN_S = 0.0005
+"""A deadline nearer than this waits this long: event loops ring a little early, and would ring again and again."""
+
+
+Finish = Callable[[Entry, str, bytes, Optional[BlobRef], str, int, Optional[ContainerState]], None]
+
+
+class Sink(Protocol):
+    """Where results go: `cadenza.control.calls`."""
+
+    def finish(
+        self, entry: Entry, status: str, data: bytes, blob: Optional[BlobRef], error: str, items: int,
+        container: Optional[ContainerState],
+    ) -> None:  # fmt: skip
+        """An input's output is decided: commit it."""
+
+    def item(self, entry: Entry, number: int, data: bytes, blob: Optional[BlobRef]) -> None:
+        """A generator gave its next value."""
+
+    def forgotten(self, function_id: str) -> None:
+        """A function is gone, with all that was of it."""
+
+    def is_cancelled(self, call_id: str) -> bool:
+        """Whether a call was cancelled: its inputs must not run any more."""
+
+
+class Round:
+    """What all parts of the cluster's owner share. All methods belong to the event loop's thread; none blocks."""
+
+    def __init__(self, isolation: str, queue: Queue, clock: Clock, ids: IdSource, sink: Sink) -> None:
+        self.cluster = Cluster()
+        self.isolation = isolation
+        self.fence_base = 0
+        self._queue = queue
+        self._clock = clock
+        self._ids = ids
+        self._sink = sink
+        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._scheduled = False
+        self._in_round = False
+        self._stopped = False
+        self._now = 0.0
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._timer_at = math.inf
+        self._dirty: dict[str, None] = {}
+        self._resize: set[str] = set()
+
+    def post(self, handler: Callable[..., None], *args: Any) -> None:
+        """Let ``handler(*args)`` run in the next round."""
+        self._inbox.append((handler, args))
+        if not self._scheduled and not self._stopped:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._later_round)
+        if len(self._inbox) > MAX_INBOX_EVENTS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Have the round now instead of in the next turn: for whoever has told all the news of one read."""
+        if self._inbox and not self._in_round and not self._stopped:
+            self._round()
+
+    def _later_round(self) -> None:
+        self._scheduled = False
+        self.settle()
+
+    def stop(self) -> None:
+        """Decide nothing any more."""
+        self._stopped = True
+        self._inbox.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def touch(self, function_id: str) -> None:
+        """Look at a function in this round."""
+        self._dirty[function_id] = None
+        self._resize.add(function_id)
+
+    def _all_dirty(self) -> None:
+        for name in self.cluster.functions:
+            self.post(self.touch, name)
+
+    def _round(self) -> None:
+        self._in_round = True
+        try:
+            self._decide()
+        finally:
+            self._in_round = False
+
+    def _decide(self) -> None:
+        raise NotImplementedError
+
+    def _set_timer(self) -> None:
+        at = self.cluster.next_alarm()
+        if at >= self._timer_at and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = at
+        if at < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(
+                max(TIMER_GRAIN_S, at - self._clock.monotonic()), self._ring
+            )
+
+    def _ring(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        if not self._stopped and not self._in_round:
+            self._round()
