@@ -7,15 +7,15 @@ when nothing is left to do. Source: semantics.md section 23.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import Any, Callable, Container, List, Optional, Sequence
-
-import msgspec
+from typing import Any, Callable, Container, Iterable, List, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.calls import Calls
+from cadenza.control.declared import MAX_NAME_CHARS, check_functions, read_spec
 from cadenza.control.request import Request
 from cadenza.observe.log import Log
 from cadenza.protocol.methods import (
@@ -41,14 +41,12 @@ CLIENT_GONE_S = 30.0
 HEARTBEAT_LIMIT_S = 300.0
 """How long an ephemeral app goes on without a heartbeat from a client whose connection is still there."""
 STOPPED_KEPT_S = 30 * 24 * 3600.0
-MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 86_400.0
-MAX_FUNCTIONS = 1_000
-MAX_NAME_CHARS = 200
+MAX_STOPPED = 5_000
+"""So many apps that are stopped are kept, the newest, and none longer than `STOPPED_KEPT_S`."""
 
 INITIALIZING, EPHEMERAL, DETACHED, STOPPED, STOPPING = "initializing", "ephemeral", "detached", "stopped", "stopping"
 
 _log = Log("cadenza.control.apps")
-_decode_spec = msgspec.json.Decoder(FunctionSpec).decode
 
 
 @dataclass
@@ -79,6 +77,7 @@ class Function:
     app_id: str
     name: str
     is_generator: bool
+    spec: FunctionSpec
 
 
 class Apps:
@@ -92,22 +91,24 @@ class Apps:
         calls: Calls,
         missing: Callable[[Sequence[str]], list[str]],
         images: Callable[[], Container[str]],
+        refusal: Callable[[FunctionSpec], str],
     ) -> None:
-        """``missing(digests)`` gives those that are not uploaded, ``images()`` the ids of the images that are built."""
+        """``missing(digests)`` gives those that are not uploaded, in a thread; ``images()`` the ids of the images that
+        are built; ``refusal(spec)`` why no node can ever hold a function's containers, or an empty string."""
         self._db = db
         self._clock = clock
         self._ids = ids
         self._calls = calls
         self._missing = missing
         self._images = images
+        self._refusal = refusal
         self._apps: dict[str, App] = {}
         self._functions: dict[str, Function] = {}
 
     async def start(self) -> None:
         """Load what was there: detached apps go on, ephemeral ones lost their client with the last process."""
-        now = self._clock.now()
-        await self._db.execute("function_forget", (now - STOPPED_KEPT_S,))
-        await self._db.execute("app_forget", (now - STOPPED_KEPT_S,))
+        await self._db.execute("erase_for_good")
+        await self._db.execute("function_forget")
         for app_id, name, environment, state, detached, created_at, stopped_at, reason in await self._db.fetch(
             "app_all"
         ):
@@ -117,21 +118,23 @@ class Apps:
         for app in list(self._apps.values()):
             if app.state == INITIALIZING or app.state == EPHEMERAL:
                 await self._save(app, "the server was restarted")
-        specs: dict[str, list[tuple[str, str, FunctionSpec]]] = {}
+        await self.forget()
+        rows: dict[str, list[tuple[str, str, str]]] = {}
         for function_id, app_id, name, raw in await self._db.fetch("function_all"):
-            specs.setdefault(app_id, []).append((function_id, name, _decode_spec(raw)))
-        for app_id, functions in specs.items():
+            rows.setdefault(app_id, []).append((function_id, name, raw))
+        for app_id, functions in rows.items():
             app = self._apps[app_id]
             app.functions = {name: function_id for function_id, name, _ in functions}
             try:
-                for function_id, _, spec in functions:
+                for function_id, spec in [(one[0], read_spec(one[1], one[2])) for one in functions]:
                     self._add(app, function_id, spec, app.functions)
             except Error as error:
+                _log.error("an app cannot go on", app=app_id, reason=str(error))
                 await self.end(app, str(error))
 
     def _add(self, app: App, function_id: str, spec: FunctionSpec, layout: dict[str, str]) -> None:
         self._calls.add_function(function_id, app.app_id, app.name, spec, layout)
-        self._functions[function_id] = Function(function_id, app.app_id, spec.name, spec.is_generator)
+        self._functions[function_id] = Function(function_id, app.app_id, spec.name, spec.is_generator, spec)
 
     # --- methods ---
 
@@ -156,6 +159,7 @@ class Apps:
         return AppCreated(app.app_id)
 
     async def publish(self, request: Request[AppPublish]) -> AppPublished:
+        """Make functions callable: all of them, or none and an error."""
         app = self._alive(request.body.app_id)
         self._seen(app, request.caller.connection_id)
         specs = request.body.functions
@@ -163,7 +167,7 @@ class Apps:
         needed = [one.digest for spec in specs for one in spec.files] + [
             one.serialized for one in specs if one.serialized
         ]
-        missing = self._missing(needed)
+        missing = await asyncio.to_thread(self._missing, needed)
         if missing:
             raise ConflictError(
                 f"{len(missing)} files of the app are not uploaded, the first is {missing[0]}: upload them first"
@@ -172,21 +176,29 @@ class Apps:
         for spec in specs:
             if spec.image.image_id() not in built:
                 raise ConflictError(f"the image of function {spec.name} is not built: build it first (image.build)")
+            refused = self._refusal(spec)
+            if refused:
+                raise InvalidError(f"{spec.name}: {refused}")
+        app = self._alive(app.app_id)  # it may have ended meanwhile
         functions = {spec.name: app.functions.get(spec.name) or self._ids.new("function") for spec in specs}
-        for spec in specs:
-            self._add(app, functions[spec.name], spec, functions)
-        for name in set(app.functions) - set(functions):
-            self._functions.pop(app.functions[name], None)
-        app.functions = functions
+        dropped = [app.functions[name] for name in set(app.functions) - set(functions)]
         state = DETACHED if app.detached else EPHEMERAL
         rows = [(functions[spec.name], app.app_id, spec.name, to_json(spec)) for spec in specs]
 
         def write(transaction: Transaction) -> None:
+            for function_id in dropped:
+                transaction.execute("function_drop", (function_id,))
             for row in rows:
                 transaction.execute("function_put", row)
             transaction.execute("app_state", (state, None, "", app.app_id))
 
         await self._db.transaction(write)
+        app = self._alive(app.app_id)
+        for spec in specs:
+            self._add(app, functions[spec.name], spec, functions)
+        for function_id in dropped:
+            self._functions.pop(function_id, None)
+        app.functions = functions
         if app.state == INITIALIZING:
             app.state = state
         return AppPublished(dict(functions))
@@ -271,6 +283,10 @@ class Apps:
         """Every function that can be called."""
         return list(self._functions)
 
+    def specs(self) -> List[FunctionSpec]:
+        """What the functions that can be called are declared to be."""
+        return [one.spec for one in self._functions.values()]
+
     def names(self, app_id: str) -> dict[str, str]:
         """Function name to id of one app."""
         found = self._apps.get(app_id)
@@ -315,8 +331,29 @@ class Apps:
         await self._save(app, reason)
 
     async def _save(self, app: App, reason: str) -> None:
+        """It is stopped. What its functions were goes, and their secrets with it: nothing reads it again."""
         app.state, app.stopped_at, app.stop_reason = STOPPED, self._clock.now(), reason[:500]
-        await self._db.execute("app_state", (app.state, app.stopped_at, app.stop_reason, app.app_id))
+        row = (app.state, app.stopped_at, app.stop_reason, app.app_id)
+
+        def write(transaction: Transaction) -> None:
+            transaction.execute("app_state", row)
+            transaction.execute("function_end", (app.app_id,))
+
+        await self._db.transaction(write)
+
+    async def forget(self) -> None:
+        """Let go of apps that have been stopped for long, and of the oldest beyond `MAX_STOPPED`. Now and then."""
+        gone = forgotten(self._apps.values(), self._clock.now() - STOPPED_KEPT_S)
+        gone = [one for one in gone if not self._calls.containers(one)]
+
+        def write(transaction: Transaction) -> None:
+            for app_id in gone:
+                transaction.execute("app_forget", (app_id,))
+
+        if gone:
+            await self._db.transaction(write)
+        for app_id in gone:
+            self._apps.pop(app_id, None)
 
     def _by_id(self, app_id: str) -> App:
         app = self._apps.get(app_id)
@@ -352,46 +389,12 @@ def overdue(app: App, busy: bool, now: float) -> str:
     return ""
 
 
-def check_functions(specs: Sequence[FunctionSpec]) -> None:
-    """InvalidError for what can never be run, whichever machine there is. Limits: semantics.md sections 7, 8, 11."""
-    if len(specs) > MAX_FUNCTIONS:
-        raise InvalidError(f"an app has at most {MAX_FUNCTIONS} functions, not {len(specs)}")
-    seen: set[str] = set()
-    for spec in specs:
-        fault = _fault(spec, seen)
-        if fault:
-            raise InvalidError(f"function {spec.name[:MAX_NAME_CHARS]!r}: {fault}")
-        seen.add(spec.name)
-
-
-def _fault(spec: FunctionSpec, seen: set[str]) -> str:
-    if not spec.name or len(spec.name) > MAX_NAME_CHARS:
-        return f"a name has 1 to {MAX_NAME_CHARS} characters"
-    if spec.name in seen:
-        return "this name is there twice"
-    if not spec.serialized and not (spec.module and spec.qualname):
-        return "it names neither a module and a qualified name nor a serialized object"
-    for name, value in (("timeout", spec.timeout_s), ("startup_timeout", spec.startup_timeout_s)):
-        if not MIN_TIMEOUT_S <= value <= MAX_TIMEOUT_S:
-            return f"{name} must be between {MIN_TIMEOUT_S:g} second and 24 hours ({MAX_TIMEOUT_S:g} s), not {value:g}"
-    if spec.retries is not None and not 0 <= spec.retries.max_retries <= 10:
-        return f"max_retries must be between 0 and 10, not {spec.retries.max_retries}"
-    if spec.retries is not None and spec.is_generator and spec.retries.max_retries:
-        return "a generator cannot have retries"
-    for name, count in (
-        ("min_containers", spec.min_containers),
-        ("max_containers", spec.max_containers),
-        ("buffer_containers", spec.buffer_containers),
-    ):
-        if count < 0:
-            return f"{name} must not be negative"
-    if 0 < spec.max_containers < spec.min_containers:
-        return f"min_containers ({spec.min_containers}) is above max_containers ({spec.max_containers})"
-    if spec.max_concurrent < 1 or spec.resources.cpu_milli < 1 or spec.resources.memory_mib < 1:
-        return "max_concurrent, cpu and memory must be positive"
-    if spec.isolation not in ("", "standard", "strong"):
-        return f"isolation must be standard or strong, not {spec.isolation[:40]!r}"
-    return ""
+def forgotten(apps: Iterable[App], oldest: float) -> list[str]:
+    """The ids of the apps that need not be kept: stopped before ``oldest``, or with many stopped later. Pure."""
+    stopped = sorted((one for one in apps if one.state == STOPPED), key=lambda one: -(one.stopped_at or 0.0))
+    return [
+        one.app_id for number, one in enumerate(stopped) if number >= MAX_STOPPED or (one.stopped_at or 0.0) < oldest
+    ]
 
 
 def _function_info(one: Function) -> FunctionInfo:

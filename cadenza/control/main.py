@@ -25,6 +25,7 @@ from cadenza.protocol.calls import INTERNAL_FAILURE, AttemptOutput, GeneratorIte
 from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
 from cadenza.protocol.nodes import LogChunk, Node, NodeReport
 from cadenza.protocol.objects import FileEntry
+from cadenza.scheduling.placement import refusal
 from cadenza.storage.blobs import DirectoryBlobs
 from cadenza.storage.db import Database
 from cadenza.storage.logs import LogStore
@@ -313,10 +314,17 @@ class _Parts:
             DirectoryBlobs(os.path.join(config.data_dir, "blobs"), config.durability == "power"),
             clock.monotonic,
             memory_bytes(),
+            open_files() // 2,
         )
         self.lanes = LaneServer(self.blobs, ids)
         self.apps = apps.Apps(
-            db, clock, ids, self.calls, store.missing, lambda: {one.image_id for one in node().images()}
+            db,
+            clock,
+            ids,
+            self.calls,
+            store.missing,
+            lambda: {one.image_id for one in node().images()},
+            lambda spec: refusal(spec.resources, [node().info()]),
         )
         self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
         self.log_store = LogStore(os.path.join(config.data_dir, "logs"), db, clock.now)
@@ -352,6 +360,11 @@ class _Parts:
 def memory_bytes() -> int:
     """Half of this machine's memory: what large values in memory may take together."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def open_files() -> int:
+    """How many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def raise_file_limit() -> None:

@@ -11,7 +11,7 @@ SELECT app_id, name, environment, state, detached, created_at, stopped_at, stop_
 ORDER BY created_at;
 
 -- name: app_forget
-DELETE FROM server_app WHERE state = 'stopped' AND stopped_at < ?;
+DELETE FROM server_app WHERE state = 'stopped' AND app_id = ?;
 
 -- name: function_put
 INSERT INTO server_function (function_id, app_id, name, spec) VALUES (?, ?, ?, ?)
@@ -21,8 +21,17 @@ ON CONFLICT (function_id) DO UPDATE SET spec = excluded.spec;
 SELECT f.function_id, f.app_id, f.name, f.spec FROM server_function f
 JOIN server_app a ON a.app_id = f.app_id WHERE a.state <> 'stopped';
 
+-- name: function_drop
+DELETE FROM server_function WHERE function_id = ?;
+
+-- name: function_end
+DELETE FROM server_function WHERE app_id = ?;
+
 -- name: function_forget
-DELETE FROM server_function WHERE app_id IN (SELECT app_id FROM server_app WHERE state = 'stopped' AND stopped_at < ?);
+DELETE FROM server_function WHERE app_id IN (SELECT app_id FROM server_app WHERE state = 'stopped');
+
+-- name: erase_for_good
+PRAGMA secure_delete = ON;
 
 -- name: log_heads
 SELECT b.app_id, b.seq, b.segment, b.place + b.length FROM log_block b

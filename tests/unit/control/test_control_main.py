@@ -342,6 +342,65 @@ def test_what_can_never_run_is_refused_at_once(tmp_path: Path, change: dict[str,
     in_world(tmp_path, test)
 
 
+def test_a_refused_function_leaves_none_callable(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        app_id = (await client.ask("app.create", {}))["app_id"]
+        good = {"name": "echo", "module": "m", "qualname": "echo"}
+        bad = {**good, "name": "large", "resources": {"cpu_milli": 64_000}}
+        found = await client.ask("app.publish", {"app_id": app_id, "functions": [good, bad]})
+        assert found["kind"] == "invalid"
+        parts = world.control._parts
+        assert parts is not None
+        assert parts.apps.function_ids == []
+        assert not [one for one in parts.calls.loop.cluster.functions.values() if not one.removed]
+        assert await parts.db.fetch("function_all") == []
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_secrets_of_an_ended_app_are_not_on_disk(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        app_id = (await client.ask("app.create", {}))["app_id"]
+        spec = {"name": "f", "module": "m", "qualname": "echo", "env": {"KEY": "S3CRET-VALUE"}, "secret_keys": ["KEY"]}
+        await client.ask("app.publish", {"app_id": app_id, "functions": [spec]})
+        await client.ask("app.finish", {"app_id": app_id})
+        client.close()
+        await world.control.close()
+        await world.start()
+        assert (await (await world.client()).ask("app.get", {"app": app_id}))["state"] == "stopped"
+
+    in_world(tmp_path, test)
+    files = [one for one in tmp_path.rglob("*") if one.is_file()]
+    assert any(one.name == "cadenza.db" for one in files)
+    assert [one for one in files if b"S3CRET-VALUE" in one.read_bytes()] == []
+
+
+def test_a_function_that_cannot_be_read_ends_its_app_and_not_the_server(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        bad, _ = await client.app("echo", "never", detach=True, name="bad")
+        good, functions = await client.app("echo", detach=True, name="good")
+        parts = world.control._parts
+        assert parts is not None
+        spoil = "UPDATE server_function SET spec = '{\"timeout_s\": []' WHERE app_id = ? AND name = 'never'"
+        await parts.db.transaction(lambda transaction: transaction.change(spoil, (bad,)))
+        client.close()
+        await world.control.close()
+        await world.start()
+        client = await world.client()
+        found = await client.ask("app.get", {"app": bad})
+        assert found["state"] == "stopped"
+        assert "cannot be read" in found["stop_reason"]
+        assert (await client.ask("app.get", {"app": good}))["state"] == "detached"
+        assert (await client.ask("function.get", {"function_id": functions["echo"]}))["name"] == "echo"
+        client.close()
+
+    in_world(tmp_path, test)
+
+
 def test_images_must_be_built_before(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         world.node.there.clear()
