@@ -86,6 +86,26 @@ def _rule(
     return rule
 
 
+INT_BITS = 32
+_INT = (1 << INT_BITS) - 1
+
+# All address families up to 47 (46 are known) but AF_ALG and AF_VSOCK: (mask, value).
+FAMILIES = (
+    (_INT & ~31, 0), (_INT & ~3, 32), (_INT & ~1, 36), (_INT, 39), (_INT, 41), (_INT & ~1, 42), (_INT & ~3, 44),
+)  # fmt: skip
+
+
+def all_but(number: int) -> list[tuple[int, int]]:
+    """(mask, value) of comparisons of which one holds for every int but ``number``, whatever its upper 32 bits.
+
+    The kernel takes an int from the lower half of a register, and the filter sees the whole: a comparison for being
+    unequal would let ``number`` pass with any bit above (CVE-2019-10063). One for each bit that may be the highest to
+    differ.
+    """
+    masks = [_INT & ~((1 << bit) - 1) for bit in reversed(range(INT_BITS))]
+    return [(mask, (number ^ (mask & -mask)) & mask) for mask in masks]
+
+
 def profile(machine: str) -> Optional[dict[str, Any]]:
     """The ``linux.seccomp`` of OCI for a machine name of uname(2), or None when we have none for it."""
     architecture = ARCHITECTURES.get(machine)
@@ -106,11 +126,8 @@ def profile(machine: str) -> Optional[dict[str, Any]]:
         _rule(["unshare"], allow, no_namespace),
         _rule(["clone3"], refuse, errno=ENOSYS),
         # A terminal that is shared with the host must not be typed into.
-        _rule(["ioctl"], allow, (1, TIOCSTI, 0, "SCMP_CMP_NE")),
-        # All address families but AF_ALG and AF_VSOCK. libseccomp takes one comparison an argument and rule.
-        _rule(["socket"], allow, (0, AF_ALG, 0, "SCMP_CMP_LT")),
-        _rule(["socket"], allow, (0, AF_ALG + 1, 0, "SCMP_CMP_EQ")),
-        _rule(["socket"], allow, (0, AF_VSOCK, 0, "SCMP_CMP_GT")),
+        *[_rule(["ioctl"], allow, (1, mask, value, "SCMP_CMP_MASKED_EQ")) for mask, value in all_but(TIOCSTI)],
+        *[_rule(["socket"], allow, (0, mask, value, "SCMP_CMP_MASKED_EQ")) for mask, value in FAMILIES],
     ]
     # Linux, Linux with 16-bit uname, no address randomisation (debuggers), and the query.
     for persona in (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF):

@@ -106,6 +106,10 @@ def test_standard_isolation_leaves_few_rights(name: str, tmp_path: Path, rootfs:
             "kcore": can_open("/proc/kcore"), "sysctl": can_open("/proc/sys/kernel/hostname", "w"),
             "sysrq": can_open("/proc/sysrq-trigger", "w"), "cgroups": os.path.exists("/sys/fs/cgroup/pids"),
             "interfaces": [name for _, name in socket.if_nameindex()], "alg": family(38), "vsock": family(40),
+            # The kernel reads the lower half of these.
+            "vsock with bit 32": tried("syscall", 41, ctypes.c_ulong(40 | 1 << 32), 1, 0),
+            "alg with bit 32": tried("syscall", 41, ctypes.c_ulong(38 | 1 << 32), 5, 0),
+            "TIOCSTI with bit 32": tried("syscall", 16, os.openpty()[1], ctypes.c_ulong(0x5412 | 1 << 32), b"x"),
             "devices": sorted(os.listdir("/dev")), "root_fs": can_open("/nothing", "w"),
         }))
         """
@@ -119,7 +123,8 @@ def test_standard_isolation_leaves_few_rights(name: str, tmp_path: Path, rootfs:
     assert (facts["no_new"], facts["filter"]) == ("1", "2")
     for refused in ("mount", "keys", "bpf"):
         assert facts[refused] == "EPERM", refused
-    for absent in ("unknown", "clone3", "user", "mounts", "alg", "vsock"):
+    high = ("vsock with bit 32", "alg with bit 32", "TIOCSTI with bit 32")
+    for absent in ("unknown", "clone3", "user", "mounts", "alg", "vsock", *high):
         assert facts[absent] == "ENOSYS", absent
     assert not any(facts[path] for path in ("kcore", "sysctl", "sysrq", "cgroups", "root_fs"))
     assert facts["interfaces"] == ["lo"]

@@ -65,6 +65,36 @@ def test_no_call_is_both_allowed_and_refused() -> None:
     assert guarded & set(seccomp.ALLOWED) == set()
 
 
+def allowed_by(rules: list[dict[str, object]], name: str, value: int) -> bool:
+    """What libseccomp says of a call whose guarded argument is ``value``, as 64 bits."""
+    compare = {
+        "SCMP_CMP_NE": lambda one: value != one["value"],
+        "SCMP_CMP_EQ": lambda one: value == one["value"],
+        "SCMP_CMP_LT": lambda one: value < one["value"],
+        "SCMP_CMP_GT": lambda one: value > one["value"],
+        "SCMP_CMP_MASKED_EQ": lambda one: value & one["value"] == one["valueTwo"],
+    }
+    return any(
+        rule["action"] == "SCMP_ACT_ALLOW" and all(compare[one["op"]](one) for one in rule.get("args", []))
+        for rule in rules
+        if name in rule["names"]
+    )
+
+
+def test_what_is_guarded_does_not_pass_with_a_bit_that_the_kernel_ignores() -> None:
+    """An int is the lower half of a register (CVE-2019-10063)."""
+    rules = seccomp.profile("x86_64")["syscalls"]
+    for high in (0, 1 << 32, 1 << 63, 0xFFFFFFFF << 32):
+        assert not allowed_by(rules, "ioctl", high | seccomp.TIOCSTI)
+        for number in (0, 0x5401, 0x5411, 0x5413, 0x5421, 0x80045430, 0xFFFFFFFF, 0x15412, 0x8933):
+            assert allowed_by(rules, "ioctl", high | number), hex(number)
+        found = [number for number in range(64) if allowed_by(rules, "socket", high | number)]
+        assert found == [one for one in range(48) if one not in (seccomp.AF_ALG, seccomp.AF_VSOCK)]
+        for name in ("clone", "unshare"):
+            assert not allowed_by(rules, name, high | 0x10000000)
+            assert allowed_by(rules, name, high)
+
+
 def test_an_added_program_has_no_more_rights_than_the_first() -> None:
     first = oci_spec(CONFIG)["process"]
     added = exec_process(first, Command(("/bin/sh",), {"TERM": "xterm"}, "/", pty=True))
