@@ -489,8 +489,7 @@ class Calls:
 
     def take_outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """What became of attempts. Only the attempt that holds the lease counts; others are dropped."""
-        self.loop.post(self.loop.outputs, container_id, outputs)
-        self.loop.settle()
+        self.loop.tell(self.loop.outputs, container_id, outputs)
 
     def take_items(self, container_id: str, items: Sequence[GeneratorItem]) -> None:
         """Values of generators."""

@@ -346,7 +346,8 @@ class _Parts:
             "server.keep": home.keep,
             "server.stop": home.stop,
         }
-        self.rpc = Rpc(table, ids, self._connection_closed, self.lane_path, home.metrics, self.calls.loop.settle)
+        loop = self.calls.loop
+        self.rpc = Rpc(table, ids, self._connection_closed, self.lane_path, home.metrics, loop.expect, loop.settle)
 
     def _connection_closed(self, connection_id: str) -> None:
         self.calls.abandon(connection_id)

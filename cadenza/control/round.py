@@ -58,6 +58,7 @@ class Round:
         self._sink = sink
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._scheduled = False
+        self._expected = False
         self._in_round = False
         self._stopped = False
         self._now = 0.0
@@ -69,16 +70,34 @@ class Round:
     def post(self, handler: Callable[..., None], *args: Any) -> None:
         """Let ``handler(*args)`` run in the next round."""
         self._inbox.append((handler, args))
-        if not self._scheduled and not self._stopped:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._later_round)
+        if not self._expected:
+            self._soon()
         if len(self._inbox) > MAX_INBOX_EVENTS:
             self.settle()
 
+    def expect(self) -> None:
+        """News of one read follows, and `settle` after it, come what may: no other round need be planned for it."""
+        self._expected = True
+
     def settle(self) -> None:
         """Have the round now instead of in the next turn: for whoever has told all the news of one read."""
-        if self._inbox and not self._in_round and not self._stopped:
-            self._round()
+        self._expected = False
+        if self._inbox and not self._stopped:
+            if self._in_round:
+                self._soon()
+            else:
+                self._round()
+
+    def tell(self, handler: Callable[..., None], *args: Any) -> None:
+        """`post` of a read's only news, with its round."""
+        self._expected = True
+        self.post(handler, *args)
+        self.settle()
+
+    def _soon(self) -> None:
+        if not self._scheduled and not self._stopped:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._later_round)
 
     def _later_round(self) -> None:
         self._scheduled = False

@@ -61,8 +61,8 @@ _decode_head = msgspec.json.Decoder(Head).decode
 class Rpc:
     """Serves connections. ``handlers`` maps the table's names to coroutines that take a `Request`.
 
-    ``closed(connection_id)`` is called once for each connection that had said hello, when it is gone; ``settle()``
-    after the requests of one read were given to their handlers.
+    ``closed(connection_id)`` is called once for each connection that had said hello, when it is gone;
+    ``expect()`` before and ``settle()`` after the requests of one read are given to their handlers.
     """
 
     def __init__(
@@ -72,11 +72,13 @@ class Rpc:
         closed: Callable[[str], None] = lambda connection_id: None,
         lane_path: str = "",
         metrics: Optional[Metrics] = None,
+        expect: Callable[[], None] = lambda: None,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.rows = {name: Row(METHODS[name], handler) for name, handler in handlers.items()}
         self.ids = ids
         self.closed = closed
+        self.expect = expect
         self.settle = settle
         self.lane_path = lane_path
         self.metrics = metrics or Metrics()
@@ -195,10 +197,14 @@ class Connection(asyncio.BufferedProtocol):
             return
         try:
             decoder = self._decoder
-            for header, payload in decoder.feed(self._server.view[:nbytes]):
-                if not self._frame(header, payload):
-                    return
-            self._server.settle()
+            frames = decoder.feed(self._server.view[:nbytes])
+            self._server.expect()
+            try:
+                for header, payload in frames:
+                    if not self._frame(header, payload):
+                        return
+            finally:
+                self._server.settle()
             if decoder.pending_bytes >= 8:
                 decoder.feed(b"")  # a fault behind good frames shows itself only now
         except FrameError as error:
