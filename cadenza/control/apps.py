@@ -319,7 +319,10 @@ class Apps:
             app.was_idle = not busy
             if reason:
                 _log.info("app stops", app=app.app_id, reason=reason)
-                await self.end(app, reason)
+                try:
+                    await self.end(app, reason)
+                except Exception as error:  # the others' time is over too
+                    _log.error("an app's end could not be kept", exc=error, app=app.app_id)
 
     async def end(self, app: App, reason: str) -> None:
         """Stop an app: its inputs end, its containers too."""

@@ -33,6 +33,8 @@ from cadenza.storage.objects import ObjectStore
 
 TICK_S = 1.0
 SWEEP_EVERY_S = 3600.0
+OBJECT_AGE_S = 24 * 3600.0
+"""An uploaded object that no function names is removed when nobody has put it or asked for it for so long."""
 SWEEP_AGE_S = 3600.0
 """A stored value that no call names is removed when it is older than this."""
 STOP_DELAY_S = 0.1
@@ -60,6 +62,7 @@ class ControlPlane:
         self._early_logs: list[LogChunk] = []
         self._stoppers: list[Callable[[], None]] = []
         self._ticker: Optional[asyncio.Task[None]] = None
+        self._sweeper: Optional[asyncio.Task[None]] = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
@@ -101,8 +104,11 @@ class ControlPlane:
         self._closed = True
         for _, sock, _ in self._early:
             sock.close()
-        if self._ticker is not None:
-            self._ticker.cancel()
+        keepers = [one for one in (self._ticker, self._sweeper) if one is not None]
+        for one in keepers:
+            one.cancel()
+        if keepers:
+            await asyncio.wait(keepers)
         parts = self._parts
         if parts is None:
             return
@@ -136,32 +142,42 @@ class ControlPlane:
         return bool(parts.rpc.clients or parts.apps.alive or parts.calls.containers())
 
     async def _tick(self) -> None:
+        """Housekeeping, about once a second for as long as the server lives: no fault of one step ends it."""
+        parts = self._parts
+        assert parts is not None
         swept_at = -SWEEP_EVERY_S
         while True:
-            try:
-                parts = self._parts
-                assert parts is not None
-                if self._busy():
-                    self._active_at = self._clock.monotonic()
-                await parts.apps.tick()
-                parts.blobs.expire()
-                if self._clock.monotonic() - swept_at >= SWEEP_EVERY_S:
-                    swept_at = self._clock.monotonic()
-                    await self._sweep(parts)
-            except Error as error:
-                _log.error("housekeeping failed", exc=error)
-            except OSError as error:
-                _log.error("housekeeping failed", exc=error)
+            for step in (self._note_activity, parts.apps.tick, parts.blobs.expire):
+                await _guarded(step)
+            if self._clock.monotonic() - swept_at >= SWEEP_EVERY_S and (self._sweeper is None or self._sweeper.done()):
+                swept_at = self._clock.monotonic()
+                self._sweeper = asyncio.get_running_loop().create_task(self._sweep(parts))
             await asyncio.sleep(TICK_S)
 
+    def _note_activity(self) -> None:
+        if self._busy():
+            self._active_at = self._clock.monotonic()
+
     async def _sweep(self, parts: _Parts) -> None:
-        """Remove stored values that no call names any more."""
+        """Remove what nothing names any more. Beside the ticks, for it may take long."""
+        for step in (self._sweep_blobs, self._sweep_objects):
+            await _guarded(step, parts)
+        await _guarded(parts.apps.forget)
+        await _guarded(parts.log_store.retain)
+
+    async def _sweep_blobs(self, parts: _Parts) -> None:
         named = {row[0] for row in await parts.db.fetch("blobs_named")}
         oldest = self._clock.now() - SWEEP_AGE_S
         stored = await asyncio.to_thread(lambda: list(parts.blobs.store.list()))
         for one in stored:
             if one.created_at < oldest and one.blob_id not in named and parts.blobs.find(one.blob_id) is None:
                 await asyncio.to_thread(parts.blobs.store.delete, one.blob_id)
+
+    async def _sweep_objects(self, parts: _Parts) -> None:
+        specs, oldest = parts.apps.specs(), self._clock.now() - OBJECT_AGE_S
+        gone = await asyncio.to_thread(lambda: self._objects.sweep(objects.named(specs), oldest))
+        if gone:
+            _log.info("uploaded files removed", count=gone)
 
     # --- connections ---
 
@@ -327,7 +343,7 @@ class _Parts:
             lambda spec: refusal(spec.resources, [node().info()]),
         )
         self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
-        self.log_store = LogStore(os.path.join(config.data_dir, "logs"), db, clock.now)
+        self.log_store = LogStore(os.path.join(config.data_dir, "logs"), db, clock.now, self.apps.ended)
         self.logs = logs.Logs(
             self.log_store,
             lambda word: self.apps.find(word).app_id,
@@ -356,6 +372,16 @@ class _Parts:
 
     def _app_of_container(self, container_id: str) -> str:
         return next((one.app_id for one in self.calls.containers() if one.container_id == container_id), "")
+
+
+async def _guarded(step: Callable[..., Any], *args: Any) -> None:
+    """A step of housekeeping. What goes wrong in it is logged."""
+    try:
+        found = step(*args)
+        if found is not None:
+            await found
+    except Exception as error:
+        _log.error("housekeeping failed", exc=error, step=getattr(step, "__qualname__", ""))
 
 
 def memory_bytes() -> int:

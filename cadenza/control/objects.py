@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 from cadenza.base.errors import InvalidError
 from cadenza.control.blobs import Blobs
 from cadenza.control.request import Request
 from cadenza.protocol.methods import Empty, Missing, ObjectPart, ObjectPut, ObjectsMissing
+from cadenza.protocol.objects import FunctionSpec
 from cadenza.storage.objects import ObjectStore
 
 MAX_DIGESTS = 50_000
@@ -46,16 +47,23 @@ class Objects:
         self._blobs.hold(body.blob_id, holder)
         try:
             blob = self._blobs.find(body.blob_id)
+            fd, size = -1, 0
             if blob is not None and blob.fd >= 0:
                 fd, size = os.dup(blob.fd), blob.size
-            else:
-                fd = await asyncio.to_thread(self._blobs.store.open, body.blob_id)
-                size = os.fstat(fd).st_size
-            # The descriptor is the thread's: a cancelled request does not wait for it.
-            await asyncio.to_thread(_put_and_close, self._store, body.digest, fd, size)
+            await _to_its_end(self._put_blob, body.digest, body.blob_id, fd, size)
         finally:
             self._blobs.drop(holder)
         return Empty()
+
+    def _put_blob(self, digest: str, blob_id: str, fd: int, size: int) -> None:
+        """``fd`` is closed here; -1 where the value is in the store."""
+        if fd < 0:
+            fd = self._blobs.store.open(blob_id)
+            size = os.fstat(fd).st_size
+        try:
+            self._store.put_file(digest, fd, size)
+        finally:
+            os.close(fd)
 
     def _put_all(self, parts: Sequence[ObjectPart], payload: bytes) -> None:
         if len(parts) > MAX_OBJECTS:
@@ -68,11 +76,22 @@ class Objects:
             start += one.size
 
 
-def _put_and_close(store: ObjectStore, digest: str, fd: int, size: int) -> None:
-    try:
-        store.put_file(digest, fd, size)
-    finally:
-        os.close(fd)
+async def _to_its_end(fn: Callable[..., Any], *args: Any) -> None:
+    """Run ``fn`` in a thread. A cancelled request does not wait for it, but what it was given it still closes."""
+    task = asyncio.ensure_future(asyncio.to_thread(fn, *args))
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    await asyncio.shield(task)
+
+
+def named(specs: Iterable[FunctionSpec]) -> set[str]:
+    """The digests of all objects that functions name."""
+    found: set[str] = set()
+    for spec in specs:
+        found.update(one.digest for one in spec.files)
+        found.add(spec.serialized)
+        for step in spec.image.steps:
+            found.update(one.digest for one in step.files)
+    return found
 
 
 def handlers(objects: Objects) -> dict[str, Any]:

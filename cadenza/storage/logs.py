@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import json
 import os
 import struct
@@ -41,6 +42,8 @@ MAX_AGE_S = 30 * 24 * 3600.0
 RETAIN_EVERY_S = 60.0
 ENTRY_COST_BYTES = 64
 """What an entry counts besides its text."""
+ALL_BLOCKS = 1 << 62
+"""Above the number of every block."""
 
 _log = Log("cadenza.storage.logs")
 _BLOCK = struct.Struct(">II")
@@ -73,8 +76,13 @@ class _Open:
 class LogStore:
     """The logs of all apps. Methods are called on the event loop's thread."""
 
-    def __init__(self, root: str, db: Database, now: Callable[[], float]) -> None:
+    def __init__(
+        self, root: str, db: Database, now: Callable[[], float], ended: Callable[[str], bool] = lambda app_id: False
+    ) -> None:
+        """``now()`` in epoch seconds; ``ended(app_id)`` whether nothing writes to an app's log any more."""
         self._root = root
+        self._ended = ended
+        self._files = asyncio.Lock()
         self._db = db
         self._now = now
         self._open: dict[str, _Open] = {}
@@ -93,6 +101,7 @@ class LogStore:
         for app_id, seq, segment, end in await self._db.fetch("log_heads"):
             self._next_seq[app_id] = seq + 1
             self._places[app_id] = (segment, end)
+        await asyncio.to_thread(_remove_empty, self._root, set(self._places))
 
     # --- adding ---
 
@@ -134,7 +143,9 @@ class LogStore:
             return
         if block.timer is not None:
             block.timer.cancel()
-        seq = self._next_seq.get(app_id, 0)
+        seq = self._next_seq.get(app_id)
+        if seq is None:  # of an app that has ended its last number may be forgotten: time gives a higher one
+            seq = int(self._now() * 1e6) if self._ended(app_id) else 0
         self._next_seq[app_id] = seq + 1
         self._closed.append((app_id, seq, block.entries))
         if self._writer is None or self._writer.done():
@@ -160,15 +171,16 @@ class LogStore:
                     _log.error("old logs could not be removed", error=str(error))
 
     async def _write_block(self, app_id: str, seq: int, entries: list[Entry]) -> None:
-        segment, offset = self._places.get(app_id, (0, 0))
-        if offset >= SEGMENT_BYTES:
-            segment, offset = segment + 1, 0
-        length, offset = await asyncio.to_thread(append_block, self._segment(app_id, segment), offset, entries)
-        self._places[app_id] = (segment, offset + length)
-        times = [one.time for one in entries]
-        await self._db.execute(
-            "log_block_add", (app_id, seq, segment, offset, length, len(entries), min(times), max(times))
-        )
+        async with self._files:
+            segment, offset = self._places.get(app_id, (0, 0))
+            if offset >= SEGMENT_BYTES:
+                segment, offset = segment + 1, 0
+            length, offset = await asyncio.to_thread(append_block, self._segment(app_id, segment), offset, entries)
+            self._places[app_id] = (segment, offset + length)
+            times = [one.time for one in entries]
+            await self._db.execute(
+                "log_block_add", (app_id, seq, segment, offset, length, len(entries), min(times), max(times))
+            )
 
     def _segment(self, app_id: str, segment: int) -> str:
         if kind_of(app_id) != "app":
@@ -187,7 +199,10 @@ class LogStore:
     def unwritten(self, app_id: str) -> tuple[int, list[Entry]]:
         """``(number of the first block that is not in the index, entries from there on)``, as of this instant."""
         waiting = [(seq, entries) for one, seq, entries in self._closed if one == app_id]
-        first = waiting[0][0] if waiting else self._next_seq.get(app_id, 0)
+        end = self._next_seq.get(app_id)
+        if end is None:
+            end = ALL_BLOCKS if self._ended(app_id) else 0
+        first = waiting[0][0] if waiting else end
         entries = [entry for _, block in waiting for entry in block]
         if app_id in self._open:
             entries += self._open[app_id].entries
@@ -212,26 +227,56 @@ class LogStore:
     async def retain(
         self, app_bytes: int = MAX_APP_BYTES, total_bytes: int = MAX_TOTAL_BYTES, age_s: float = MAX_AGE_S
     ) -> int:
-        """Remove the oldest segments beyond the limits; the one being written stays. Returns how many went."""
+        """Remove the oldest segments beyond the limits; those being written stay. Returns how many went."""
         rows = await self._db.fetch("log_segments")
-        gone = expired_segments(rows, self._places, app_bytes, total_bytes, self._now() - age_s)
+        gone = expired_segments(rows, self._written, app_bytes, total_bytes, self._now() - age_s)
         for app_id, segment in gone:
-            await self._db.execute("log_segment_delete", (app_id, segment))
-            try:
-                await asyncio.to_thread(os.unlink, self._segment(app_id, segment))
-            except OSError:
-                pass
+            async with self._files:
+                await asyncio.to_thread(_remove, self._segment(app_id, segment))
+                await self._db.execute("log_segment_delete", (app_id, segment))
+                if self._places.get(app_id, (-1, 0))[0] == segment:
+                    self._places[app_id] = (segment + 1, 0)
+        self.forget()
         return len(gone)
+
+    def _written(self, app_id: str, segment: int) -> bool:
+        """Whether the segment may be written to."""
+        return segment == self._places.get(app_id, (-1, 0))[0] and not self._ended(app_id)
+
+    def forget(self) -> None:
+        """Let go of what is known of the logs of apps that have ended. Their logs stay."""
+        busy = {*self._open, *(one for one, _, _ in self._closed)}
+        for app_id in [one for one in self._next_seq if one not in busy and self._ended(one)]:
+            del self._next_seq[app_id]
+            self._places.pop(app_id, None)
+
+
+def _remove(path: str) -> None:
+    """A segment, and its folder with its last one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(path))
+
+
+def _remove_empty(root: str, but: set[str]) -> None:
+    for name in os.listdir(root):
+        if name not in but:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.join(root, name))
 
 
 def expired_segments(
     rows: Sequence[tuple[str, int, int, float]],
-    places: dict[str, tuple[int, int]],
+    written: Callable[[str, int], bool],
     app_bytes: int,
     total_bytes: int,
     oldest: float,
 ) -> list[tuple[str, int]]:
-    """Which ``(app, segment)`` to remove. ``rows``: app, segment, bytes, time of the last entry, any order. Pure."""
+    """Which ``(app, segment)`` to remove. ``rows``: app, segment, bytes, time of the last entry, any order.
+
+    One for which ``written(app, segment)`` stays unless it is older than ``oldest``. Pure.
+    """
     by_app: dict[str, int] = {}
     total = 0
     for app_id, _, size, _ in rows:
@@ -240,8 +285,7 @@ def expired_segments(
     gone = []
     for app_id, segment, size, last in sorted(rows, key=lambda row: (row[3], row[1])):
         old = last < oldest
-        current = segment == places.get(app_id, (-1, 0))[0] and not old
-        if current or not (old or by_app[app_id] > app_bytes or total > total_bytes):
+        if not old and (not (by_app[app_id] > app_bytes or total > total_bytes) or written(app_id, segment)):
             continue
         by_app[app_id] -= size
         total -= size

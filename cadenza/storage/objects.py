@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import tempfile
-from typing import Iterable, Optional
+import threading
+import time
+from typing import Container, Iterable, Optional
 
 from cadenza.base.errors import DataLossError, InvalidError
 from cadenza.storage.blobs import COPY_BYTES
+
+TOUCH_S = 3600.0
+"""How stale the time of an object's last use may be."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -17,12 +23,15 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 class ObjectStore:
     """The node's object directory. `put` and `put_file` block: call them in threads.
 
-    The rename alone survives any end of our process; with ``sync`` an object also survives a loss of power.
+    The rename alone survives any end of our process; with ``sync`` an object also survives a loss of power. The time
+    of a file is when its object was last put or asked for, within `TOUCH_S`: whoever is told that an object is there
+    can count on it until `sweep` calls that time old.
     """
 
     def __init__(self, root: str, sync: bool = False) -> None:
         self.root = root
         self._sync = sync
+        self._lock = threading.Lock()
         self._drafts = os.path.join(root, "tmp")
         os.makedirs(self._drafts, mode=0o700, exist_ok=True)
         os.chmod(root, 0o755)
@@ -42,7 +51,36 @@ class ObjectStore:
 
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Those that are not there, each once, in order."""
-        return [one for one in dict.fromkeys(digests) if self.path(one) is None]
+        return [one for one in dict.fromkeys(digests) if not self._use(self.path_of(one))]
+
+    def _use(self, path: str) -> bool:
+        """Whether an object is there; if it is, it was used now."""
+        with self._lock:
+            try:
+                if os.stat(path).st_mtime < time.time() - TOUCH_S:
+                    os.utime(path)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def sweep(self, named: Container[str], oldest: float) -> int:
+        """Remove objects that were last used before ``oldest`` (epoch seconds) and that ``named`` does not hold.
+
+        How many. Blocks; objects may be put and asked for meanwhile.
+        """
+        gone = 0
+        for folder in os.listdir(self.root):
+            if len(folder) != 2:
+                continue
+            for name in os.listdir(os.path.join(self.root, folder)):
+                if folder + name in named:
+                    continue
+                path = os.path.join(self.root, folder, name)
+                with self._lock, contextlib.suppress(FileNotFoundError):
+                    if os.stat(path).st_mtime < oldest:
+                        os.unlink(path)
+                        gone += 1
+        return gone
 
     def put(self, digest: str, data: bytes) -> None:
         """Store an object. InvalidError when its content has another digest."""
@@ -50,7 +88,7 @@ class ObjectStore:
         found = hashlib.sha256(data).hexdigest()
         if found != digest:
             raise InvalidError(f"the content's SHA-256 is {found}, not {digest}: it changed on the way or while read")
-        if os.path.exists(target):
+        if self._use(target):
             return
         fd, draft = tempfile.mkstemp(dir=self._drafts)
         try:
@@ -64,7 +102,7 @@ class ObjectStore:
     def put_file(self, digest: str, source: int, size: int) -> None:
         """The same from the first ``size`` bytes of a file descriptor."""
         target = self.path_of(digest)
-        if os.path.exists(target):
+        if self._use(target):
             return
         fd, draft = tempfile.mkstemp(dir=self._drafts)
         try:

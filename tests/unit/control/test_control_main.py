@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import socket
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Awaitable, Callable
@@ -20,9 +23,11 @@ from control_fakes import Client, FakeNode
 from cadenza.base.clock import ManualClock
 from cadenza.base.config import Config
 from cadenza.base.ids import IdSource
+from cadenza.control import main
 from cadenza.control.main import ControlPlane
 from cadenza.protocol.calls import BlobRef
 from cadenza.protocol.nodes import NodeReport
+from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
 
 
 class World:
@@ -399,6 +404,104 @@ def test_a_function_that_cannot_be_read_ends_its_app_and_not_the_server(tmp_path
         client.close()
 
     in_world(tmp_path, test)
+
+
+def test_housekeeping_outlives_its_faults(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(main, "TICK_S", 0.01)
+
+    async def test(world: World) -> None:
+        parts = world.control._parts
+        assert parts is not None
+        ticks, expiries = [], []
+        stuck = asyncio.Event()
+
+        async def tick() -> None:
+            ticks.append(1)
+            raise ValueError("a fault of ours")
+
+        async def sweep(parts: Any) -> None:
+            await stuck.wait()
+
+        monkeypatch.setattr(parts.apps, "tick", tick)
+        monkeypatch.setattr(parts.blobs, "expire", lambda: expiries.append(1))
+        monkeypatch.setattr(world.control, "_sweep", sweep)
+        ticker = world.control._ticker
+        assert ticker is not None
+        ticker.cancel()
+        await asyncio.wait([ticker])
+        world.control._ticker = asyncio.create_task(world.control._tick())
+        await until(lambda: len(ticks) >= 3)
+        assert len(expiries) >= 2
+
+    in_world(tmp_path, test)
+
+
+def test_uploads_that_nothing_names_go_after_a_day(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        digests = []
+        for word in (b"source", b"pickled", b"image's", b"unused", b"recent"):
+            digests.append(hashlib.sha256(word).hexdigest())
+            assert await client.ask("object.put", {"digest": digests[-1]}, word) == {}
+        step = {"kind": "copy", "files": [{"path": "/c", "digest": digests[2], "size": 7}]}
+        spec = {
+            "name": "f", "serialized": digests[1], "files": [{"path": "/a", "digest": digests[0], "size": 6}],
+            "image": {"steps": [step]},
+        }  # fmt: skip
+        world.node.there.append(ImageSpec((ImageStep("copy", files=(FileEntry("/c", digests[2], 7),)),)).image_id())
+        app_id = (await client.ask("app.create", {}))["app_id"]
+        reply = await client.ask("app.publish", {"app_id": app_id, "functions": [spec]})
+        assert "functions" in reply, reply
+        control, parts = world.control, world.control._parts
+        assert parts is not None
+        paths = [control._objects.path_of(one) for one in digests]
+        old = world.clock.now() - 2 * 86_400
+        for path in paths[:4]:
+            os.utime(path, (old, old))
+        os.utime(paths[4], (world.clock.now(), world.clock.now()))
+        await control._sweep(parts)
+        assert [os.path.exists(path) for path in paths] == [True, True, True, False, True]
+        await client.ask("app.finish", {"app_id": app_id})
+        await control._sweep(parts)
+        assert [os.path.exists(path) for path in paths] == [False] * 4 + [True]
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_cancelled_upload_leaves_no_descriptor(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        go = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, go.wait, 10)
+        client = await world.client()
+        blob = world._put_blob(b"value")
+        parts = world.control._parts
+        assert parts is not None
+        parts.blobs.hold(blob.blob_id, "test")
+        before = _memfds()
+        number = client.begin("object.put", {"digest": hashlib.sha256(b"value").hexdigest(), "blob_id": blob.blob_id})
+        await until(lambda: _memfds() > before)
+        client.send({"t": "cancel", "id": number})
+        assert (await client.next())[0]["e"]["kind"] == "cancelled"
+        go.set()
+        await blocked
+        await until(lambda: _memfds() == before)
+        assert _memfds() == before
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def _memfds() -> int:
+    found = 0
+    for one in os.listdir("/proc/self/fd"):
+        try:
+            found += "memfd" in os.readlink(f"/proc/self/fd/{one}")
+        except OSError:
+            pass
+    return found
 
 
 def test_images_must_be_built_before(tmp_path: Path) -> None:

@@ -136,11 +136,14 @@ def test_retention_removes_the_oldest_segments_and_their_files(tmp_path: Any, mo
 
 def test_which_segments_expire() -> None:
     rows = [("a", 0, 10, 1.0), ("a", 1, 10, 2.0), ("b", 0, 10, 3.0), ("b", 1, 5, 9.0)]
-    places = {"a": (1, 0), "b": (1, 0)}
-    assert expired_segments(rows, places, 99, 999, 0.0) == []
-    assert expired_segments(rows, places, 10, 999, 0.0) == [("a", 0), ("b", 0)]
-    assert expired_segments(rows, places, 99, 30, 0.0) == [("a", 0)]
-    assert expired_segments(rows, places, 99, 999, 2.5) == [("a", 0), ("a", 1)]
+
+    def written(app: str, segment: int) -> bool:
+        return segment == 1
+
+    assert expired_segments(rows, written, 99, 999, 0.0) == []
+    assert expired_segments(rows, written, 10, 999, 0.0) == [("a", 0), ("b", 0)]
+    assert expired_segments(rows, written, 99, 30, 0.0) == [("a", 0)]
+    assert expired_segments(rows, written, 99, 999, 2.5) == [("a", 0), ("a", 1)]
 
 
 def test_a_block_is_what_it_was(tmp_path: Any) -> None:
@@ -200,5 +203,59 @@ def test_what_is_closed_during_retention_is_written_too(tmp_path: Any, monkeypat
         assert retained.is_set()
         assert store.unwritten(APP) == (2, [])
         assert await texts(store) == b"first\nmeanwhile\n"
+
+    with_store(tmp_path, test)
+
+
+def test_logs_of_ended_apps_go_whole_and_leave_no_folder(tmp_path: Any) -> None:
+    ended: set[str] = set()
+
+    async def test(_: LogStore, db: Database) -> None:
+        store = LogStore(str(tmp_path / "logs"), db, lambda: 1000.0, lambda app_id: app_id in ended)
+        other = APP[:-1] + "2"
+        for app in (APP, other):
+            store.add([chunk(os.urandom(1000), 900.0, app)])
+            await store.flush()
+        assert await store.retain(total_bytes=0) == 0  # both may still be written
+        ended.add(APP)
+        assert await store.retain(total_bytes=1) == 1
+        assert os.listdir(tmp_path / "logs") == [other]
+        assert await store.retain(age_s=1.0) == 1
+        assert os.listdir(tmp_path / "logs") == []
+        store.add([chunk(b"later\n", 950.0, other)])
+        await store.flush()
+        assert os.listdir(tmp_path / "logs" / other) == ["00000001.log"]
+
+    with_store(tmp_path, test)
+
+
+def test_what_is_known_of_ended_apps_is_let_go_and_late_words_still_come_last(tmp_path: Any) -> None:
+    ended: set[str] = set()
+
+    async def test(_: LogStore, db: Database) -> None:
+        store = LogStore(str(tmp_path / "logs"), db, lambda: 1000.0, lambda app_id: app_id in ended)
+        store.add([chunk(b"one\n")])
+        await store.flush()
+        store.add([chunk(b"two\n")])
+        ended.add(APP)
+        store.forget()
+        assert APP in store._next_seq, "something still waits to be written"
+        await store.flush()
+        store.forget()
+        assert not store._next_seq and not store._places
+        assert await texts(store) == b"one\ntwo\n"
+        store.add([chunk(b"late\n")])
+        assert await texts(store) == b"one\ntwo\nlate\n"
+        await store.flush()
+        assert await texts(store) == b"one\ntwo\nlate\n"
+
+    with_store(tmp_path, test)
+
+
+def test_empty_folders_of_before_go_at_the_start(tmp_path: Any) -> None:
+    os.makedirs(tmp_path / "logs" / (APP[:-1] + "3"))
+
+    async def test(store: LogStore, db: Database) -> None:
+        assert os.listdir(tmp_path / "logs") == []
 
     with_store(tmp_path, test)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,17 @@ def test_a_wrong_digest_stores_nothing(tmp_path: Any) -> None:
 def test_what_is_no_digest_is_refused(tmp_path: Any, word: str) -> None:
     with pytest.raises(InvalidError):
         ObjectStore(str(tmp_path / "objects")).path(word)
+
+
+def test_a_sweep_takes_what_is_old_and_nobody_names(tmp_path: Any) -> None:
+    store = ObjectStore(str(tmp_path / "objects"))
+    words = [b"old", b"named", b"asked for", b"put again", b"new"]
+    digests = [digest(one) for one in words]
+    for one, word in zip(digests, words):
+        store.put(one, word)
+        if word != b"new":
+            os.utime(store.path_of(one), (1000.0, 1000.0))
+    assert store.missing([digests[2]]) == []  # a publish that relies on it comes next
+    store.put(digests[3], b"put again")
+    assert store.sweep({digests[1]}, time.time() - 3600) == 1
+    assert store.missing(digests) == digests[:1]
