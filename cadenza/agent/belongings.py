@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Awaitable, Optional
+from typing import TYPE_CHECKING, Awaitable, Container, Optional
 
 from cadenza.agent import rootfs
 from cadenza.base.errors import Error
 from cadenza.runtime.driver import Driver
-from cadenza.runtime.ids import IdRange
+from cadenza.runtime.ids import ID_COUNT, IdRange
 from cadenza.runtime.network import Namespace
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ class Belongings:
         """Ids of its own, where containers have them."""
         if self._identities is not None:
             self.ids = await self._identities.take()
+
+    @property
+    def uids(self) -> Optional[Container[int]]:
+        """Whose processes are its own, as `cadenza.agent.doors.Door` takes them: its ids' or, without a root file
+        system, the server's. None: ids that others here may have too."""
+        if self.ids is not None:
+            return range(self.ids.base, self.ids.base + ID_COUNT)
+        return () if self._driver.name == "process" else None
 
     async def give_back(self, ended: bool, created: bool) -> None:
         """Take away all that was made: each part, whatever becomes of the others. The next start cleans what stays.

@@ -16,11 +16,13 @@ import msgspec
 
 from cadenza import __version__
 from cadenza.protocol.calls import Attempt, AttemptOutput, BlobRef, GeneratorItem
-from cadenza.protocol.frame import PROTOCOL, Decoder, FrameError, encode, encode_parts
+from cadenza.protocol.frame import MAX_FRAME_BYTES, PROTOCOL, Decoder, FrameError, encode, encode_parts
 from cadenza.protocol.nodes import LogChunk
 
 HELLO_LIMIT_S = 10.0
 """How long a fresh connection may take to say hello."""
+HELLO_BYTES = 64 << 10
+"""The longest frame before that."""
 RUN_FRAME_BYTES = 8 << 20
 """Payload of one run frame at most; a single input over it is a frame of its own (its limit is a blob's threshold)."""
 RUN_FRAME_INPUTS = 1000
@@ -159,7 +161,9 @@ class Link(asyncio.Protocol):
     def __init__(self, host: Host, lane_path: str) -> None:
         self._host = host
         self._lane_path = lane_path
-        self._decoder = Decoder()
+        self._decoder = Decoder(HELLO_BYTES)
+        self.stranger = True
+        """Whether it is open and no hello was taken from it."""
         self._transport: Optional[asyncio.Transport] = None
         self._welcomed = False
         self._fault = ""
@@ -245,6 +249,8 @@ class Link(asyncio.Protocol):
             self._refuse(refused)
             return
         self._welcomed = True
+        self.stranger = False
+        self._decoder.allow(MAX_FRAME_BYTES)
         self._write(
             {"t": "welcome", "protocol": PROTOCOL, "version": __version__, "connection": "", "lane": self._lane_path}
         )
@@ -263,6 +269,7 @@ class Link(asyncio.Protocol):
         if self._limit is not None:
             self._limit.cancel()
         self._transport = None
+        self.stranger = False
         if self._welcomed:
             self._welcomed = False
             self._host.lost(self, self._fault)

@@ -1,7 +1,7 @@
 """Containers with ids of their own: the ranges, and the places where a root who is nobody may look.
 
 The runtime program opens a container's mounts as the container's root, so every directory above them must be
-searchable by all; those of the agent's data are its own. ``/run/cadenza-<tag>`` is: in it are the support library, the
+searchable by it; those of the agent's data are its own. ``/run/cadenza-<tag>`` is: in it are the support library, the
 files for looking names up, and a *front* for each container, with its sockets and its root file system.
 """
 
@@ -37,7 +37,7 @@ class Identities:
             raise
 
     def front(self, cell_id: str) -> str:
-        """The searchable directory of one container."""
+        """The directory of one container's own root."""
         return os.path.join(self.home, cell_id)
 
     def show(self, source: str, name: str) -> str:

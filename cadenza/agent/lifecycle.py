@@ -27,6 +27,8 @@ PIDS_LIMIT = 16_384
 """Processes and threads in one container."""
 LAST_WORDS_LIMIT_S = 0.5
 """How long after the end of the first process its pipes and its connection may still bring something."""
+STRANGERS = 4
+"""Connections that may wait for a hello at once; more are closed."""
 UNDO_LIMIT_S = 30.0
 """How long the end of a container waits for a step of its own start to come back."""
 
@@ -69,6 +71,7 @@ class Cell(bridge.Host):
         self.removed = asyncio.Event()
         self._link: Optional[bridge.Link] = None
         self._unlinked = asyncio.Event()
+        self._strangers: list[bridge.Link] = []
         self._boundary = self.created_at
         self._doors: list[Door] = []
         self._pipes: list[Pipe] = []
@@ -191,7 +194,7 @@ class Cell(bridge.Host):
             (CLIENT, lambda sock: self._pass(sock, site.accept_client)),
             (LANE, lambda sock: self._pass(sock, site.accept_lane)),
         ):
-            self._doors.append(Door(self.paths.run, name, entered))
+            self._doors.append(Door(self.paths.run, name, entered, self.owned.uids))
 
     def _pass(self, sock: socket.socket, accept: Any) -> None:
         if self.container_id:
@@ -293,13 +296,20 @@ class Cell(bridge.Host):
     # --- what the runner says ---
 
     def _runner_entered(self, sock: socket.socket) -> None:
+        self._strangers = [one for one in self._strangers if one.stranger]
+        if len(self._strangers) >= STRANGERS:
+            sock.close()
+            return
         lane = os.path.join(variables.SUPPORT if self.isolated else self.paths.support, LANE)
-        self._task(self._connect(sock, bridge.Link(self, lane)))
+        link = bridge.Link(self, lane)
+        self._strangers.append(link)
+        self._task(self._connect(sock, link))
 
     async def _connect(self, sock: socket.socket, link: bridge.Link) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: link, sock)
         except OSError:
+            link.stranger = False
             sock.close()
 
     def said_hello(self, link: bridge.Link, hello: bridge.Hello) -> Optional[str]:

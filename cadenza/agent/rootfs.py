@@ -11,8 +11,11 @@
       root/       without a root file system: the working directory in its place
 
 A container with ids of its own gets to what it mounts by its own root, who is nobody here, and the data directory is
-nobody's business. Its ``run`` and ``rootfs`` are in its *front* instead, a directory that all may search
+nobody's business. Its ``run`` and ``rootfs`` are in its *front* instead, a directory of that root
 (`cadenza.agent.identities`).
+
+All in the container may enter ``run``, whoever they are there. Nobody else on this machine gets as far: the directory
+above it is closed to others.
 
 Methods block for milliseconds; call them from a thread.
 """
@@ -53,24 +56,30 @@ class Paths:
 
     def make(self, runtime: str) -> None:
         """Make the directories. ``runtime`` is the driver's name, for the clean-up."""
-        os.mkdir(self.home, 0o711)
+        os.mkdir(self.home, 0o700)
         if len(os.fsencode(self.run)) + len("/runner.sock") > MAX_SOCKET_PATH_BYTES:
             self.short = f"/tmp/cadenza-{os.getuid()}-{os.path.basename(self.home)[-12:]}"
         with open(os.path.join(self.home, MADE), "w", encoding="utf-8") as file:
             json.dump({"runtime": runtime, "short": self.short, "front": self.front}, file)
         if self.front:
-            os.mkdir(self.front, 0o711)
+            os.mkdir(self.front, 0o700)
         os.mkdir(self.bundle, 0o700)
         for path in (self.run, self.upper, self.work, self.rootfs, self.root):
             os.mkdir(path, 0o755)
         if self.short:
             os.symlink(self.run, self.short)
 
+    def hand_over(self, ids: IdRange) -> None:
+        """Let the root of these ids, and no other, into the front."""
+        if self.front:
+            os.chown(self.front, ids.base, ids.base)
+
     def mount(self, lowerdirs: Sequence[str], ids: Optional[IdRange] = None) -> None:
         """Mount the root file system: ``lowerdirs``, topmost first, below a writable layer. ``ids``: as whose."""
         if ids is None:
             mounts.overlay(lowerdirs, self.upper, self.work, self.rootfs)
             return
+        self.hand_over(ids)
         os.chown(self.upper, ids.base, ids.base)  # it is the root directory's owner
         with mounts.shown(lowerdirs, os.path.join(self.home, "lower"), ids.userns) as shown:
             mounts.overlay(shown, self.upper, self.work, self.rootfs)

@@ -75,6 +75,7 @@ def _mount(step: StepRun, paths: rootfs.Paths, ids: Optional[IdRange]) -> tuple[
     if ids is None:
         mounts.overlay(step.lowerdirs, step.upper, step.work, paths.rootfs, False)
         return tuple(Mount(one.source, one.target, read_only=one.read_only) for one in step.binds)
+    paths.hand_over(ids)
     lower, writable = os.path.join(paths.home, "lower"), os.path.join(paths.home, "writable")
     with (
         mounts.shown(step.lowerdirs, lower, ids.userns) as shown,

@@ -115,6 +115,10 @@ class Decoder:
             del buffer[:start]
         return frames
 
+    def allow(self, max_frame_bytes: int) -> None:
+        """Another limit from the next frame on: for who has been told apart from a stranger."""
+        self._max = max_frame_bytes
+
     @property
     def pending_bytes(self) -> int:
         """How many bytes of an unfinished frame are held. Not zero at the end of a stream means it was cut."""

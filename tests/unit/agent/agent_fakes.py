@@ -231,6 +231,9 @@ class Recorder:
         return b"".join(one.data for one in self.chunks if one.container_id == container_id and one.fd == fd).decode()
 
 
+_prepare = main.support.prepare
+
+
 class World:
     """An agent with fakes all around it."""
 
@@ -252,9 +255,7 @@ class World:
             around,
         )
         self.revision = 0
-        main.support.prepare = lambda data_dir: os.path.join(
-            data_dir, "lib"
-        )  # test_agent_support.py tests the real one
+        main.support.prepare = lambda data_dir: os.path.join(data_dir, "lib")  # test_agent_files.py tests the real one
 
     async def __aenter__(self) -> World:
         await self.agent.start()
@@ -262,6 +263,7 @@ class World:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.agent.close()
+        main.support.prepare = _prepare
 
     def want(
         self, *specs: ContainerSpec, stops: tuple[nodes.StopOrder, ...] = (), images: tuple[str, ...] = ()
