@@ -144,14 +144,28 @@ def usable_resolv_conf(texts: Sequence[str]) -> str:
 
 def resolv_conf(paths: Sequence[str] = RESOLV_CONF) -> str:
     """Text for a container's /etc/resolv.conf, from this machine's; "" when names cannot be resolved from inside."""
-    texts = []
-    for path in paths:
-        try:
-            with open(path) as file:
-                texts.append(file.read())
-        except OSError:
-            pass
-    return usable_resolv_conf(texts)
+    return usable_resolv_conf([text for path in paths if (text := _text(path))])
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def name_servers(text: str) -> list[ipaddress.IPv4Network]:
+    """The name servers of a resolv.conf. They are often reached by the default route, so no other route shows them."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                found.append(ipaddress.IPv4Network(words[1]))
+            except ValueError:
+                pass  # IPv6: no range of ours meets it
+    return found
 
 
 class HostNetwork:
@@ -283,11 +297,11 @@ class Network:
         os.replace(self._state_file + ".new", self._state_file)
 
     async def _reserve(self, earlier: str) -> None:
-        """Choose a range that no route of the machine leads into, and keep others from choosing it."""
+        """Choose a range with no route of the machine and no name server in it, and keep others from choosing it."""
         if earlier:
             await self._ip([f"route del blackhole {earlier}"], force=True)
         listed = json.loads(await self._call(["ip", "-4", "-j", "route", "show", "table", "all"], ""))
-        taken = []
+        taken = [server for path in RESOLV_CONF for server in name_servers(_text(path))]
         for route in listed:
             try:
                 taken.append(ipaddress.IPv4Network(route.get("dst", "").replace("default", "0.0.0.0/0"), strict=False))

@@ -55,3 +55,12 @@ def test_the_rules_name_only_what_is_ours() -> None:
 )  # fmt: skip
 def test_name_servers_on_loopback_are_out_of_reach(texts: list[str], usable: str) -> None:
     assert network.usable_resolv_conf(texts) == usable
+
+
+def test_a_name_server_behind_the_default_route_keeps_its_address():
+    text = "# made by hand\nnameserver 10.255.255.53\nnameserver fd00::1\nsearch example\nnameserver 192.0.2.7 \n"
+    servers = network.name_servers(text)
+    assert servers == [NET("10.255.255.53/32"), NET("192.0.2.7/32")]
+    last = 2047
+    assert network.free_range([], start=last) == NET("10.255.240.0/20")
+    assert network.free_range(servers, start=last) == NET("10.128.0.0/20")
