@@ -56,6 +56,9 @@ class PermissionDeniedError(Error):
 class ResourceExhaustedError(Error):
     """A limit is reached; later or smaller may work."""
 
+    throttle: bool | None = None
+    """Whether it is a limit on waiting calls, so that waiting helps; None where the server does not say."""
+
 
 class ServiceError(Error):
     """The server did not answer as it should; the same call may work later."""
@@ -258,7 +261,10 @@ def from_kind(kind: str, message: str, detail: dict[str, Any] | None = None) -> 
         return InternalError(f"{message} ({kind})")
     if cls is ImageBuildError:
         return ImageBuildError(message, image_id=(detail or {}).get("image_id"))
-    return cls(message)
+    error = cls(message)
+    if isinstance(error, ResourceExhaustedError) and detail and "throttle" in detail:
+        error.throttle = bool(detail["throttle"])
+    return error
 
 
 def simulate_preemption(wait_seconds: int, jitter_seconds: int = 0) -> None:

@@ -1,5 +1,7 @@
 """Waiting while the server has no room for a call. Source: semantics.md sections 2 and 3.4.
 
+Only for the limits of section 3.4 is it waited, which calls that end make room in: a disk that is full, say, is told.
+
 The setting ``max_throttle_wait`` says for how many seconds: None for ever, 0 not at all.
 """
 
@@ -24,14 +26,19 @@ def next_delay_s(tries: int, chance: float) -> float:
     return min(MOST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(tries - 1, 16)) * (0.75 + 0.5 * chance)
 
 
+def may_pass(error: ResourceExhaustedError) -> bool:
+    """Whether to wait: not where the server says that it is no limit on waiting calls."""
+    return error.throttle is not False
+
+
 async def until_room(attempt: Callable[[], Awaitable[T]], function: object, verb: str) -> T:
     """``attempt()`` until it is not refused for want of room; ``function`` and ``verb`` are for the warnings. The
     refusal itself once ``max_throttle_wait`` is over. ``attempt`` must leave nothing behind where it is refused."""
     try:
         return await attempt()
-    except ResourceExhaustedError:
+    except ResourceExhaustedError as error:
         most_s = _most_s()
-        if most_s is not None and most_s <= 0:
+        if not may_pass(error) or (most_s is not None and most_s <= 0):
             raise
     now = asyncio.get_running_loop().time
     began = now()
@@ -46,7 +53,7 @@ async def until_room(attempt: Callable[[], Awaitable[T]], function: object, verb
             return await attempt()
         except ResourceExhaustedError as error:
             at = now()
-            if most_s is not None and at - began >= most_s:
+            if not may_pass(error) or (most_s is not None and at - began >= most_s):
                 raise
             if at >= warn_at:
                 warn_at = at + WARN_EVERY_S

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cadenza.base.errors import ResourceExhaustedError, ServerWarning
+from cadenza.base.errors import ResourceExhaustedError, ServerWarning, from_kind
 from cadenza.sdk import throttle
 from cadenza.sdk.client import Client
 from cadenza.sdk.function import Definition, Function
@@ -121,3 +121,41 @@ def test_other_errors_are_not_tried_again(quick):
 
     with pytest.raises(KeyError):
         asyncio.run(throttle.until_room(attempt, "f", "remote"))
+
+
+@pytest.mark.parametrize("detail", [{"throttle": True}, {}])
+def test_a_limit_on_calls_is_waited_for(quick, detail):
+    refusals = [from_kind("resource_exhausted", "no room", detail)]
+
+    async def attempt() -> str:
+        if refusals:
+            raise refusals.pop()
+        return "done"
+
+    assert asyncio.run(throttle.until_room(attempt, "f", "spawn")) == "done"
+
+
+def test_what_no_waiting_helps_is_told_at_once(quick, f, server):
+    tries = []
+
+    def full_disk(peer: Any, number: int, body: Any, payload: bytes) -> Any:
+        tries.append(number)
+        error = {"kind": "resource_exhausted", "message": "the disk is full", "detail": {"throttle": False}}
+        return peer.send("err", number, e=error)
+
+    server.handlers["call.spawn"] = full_disk
+    for spawn in (lambda: f[0].spawn(1), lambda: f[0].spawn_map([1])):
+        with pytest.raises(ResourceExhaustedError, match="the disk is full"):
+            spawn()
+    assert len(tries) == 2
+
+
+def test_a_disk_that_gets_full_ends_the_waiting(quick):
+    refusals = [from_kind("resource_exhausted", "x", {"throttle": one}) for one in (False, True, True)]
+
+    async def attempt() -> None:
+        raise refusals.pop()
+
+    with pytest.raises(ResourceExhaustedError):
+        asyncio.run(throttle.until_room(attempt, "f", "spawn"))
+    assert not refusals
