@@ -29,6 +29,7 @@ from cadenza.sdk import _dual, result
 from cadenza.sdk.feeding import Feeder, Inputs, Signal
 from cadenza.sdk.feeding import starred as starred
 from cadenza.sdk.feeding import zipped as zipped
+from cadenza.sdk.throttle import may_pass
 
 if TYPE_CHECKING:
     from cadenza.sdk.call import FunctionCall
@@ -344,6 +345,8 @@ async def _throttled(client: Client, body: dict[str, Any], payload: Sequence[res
             reply, _ = await client._request_raw("call.spawn", body, payload)
             return str(reply["call_id"])
         except ResourceExhaustedError as error:
+            if not may_pass(error):
+                raise
             tries += 1
             if tries % THROTTLE_WARN_EVERY == 0:
                 warnings.warn(f"spawn_map waits for room in the server's queue: {error}", ServerWarning, stacklevel=2)
