@@ -13,8 +13,8 @@ from typing import Callable, Mapping, Optional, Sequence
 from cadenza.agent.pipes import PIECE_BYTES, Pipe
 from cadenza.runtime.driver import Command, Driver, Execution, Stdio
 
-INPUT_QUEUED_BYTES = 4 << 20
-"""How much typed input may wait for a command that does not read; what comes above it is dropped."""
+INPUT_QUEUED_BYTES = 1 << 20
+"""While more than this waits for a command that does not read, `Running.drain` waits too."""
 LAST_WORDS_LIMIT_S = 0.5
 
 
@@ -29,7 +29,10 @@ class Running:
         self._stdin = -1
         self._terminal = -1
         self._queued = bytearray()
+        self._room = asyncio.Event()
+        self._room.set()
         self._closing = False
+        self._paused = False
         self._ended = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
@@ -73,10 +76,14 @@ class Running:
             self._ended.set()
 
     def write(self, data: bytes) -> None:
-        """To its standard input. What it does not read in time is dropped above `INPUT_QUEUED_BYTES`."""
-        if self._stdin >= 0 and len(self._queued) + len(data) <= INPUT_QUEUED_BYTES:
+        """To its standard input; `drain` before more. Nothing happens once that is closed."""
+        if self._stdin >= 0:
             self._queued += data
             self._flush()
+
+    async def drain(self) -> None:
+        """Until there is room for more input: the command has read most of it, or reads no more."""
+        await self._room.wait()
 
     def _flush(self) -> None:
         try:
@@ -85,9 +92,14 @@ class Running:
                 del self._queued[:done]
         except BlockingIOError:
             self._loop.add_writer(self._stdin, self._flush)
+            if len(self._queued) > INPUT_QUEUED_BYTES:
+                self._room.clear()
+            else:
+                self._room.set()
             return
         except OSError:
             self._queued.clear()
+        self._room.set()
         self._loop.remove_writer(self._stdin)
         if self._closing and self._stdin != self._terminal:
             os.close(self._stdin)
@@ -108,6 +120,24 @@ class Running:
         if self._terminal >= 0:
             fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def pause(self) -> None:
+        """Take no more of its output for now: the command waits once its pipe is full."""
+        self._paused = True
+        for pipe in self._pipes:
+            pipe.pause()
+        if self._terminal >= 0:
+            self._loop.remove_reader(self._terminal)
+
+    def resume(self) -> None:
+        """Take its output again."""
+        if not self._paused:
+            return
+        self._paused = False
+        for pipe in self._pipes:
+            pipe.resume()
+        if self._terminal >= 0 and not self._ended.is_set():
+            self._loop.add_reader(self._terminal, self._read_terminal)
+
     def kill(self) -> None:
         """SIGKILL."""
         if self._execution is not None:
@@ -119,6 +149,7 @@ class Running:
         """The exit code, once it has ended and its output was given; 128 + n for signal n."""
         assert self._execution is not None
         ended = await self._execution.wait()
+        self.resume()  # there is no more than a pipe holds
         waits = [self._loop.create_task(one.drained.wait()) for one in self._pipes]
         if self._terminal >= 0:
             waits.append(self._loop.create_task(self._ended.wait()))
@@ -138,3 +169,4 @@ class Running:
             self._loop.remove_writer(self._stdin)
             os.close(self._stdin)
         self._stdin = self._terminal = -1
+        self._room.set()

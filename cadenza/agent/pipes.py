@@ -43,6 +43,16 @@ class Pipe:
             self.tail = (self.tail + data)[-TAIL_BYTES:]
             self._output(data)
 
+    def pause(self) -> None:
+        """Read no more until `resume`: the program waits once the pipe is full."""
+        if self._reader >= 0:
+            self._loop.remove_reader(self._reader)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._reader >= 0:
+            self._loop.add_reader(self._reader, self._read)
+
     def close_writer(self) -> None:
         """Close our copy of the writing end, once the program has its own."""
         if self.writer >= 0:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
-from cadenza.base.errors import InvalidError, ResourceExhaustedError
+from cadenza.base.errors import InvalidError
 from cadenza.control.calls import Calls
 from cadenza.control.request import Request
 from cadenza.protocol.frame import CHUNK_BYTES
@@ -20,8 +20,8 @@ from cadenza.protocol.methods import (
 )
 from cadenza.protocol.nodes import Exec, Node
 
-MAX_UNSENT_BYTES = 64 << 20
-"""Output of a command that its reader does not take: beyond this the command is ended."""
+MAX_UNSENT_BYTES = 4 << 20
+"""Output of a command that its reader does not take: beyond this the command waits, until half of it is taken."""
 
 
 class Containers:
@@ -47,13 +47,18 @@ class Containers:
         output: list[tuple[int, bytes]] = []
         wake = asyncio.Event()
         unsent = 0
+        paused = False
+        command: Optional[Exec] = None
 
         def on_output(fd: int, data: bytes) -> None:
-            nonlocal unsent
+            nonlocal unsent, paused
             if data:
                 unsent += len(data)
                 output.append((fd, data))
                 wake.set()
+                if unsent > MAX_UNSENT_BYTES and not paused and command is not None:
+                    paused = True
+                    command.pause()
 
         command = await self._node().exec(body.container_id, body.argv, body.pty, on_output)
         if body.pty:
@@ -71,10 +76,9 @@ class Containers:
                     unsent -= len(data)
                     for start in range(0, len(data), CHUNK_BYTES):
                         await request.send(ExecOutput(fd), (data[start : start + CHUNK_BYTES],))
-                    if unsent > MAX_UNSENT_BYTES:
-                        raise ResourceExhaustedError(
-                            f"the command wrote {unsent} bytes that nobody took: it was ended; write to a file instead"
-                        )
+                    if paused and unsent <= MAX_UNSENT_BYTES // 2:
+                        paused = False
+                        command.resume()
                     continue
                 if waiter.done():
                     await request.send(ExecOutput(exit_code=waiter.result()))
@@ -98,6 +102,7 @@ async def _feed(request: Request[ContainerExec], command: Exec) -> None:
         item: ExecInput = got[0]
         if got[1]:
             command.write(got[1])
+            await command.drain()
         if item.rows > 0 and item.columns > 0:
             command.resize(item.rows, item.columns)
         if item.eof:

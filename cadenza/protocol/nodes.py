@@ -181,6 +181,15 @@ class Exec(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
+    async def drain(self) -> None:
+        """Until there is room for more input. Await it after each `write`, and before the sender gets more credit."""
+
+    def pause(self) -> None:
+        """Give no more output for now. Some of what is on its way may still come."""
+
+    def resume(self) -> None:
+        """Give output again."""
+
     def close_stdin(self) -> None: ...
 
     def resize(self, rows: int, columns: int) -> None: ...
@@ -216,7 +225,7 @@ class Node(Protocol):
         """Run a command in a container. ``output(fd, data)``. NotFoundError when it is not running."""
 
     async def close(self, keep_containers: bool = False) -> None:
-        """End: stop everything and leave nothing behind, or leave containers to be adopted by the next agent."""
+        """End: stop everything and leave nothing behind. ``keep_containers``: not offered by any node yet, ignored."""
 
 
 class Control(Protocol):

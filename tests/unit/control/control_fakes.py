@@ -37,9 +37,20 @@ class FakeExec:
         self._output = output
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.size = (0, 0)
+        self.drains = 0
+        self.paused = False
 
     def write(self, data: bytes) -> None:
-        self._output(1, data)
+        self._output(1, data * (5 << 20) if data == b"much" else data)
+
+    async def drain(self) -> None:
+        self.drains += 1
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
 
     def close_stdin(self) -> None:
         if not self._end.done():
@@ -65,6 +76,7 @@ class FakeNode:
         self.apps: dict[str, tuple[str, str]] = {}
         self.running: dict[str, list[Attempt]] = {}
         self.built: list[str] = []
+        self.command: FakeExec
         self.there = [FunctionSpec("f").image.image_id()]
         """Images that were built before."""
         self.building = 0
@@ -152,7 +164,8 @@ class FakeNode:
     ) -> Exec:
         if container_id not in self.functions:
             raise NotFoundError(f"no container {container_id}")
-        return FakeExec(output)
+        self.command = FakeExec(output)
+        return self.command
 
     async def close(self, keep_containers: bool = False) -> None:
         pass
