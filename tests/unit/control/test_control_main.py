@@ -588,10 +588,11 @@ def test_a_command_in_a_container(tmp_path: Path) -> None:
         # Nobody takes what it prints: it waits, and goes on when somebody does.
         client.send({"t": "item", "id": number, "b": {}}, b"much")
         await until(lambda: world.node.command.paused)
-        client.send({"t": "credit", "id": number, "n": 40 << 20})
         taken = 0
         while taken < 20 << 20:
-            taken += len((await client.next())[1])
+            _, payload = await client.next()
+            taken += len(payload)
+            client.send({"t": "credit", "id": number, "n": len(payload) + 1000})
         await until(lambda: not world.node.command.paused)
         client.send({"t": "item", "id": number, "b": {"eof": True}})
         head, _ = await client.next()
