@@ -69,7 +69,7 @@ def cli(profile: str | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """The program. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+    """The program. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     try:
         code = cli.main(args=argv, prog_name="cadenza", standalone_mode=False)
     except click.exceptions.Exit as error:

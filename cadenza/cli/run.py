@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -79,7 +80,8 @@ def run(
             f"{found.name} is a generator, which `cadenza run` cannot run by itself: call it with .remote_gen() from a "
             "@app.local_entrypoint()"
         )
-    result = execute(found, rest, kwargs, name, quiet, detach, interactive, env, timestamps)
+    with ended_by_sigterm():
+        result = execute(found, rest, kwargs, name, quiet, detach, interactive, env, timestamps)
     if write_result is not None:
         save(write_result, result)
     elif not found.is_local and result is not None and not quiet:
@@ -172,6 +174,28 @@ def execute(
         if sink is not None:
             output.remove(sink)
             sink.close()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs here as Ctrl-C does, so that the app stops; the exit status is a shell's for it, 143."""
+    came = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except BaseException:
+        if not came:
+            raise
+        click.echo("Terminated.", err=True)
+        raise click.exceptions.Exit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def save(path: str, result: Any) -> None:

@@ -39,6 +39,9 @@ class Container:
         self.is_container = True
 
 
+LAYOUT = "CADENZA_LAYOUT"
+"""The variable by which processes that user code starts know the app's functions."""
+
 _container: Optional[Container] = None
 _single: Optional[Current] = None
 _local: Optional[ContextVar[Optional[Current]]] = None
@@ -53,6 +56,11 @@ def register_handles(pack: Callable[[Any], Any], load: Callable[[Any], Any]) -> 
     persistent_id, persistent_load = pack, load
 
 
+def _layout(text: str) -> dict[str, str]:
+    """What `surroundings.arrange` wrote: a line ``name=id`` for each function."""
+    return {name: one for name, _, one in (line.rpartition("=") for line in text.split("\n")) if name}
+
+
 def current() -> Optional[Container]:
     """The container, or None outside of one. A child process of a container's code knows it from its environment."""
     global _container
@@ -60,7 +68,7 @@ def current() -> Optional[Container]:
         get = os.environ.get
         _container = Container(
             get("CADENZA_TASK_ID", ""), get("CADENZA_APP_ID", ""), get("CADENZA_FUNCTION_ID", ""),
-            get("CADENZA_IMAGE_ID", ""),
+            get("CADENZA_IMAGE_ID", ""), _layout(get(LAYOUT, "")),
         )  # fmt: skip
     return _container
 

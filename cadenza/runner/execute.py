@@ -74,6 +74,8 @@ class Executor:
         """How long after a drain the process may take to end."""
         self.interrupted = False
         """KeyboardInterrupt ends the container: what runs gives no output."""
+        self.raised = ""
+        """What a thread raised that ends the container: the main thread sees a KeyboardInterrupt in its place."""
         self.ended = False
         """The agent is gone, or the container has to end at once."""
 
@@ -382,9 +384,10 @@ class OnThreads(Executor):
                 for one in value:
                     self.item(job, one)
             self.result(job, value)
-        except (KeyboardInterrupt, GeneratorExit):
+        except (KeyboardInterrupt, GeneratorExit) as exc:
             import _thread
 
+            self.raised = type(exc).__name__
             self.interrupted = True
             _thread.interrupt_main()
         except BaseException as exc:

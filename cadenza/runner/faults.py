@@ -11,7 +11,7 @@ import os
 import sys
 from types import TracebackType
 
-from cadenza.base.errors import ExecutionError, SerializationError
+from cadenza.base.errors import Error, ExecutionError, SerializationError
 from cadenza.runner import context, values
 
 TYPE_CHECKING = False
@@ -191,9 +191,15 @@ def _restore(fault: Fault, container_id: str) -> BaseException:
     try:
         exc = _open(fault["exception"])
     except Exception as error:
-        why = str(error)
+        lacking = error.__cause__ if isinstance(error, Error) else error
+        if isinstance(lacking, ModuleNotFoundError) and lacking.name:
+            why = (
+                f"the module '{lacking.name}' is not there: install it where this code runs, or raise a plain exception"
+            )
+        else:
+            why = str(error).rstrip(".")
         exc = ExecutionError(
-            f"The function raised {fault['type']}, which cannot be unpickled here ({why}). "
+            f"The function raised {fault['type']}, which cannot be unpickled here: {why}. "
             f"Its traceback in the container:\n\n{fault['text']}"
         )
     exc.__traceback__ = _traceback(fault.get("traceback") or [], container_id)

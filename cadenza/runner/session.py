@@ -69,8 +69,8 @@ class Session:
         try:
             self._attach(*self._until_attached())
             code = self._serve()
-        except KeyboardInterrupt:
-            code = self._interrupted()
+        except (KeyboardInterrupt, GeneratorExit) as exc:
+            code = self._interrupted(type(exc).__name__)
         self._end(code)
 
     # Signals. Handlers run between two instructions of the main thread; inside of the mask they only leave a note.
@@ -240,11 +240,13 @@ class Session:
                 self._executor.draining = True
                 self._executor.handle(header, payload)
 
-    def _interrupted(self) -> int:
-        """SIGTERM, or a KeyboardInterrupt of the user's own: what has not begun is given back."""
+    def _interrupted(self, raised: str) -> int:
+        """SIGTERM, or a KeyboardInterrupt or GeneratorExit of the user's own: what has not begun is given back."""
         ordered = self._stopping
         if not ordered and hasattr(self, "streams"):
-            sys.stderr.write("The function raised KeyboardInterrupt: the container ends.\n")
+            if self._executor is not None:
+                raised = self._executor.raised or raised
+            sys.stderr.write(f"The function raised {raised}: the container ends.\n")
         self._stopping = True
         _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
         if self._executor is not None:

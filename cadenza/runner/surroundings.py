@@ -6,12 +6,16 @@ import os
 import sys
 from types import ModuleType
 
+from cadenza.runner import context
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_ROOT = "/root"
 MODULE_ALIAS = "modal"
+MAX_LAYOUT_CHARS = 64 << 10
+"""Linux takes 128 KiB for one variable; the children of a larger app's containers do without."""
 
 
 def arrange(header: dict[str, Any], payload: bytes) -> bytes:
@@ -26,6 +30,11 @@ def arrange(header: dict[str, Any], payload: bytes) -> bytes:
         environ["CADENZA_" + name] = value
         if name not in ("APP_ID", "FUNCTION_ID"):
             environ["MODAL_" + name] = value
+    layout = "\n".join(f"{name}={one}" for name, one in (header.get("layout") or {}).items())
+    if layout and len(layout) <= MAX_LAYOUT_CHARS:
+        environ[context.LAYOUT] = layout
+    else:
+        environ.pop(context.LAYOUT, None)
     root = environ.get("CADENZA_ROOT") or DEFAULT_ROOT
     at = 0
     for one in header.get("files") or ():

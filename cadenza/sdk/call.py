@@ -70,7 +70,7 @@ class FunctionCall(Object, Generic[R]):
         Waits for ``timeout`` seconds, for ever if None; 0 asks exactly once. Still pending: the builtin TimeoutError.
         OutputExpiredError when the result is no longer kept.
         """
-        if timeout is not None and timeout < 0:
+        if timeout is not None and not timeout >= 0:  # so written that NaN is refused too
             raise InvalidError(f"timeout must not be negative, got {timeout}")
         if index < 0:
             raise InvalidError(f"index must not be negative, got {index}")

@@ -179,7 +179,7 @@ def web_server(
     """Serve what listens on ``port`` in the container. Web functions cannot be run yet."""
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
         raise InvalidError(f"web_server: port must be an integer between 1 and 65535, got {port!r}")
-    if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, (int, float)) or startup_timeout <= 0:
+    if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, (int, float)) or not startup_timeout > 0:
         raise InvalidError("web_server: startup_timeout must be a positive number of seconds")
     return lambda target: _mark("web_server", target, _check_web("web_server", nullary=True), web="web_server")
 

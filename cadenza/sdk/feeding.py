@@ -72,10 +72,14 @@ def _checked(inputs: Inputs) -> Inputs:
 
 
 class Feeder:
-    """Packs inputs ahead of demand. Made where the user calls; `start` and `take` are the background loop's."""
+    """Packs inputs ahead of demand. Made where the user calls; `start` and `take` are the background loop's.
 
-    def __init__(self, inputs: Inputs) -> None:
+    ``name``: the function's, for messages.
+    """
+
+    def __init__(self, inputs: Inputs, name: str) -> None:
         self._inputs = inputs
+        self._name = name
         self._context = contextvars.copy_context()
         self._user_loop: Optional[asyncio.AbstractEventLoop] = None
         if inputs.is_async:
@@ -110,7 +114,7 @@ class Feeder:
     def _feed(self) -> None:
         try:
             for arguments in self._inputs:
-                if not self._put(result.Packed(arguments)):
+                if not self._put(result.Packed(arguments, self._name)):
                     return
                 if self._is_full():
                     with self._room:
@@ -124,7 +128,7 @@ class Feeder:
     async def _feed_async(self) -> None:
         try:
             async for arguments in self._inputs:
-                if not self._put(result.Packed(arguments)):
+                if not self._put(result.Packed(arguments, self._name)):
                     return
                 while True:
                     with self._lock:

@@ -27,7 +27,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 def remote(function: AnyFunction, arguments: Arguments) -> Coroutine[Any, Any, Any]:
     """Run it and wait for the result."""
-    return _remote(function, result.Packed(arguments), context.current_input_id() or "")
+    return _remote(
+        function, result.Packed(arguments, function._name or repr(function)), context.current_input_id() or ""
+    )
 
 
 async def _remote(function: AnyFunction, packed: result.Packed, parent: str) -> Any:
@@ -46,7 +48,9 @@ async def _remote(function: AnyFunction, packed: result.Packed, parent: str) -> 
 
 def remote_gen(function: AnyFunction, arguments: Arguments) -> AsyncIterator[Iterable[Any]]:
     """Run a generator; its values in batches."""
-    return _remote_gen(function, result.Packed(arguments), context.current_input_id() or "")
+    return _remote_gen(
+        function, result.Packed(arguments, function._name or repr(function)), context.current_input_id() or ""
+    )
 
 
 async def _remote_gen(function: AnyFunction, packed: result.Packed, parent: str) -> AsyncIterator[Iterable[Any]]:
@@ -96,7 +100,9 @@ def _given(values: list[result.Payload], last: Optional[result.Output]) -> Itera
 
 def spawn(function: AnyFunction, arguments: Arguments) -> Coroutine[Any, Any, FunctionCall[Any]]:
     """Start it; the call's handle."""
-    return _spawn(function, result.Packed(arguments), context.current_input_id() or "")
+    return _spawn(
+        function, result.Packed(arguments, function._name or repr(function)), context.current_input_id() or ""
+    )
 
 
 async def _spawn(function: AnyFunction, packed: result.Packed, parent: str) -> FunctionCall[Any]:

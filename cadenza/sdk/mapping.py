@@ -220,7 +220,9 @@ def results(
     function: Function[Any, Any, Any], inputs: Inputs, ordered: bool, return_exceptions: bool
 ) -> AsyncIterator[Iterable[Any]]:
     """The values of a map in batches, made in the consumer's thread. Called in the user's thread."""
-    running = _Map(function, Feeder(inputs), context.current_input_id() or "", ordered)
+    running = _Map(
+        function, Feeder(inputs, function._name or repr(function)), context.current_input_id() or "", ordered
+    )
     make = result.value_or_exception if return_exceptions else result.value
 
     async def batches() -> AsyncIterator[Iterable[Any]]:
@@ -236,7 +238,9 @@ def results(
 
 def for_each(function: Function[Any, Any, Any], inputs: Inputs, ignore_exceptions: bool) -> Coroutine[Any, Any, None]:
     """Run a map and drop its values unread. Called in the user's thread."""
-    running = _Map(function, Feeder(inputs), context.current_input_id() or "", ordered=False)
+    running = _Map(
+        function, Feeder(inputs, function._name or repr(function)), context.current_input_id() or "", ordered=False
+    )
 
     async def run() -> None:
         outputs = cast("AsyncGenerator[list[result.Output], None]", running.batches(ignore_exceptions))
@@ -255,7 +259,7 @@ def for_each(function: Function[Any, Any, Any], inputs: Inputs, ignore_exception
 
 def spawn_each(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[Any, Any, None]:
     """One call for each input. Called in the user's thread."""
-    feeder = Feeder(inputs)
+    feeder = Feeder(inputs, function._name or repr(function))
     parent = context.current_input_id() or ""
 
     async def spawn(client: Client, packed: result.Packed) -> None:
@@ -286,7 +290,7 @@ def spawn_each(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[A
 
 def spawn_all(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[Any, Any, FunctionCall[Any]]:
     """One call with all inputs. Called in the user's thread."""
-    feeder = Feeder(inputs)
+    feeder = Feeder(inputs, function._name or repr(function))
     parent = context.current_input_id() or ""
 
     async def run() -> FunctionCall[Any]:

@@ -31,6 +31,7 @@ DEFAULT_SCALEDOWN_S = 60
 MIN_SCALEDOWN_S = 2
 MAX_SCALEDOWN_S = 3600
 MAX_CONCURRENT_INPUTS = 1000
+_INFINITE = float("inf")
 _NO_MOUNT = ("/", "/root", "/tmp")
 
 
@@ -89,8 +90,8 @@ def seconds(name: str, value: object, where: str) -> float:
         )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidError(f"{where}: {name} must be a number of seconds, not {type(value).__name__}")
-    if value < 0:
-        raise InvalidError(f"{where}: {name} must not be negative, got {value}")
+    if not 0 <= value < _INFINITE:  # so written that NaN is refused too
+        raise InvalidError(f"{where}: {name} must be a finite number of seconds, not negative, got {value}")
     return value
 
 

@@ -161,6 +161,9 @@ class Follower:
         self._app_id = app_id
         self._sink = sink
         self._last_time = 0.0
+        self._last: list[tuple[str, int, str]] = []
+        """What was shown of that very time: `LogQuery.since` includes it, so these come again after a reconnect."""
+        self._again: list[tuple[str, int, str]] = []
         self._task: Optional[asyncio.Task[None]] = None
 
     def start(self) -> None:
@@ -182,6 +185,7 @@ class Follower:
         from cadenza.protocol.methods import LogQuery
 
         while True:
+            self._again = list(self._last)
             query = LogQuery(app=self._app_id, since=self._last_time, follow=True)
             try:
                 stream = await self._client._stream("log.read", query)
@@ -212,5 +216,12 @@ class Follower:
         for entry in batch.entries:
             text = payload[offset : offset + entry.size].decode("utf-8", "replace")
             offset += entry.size
-            self._last_time = max(self._last_time, entry.time)
+            key = (entry.container_id, entry.fd, text)
+            if entry.time == self._last_time and key in self._again:
+                self._again.remove(key)
+                continue
+            if entry.time > self._last_time:
+                self._last_time, self._last = entry.time, []
+            if entry.time == self._last_time:
+                self._last.append(key)
             self._sink.log(entry, text)

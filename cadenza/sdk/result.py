@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, AsyncIterator, Iterator, NoReturn, Sequence, Union
 
-from cadenza.base.errors import ExecutionError, FunctionTimeoutError, InternalFailure, RemoteError
+from cadenza.base.errors import ExecutionError, FunctionTimeoutError, InternalFailure, RemoteError, SerializationError
 from cadenza.protocol import statuses
 from cadenza.protocol.frame import INLINE_VALUE_BYTES
 from cadenza.runner import values
@@ -18,6 +18,7 @@ from cadenza.sdk.handle import persistent_id, persistent_load
 if TYPE_CHECKING:
     from cadenza.sdk.client import Client
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Payload = Union[bytes, bytearray, memoryview]
 Output = tuple[dict[str, Any], Payload]
 """An `OutputItem` as plain JSON values, and its bytes."""
@@ -27,13 +28,32 @@ GROUP_BYTES = 64 << 20
 
 
 class Packed:
-    """One value as bytes: what `values.pack` made of it, and how long that is."""
+    """The arguments of one call as bytes: what `values.pack` made of them, and how long that is.
+
+    ``name`` is the function's, for the `SerializationError` that says which argument cannot be pickled.
+    """
 
     __slots__ = ("parts", "size")
 
-    def __init__(self, value: Any) -> None:
-        self.parts: Sequence[Payload] = values.pack(value, persistent_id)
+    def __init__(self, arguments: Arguments, name: str) -> None:
+        try:
+            self.parts: Sequence[Payload] = values.pack(arguments, persistent_id)
+        except SerializationError as error:
+            raise _named(arguments, name, error) from error.__cause__
         self.size = values.size_of(self.parts)
+
+
+def _named(arguments: Arguments, name: str, error: SerializationError) -> SerializationError:
+    """The error of the first argument that cannot be pickled by itself; ``error`` if each one can."""
+    args, kwargs = arguments
+    labelled = [(f"argument {at} of {name}", one) for at, one in enumerate(args, 1)]
+    labelled += [(f"argument {key!r} of {name}", one) for key, one in kwargs.items()]
+    for label, one in labelled:
+        try:
+            values.pack(one, persistent_id)
+        except SerializationError as own:
+            return SerializationError(str(own).replace("an object of type", f"{label}, of type", 1))
+    return error
 
 
 async def sent(client: Client, packed: Packed, durable: bool = False) -> tuple[dict[str, Any], Sequence[Payload]]:

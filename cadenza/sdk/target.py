@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
+def package() -> str:
+    """What the program calls this package: ``modal`` where it imported it under that name."""
+    return "modal" if "modal" in sys.modules else "cadenza"
+
+
 def unwrap(target: Any) -> tuple[Callable[..., Any], Marks]:
     """The plain function below the decorators, and what they said. InvalidError for anything else."""
     marks = Marks()
@@ -28,7 +33,7 @@ def unwrap(target: Any) -> tuple[Callable[..., Any], Marks]:
         raise InvalidError(f"@app.function goes on a function; {target.__name__} is a class: use @app.cls")
     if isinstance(target, (staticmethod, classmethod)):
         raise InvalidError(
-            "@app.function goes on a function in global scope; for a method of a class use @modal.method"
+            f"@app.function goes on a function in global scope; for a method of a class use @{package()}.method()"
         )
     if not callable(target) or not hasattr(target, "__qualname__"):
         raise InvalidError(f"@app.function goes on a function, not on {type(target).__name__}")
@@ -49,7 +54,7 @@ def check_place(raw: Callable[..., Any], serialized: bool) -> None:
     if is_method_name(qualname):
         raise InvalidError(
             f"@app.function on {qualname}, which is a method: put @app.cls() on the class and "
-            "@modal.method() on the method"
+            f"@{package()}.method() on the method"
         )
     if serialized:
         return

@@ -188,6 +188,7 @@ class Agent:
         files: Optional[dict[str, bytes]] = None,
         env: Optional[dict[str, str]] = None,
         ready: bool = True,
+        layout: Optional[dict[str, str]] = None,
         **function: Any,
     ) -> dict[str, Any]:
         """Attach a function of module ``user``; returns the `ready` frame (or `failed`, with ``ready=False``)."""
@@ -200,7 +201,7 @@ class Agent:
                     "name": qualname, "module": "" if serialized else "user", "qualname": qualname,
                     "is_generator": False, "is_async": False, "max_concurrent": 1, "python": "3.11", **function,
                 },
-                "env": env or {}, "layout": {"f": "fu-1"}, "cwd": "/root", "serialized": len(serialized),
+                "env": env or {}, "layout": layout or {"f": "fu-1"}, "cwd": "/root", "serialized": len(serialized),
                 "files": [{"path": p, "size": len(c), "mode": 0o644} for p, c in contents.items()],
             },
             *contents.values(), serialized,

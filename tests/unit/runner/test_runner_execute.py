@@ -235,6 +235,16 @@ def test_keyboard_interrupt_ends_the_container(agent: Agent) -> None:
     assert "bye" not in agent.order
 
 
+@pytest.mark.parametrize("concurrent", [1, 2])
+def test_generator_exit_ends_the_container_with_a_sentence(agent: Agent, concurrent: int) -> None:
+    agent.attach("def f(x): raise GeneratorExit", max_concurrent=concurrent)
+    agent.run((0,))
+    assert agent.finish() == 130
+    said = agent.text(2)
+    assert "The function raised GeneratorExit: the container ends." in said and "Traceback" not in said
+    assert agent.outs == []
+
+
 def test_returned_exception_is_a_success(agent: Agent) -> None:
     agent.attach("def f(x): return ValueError(x)")
     assert agent.call(3).args == (3,)
@@ -269,6 +279,17 @@ def test_class_missing_at_the_caller(agent: Agent) -> None:
     exc = agent.out()[1]
     assert type(exc) is ExecutionError and "user.Own" in str(exc) and "own text" in str(exc)
     assert "in f" in str(exc)
+
+
+def test_module_of_an_exception_missing_at_the_caller(agent: Agent) -> None:
+    agent.attach(
+        "import elsewhere\ndef f(x): raise elsewhere.Own('own text')",
+        files={"/root/elsewhere.py": b"class Own(Exception): pass"},
+    )
+    agent.run((1,))
+    exc = agent.out()[1]
+    assert type(exc) is ExecutionError and "the module 'elsewhere' is not there: install it where this code" in str(exc)
+    assert "Add it to the image" not in str(exc) and ".)" not in str(exc)
 
 
 def test_argument_module_missing_in_the_container(agent: Agent) -> None:
@@ -526,6 +547,17 @@ def test_forked_children_do_not_speak_for_the_runner(agent: Agent) -> None:
     assert "from child" in agent.printed() and "from child" not in agent.text(1)
     agent.run((), start=1)
     assert agent.out()[0]["a"] == "in-1:1" and agent.outs == []
+
+
+def test_programs_started_by_user_code_know_the_app_s_functions(agent: Agent) -> None:
+    """So that functions can be called from a process pool that spawns its workers."""
+    code = "from cadenza.runner import context; print(context.current().layout)"
+    agent.attach(
+        "import subprocess, sys\n"
+        f"def f(x): return subprocess.check_output([sys.executable, '-c', {code!r}], text=True)",
+        layout={"f": "fu-1", "a=b": "fu-2"},
+    )
+    assert agent.call(1) == "{'f': 'fu-1', 'a=b': 'fu-2'}\n"
 
 
 def test_first_process_collects_orphans_and_passes_signals_on() -> None:

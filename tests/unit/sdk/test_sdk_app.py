@@ -113,7 +113,7 @@ def test_what_is_refused_at_decoration(arguments: dict[str, Any], raw: Any) -> N
 
 
 def test_a_method_is_told_of_its_decorator() -> None:
-    with pytest.raises(InvalidError, match=r"@modal.method"):
+    with pytest.raises(InvalidError, match=r"@cadenza.method"):
         App().function()(Holder.method)
     with pytest.raises(InvalidError, match="global scope, unless serialized=True"):
         App().function()(local_function())

@@ -127,13 +127,12 @@ def test_importing_loads_the_standard_library_alone(tmp_path: Path) -> None:
 
 def test_the_package_itself_imports_next_to_nothing(tmp_path: Path) -> None:
     program = (
-        "import sys, time; before = set(sys.modules); t = time.perf_counter()\n"
+        "import sys; before = set(sys.modules)\n"
         "import cadenza, cadenza.compat; cadenza.compat.install()\n"
-        "spent = time.perf_counter() - t\n"
-        "print(sorted(set(sys.modules) - before)); print(spent < 0.05)\n"
+        "print(sorted(set(sys.modules) - before))\n"
     )
     done = python("-c", program, cwd=tmp_path)
-    assert done.stdout == "['__future__', 'cadenza', 'cadenza.compat']\nTrue\n"
+    assert done.stdout == "['__future__', 'cadenza', 'cadenza.compat']\n"
 
 
 PROGRAM = """\

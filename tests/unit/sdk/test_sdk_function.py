@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -16,6 +17,7 @@ from cadenza.base.errors import (
     InvalidError,
     NotFoundError,
     RemoteError,
+    SerializationError,
     ServiceError,
 )
 from cadenza.runner import context, values
@@ -73,6 +75,17 @@ def test_remote_gives_the_result_in_both_forms(make):
     assert f.remote(4, extra=1) == 9
     assert asyncio.run(f.remote.aio(5)) == 10
     assert f.local(3) == 6
+
+
+def test_an_argument_that_cannot_be_pickled_is_named(make):
+    f = make(double)
+    for call, name in (
+        (lambda: f.remote(1, threading.Lock()), "argument 2 of double, of type _thread.lock"),
+        (lambda: f.remote(1, extra={"a": threading.Lock()}), "argument 'extra' of double, of type builtins.dict"),
+        (lambda: f.spawn(threading.Lock()), "argument 1 of double, of type _thread.lock"),
+    ):
+        with pytest.raises(SerializationError, match=f"Cannot pickle {name}: cannot pickle '_thread.lock'"):
+            call()
 
 
 def test_remote_raises_the_users_exception(make):

@@ -79,6 +79,13 @@ def test_what_can_never_work(given: dict[str, Any]) -> None:
         read(**given)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["timeout", "startup_timeout"])
+def test_times_are_finite(name: str, value: float) -> None:
+    with pytest.raises(InvalidError, match=f"{name} must be a finite number"):
+        read(**{name: value})
+
+
 def test_one_volume_at_two_places() -> None:
     volume = object()
     with pytest.raises(InvalidError, match="more than one path"):

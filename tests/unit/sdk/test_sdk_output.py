@@ -128,7 +128,9 @@ def test_follower_asks_again_from_where_it_was_when_the_connection_breaks(server
             await peer.writer.drain()
             await asyncio.sleep(0.01)
             peer.writer.close()
-        else:
+        else:  # ``since`` is inclusive: the last line comes again, and behind it one of the same time
+            entries = [{"time": 5.0, "fd": 1, "size": 2, "app_id": "ap-1"}] * 2
+            peer.send("item", number, {"entries": entries}, b"a\nb\n")
             peer.send("end", number)
 
     server.handlers["log.read"] = read
@@ -140,6 +142,6 @@ def test_follower_asks_again_from_where_it_was_when_the_connection_breaks(server
         await follower.end(patience_s=5)
 
     _dual.run(main())
-    assert sink.lines == [(1, "a\n")]
+    assert sink.lines == [(1, "a\n"), (1, "b\n")]
     assert [one["since"] for one in server.requests("log.read")] == [0.0, 5.0]
     client.close()
