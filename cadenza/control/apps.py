@@ -67,6 +67,7 @@ class App:
     gone_at: Optional[float] = None
     """Since when its client is gone or has finished; None while it is there."""
     was_idle: bool = False
+    publishing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,10 @@ class Apps:
         """Make functions callable: all of them, or none and an error."""
         app = self._alive(request.body.app_id)
         self._seen(app, request.caller.connection_id)
-        specs = request.body.functions
+        async with app.publishing:
+            return await self._publish(app, request.body.functions)
+
+    async def _publish(self, app: App, specs: Sequence[FunctionSpec]) -> AppPublished:
         check_functions(specs)
         needed = [one.digest for spec in specs for one in spec.files] + [
             one.serialized for one in specs if one.serialized

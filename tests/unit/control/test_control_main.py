@@ -365,6 +365,32 @@ def test_a_refused_function_leaves_none_callable(tmp_path: Path) -> None:
     in_world(tmp_path, test)
 
 
+def test_two_who_publish_at_once_get_the_same_functions(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        parts = world.control._parts
+        assert parts is not None
+        loops_thread = threading.get_ident()
+        looked: list[bool] = []
+
+        def missing(digests: Any) -> list[str]:
+            looked.append(threading.get_ident() != loops_thread)
+            return []
+
+        parts.apps._missing = missing
+        app_id = (await client.ask("app.create", {}))["app_id"]
+        body = {"app_id": app_id, "functions": [{"name": "echo", "module": "m", "qualname": "echo"}]}
+        for _ in range(2):
+            client.begin("app.publish", body)
+        first, second = [(await client.next())[0]["b"]["functions"] for _ in range(2)]
+        assert first == second == parts.apps.names(app_id)
+        assert len(await parts.db.fetch("function_all")) == 1
+        assert looked == [True, True], "many files are looked for beside the event loop"
+        client.close()
+
+    in_world(tmp_path, test)
+
+
 def test_secrets_of_an_ended_app_are_not_on_disk(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         client = await world.client()
