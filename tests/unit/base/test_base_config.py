@@ -1,0 +1,82 @@
+"""Configuration: semantics.md section 24; our own rules in the module."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cadenza.base.config import Config, load
+from cadenza.base.errors import InvalidError
+
+
+def write(tmp_path, text: str) -> dict[str, str]:
+    (tmp_path / "config").mkdir(exist_ok=True)
+    (tmp_path / "config/config.toml").write_text(text)
+    return {"CADENZA_HOME": str(tmp_path)}
+
+
+def test_xdg_directories(tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    found = load({"HOME": "/home/a", "XDG_RUNTIME_DIR": str(run), "XDG_DATA_HOME": "/data"})
+    assert found.data_dir == "/data/cadenza"
+    assert found.state_dir == "/home/a/.local/state/cadenza"
+    assert found.socket_path == str(run / "cadenza/server.sock")
+    assert found.lock_path == "/home/a/.local/state/cadenza/server.lock"
+
+
+def test_a_socket_path_that_is_too_long_moves(tmp_path) -> None:
+    found = load({"CADENZA_HOME": "/" + "long" * 40})
+    assert found.socket_path == f"/tmp/cadenza-{os.getuid()}/server.sock"
+
+
+def test_precedence(tmp_path) -> None:
+    environ = write(tmp_path, '[default]\nloglevel = "INFO"\nidle_stop_s = 5\n[other]\nloglevel = "ERROR"\n')
+    assert load(environ).loglevel == "INFO"
+    assert load({**environ, "MODAL_PROFILE": "other"}).loglevel == "ERROR"
+    assert load({**environ, "MODAL_LOGLEVEL": "DEBUG"}).loglevel == "DEBUG"
+    assert load({**environ, "MODAL_LOGLEVEL": "DEBUG", "CADENZA_LOGLEVEL": "CRITICAL"}).loglevel == "CRITICAL"
+    assert load(environ).idle_stop_s == 5
+
+
+def test_the_active_profile(tmp_path) -> None:
+    environ = write(tmp_path, "[a]\n[b]\nactive = true\ntraceback = true\n")
+    assert load(environ).traceback is True
+
+
+def test_all_faults_at_once(tmp_path) -> None:
+    environ = write(tmp_path, '[default]\ncolour = "red"\npool_containers = "two"\n')
+    with pytest.raises(InvalidError) as raised:
+        load({**environ, "CADENZA_IDLE_STOP_S": "soon", "CADENZA_RUNTIME": "docker", "CADENZA_TRACEBACK": "perhaps"})
+    text = str(raised.value)
+    for word in ("colour", "pool_containers", "IDLE_STOP_S", "RUNTIME", "TRACEBACK"):
+        assert word in text
+
+
+def test_a_file_that_does_not_parse(tmp_path) -> None:
+    with pytest.raises(InvalidError, match=r"config\.toml"):
+        load(write(tmp_path, "[default\n"))
+
+
+def test_a_profile_that_is_not_there(tmp_path) -> None:
+    with pytest.raises(InvalidError, match="no profile 'mine'; there are default"):
+        load({**write(tmp_path, "[default]\n"), "CADENZA_PROFILE": "mine"})
+
+
+def test_addresses_of_modals_own_servers_are_not_ours(tmp_path) -> None:
+    environ = {"CADENZA_HOME": str(tmp_path)}
+    assert load({**environ, "MODAL_SERVER_URL": "https://elsewhere"}).server_url == ""
+    assert load({**environ, "CADENZA_SERVER_URL": "unix:/s.sock"}).socket_path == "/s.sock"
+
+
+def test_throttling_may_be_without_end(tmp_path) -> None:
+    environ = {"CADENZA_HOME": str(tmp_path)}
+    assert load(environ).max_throttle_wait is None
+    assert load({**environ, "MODAL_MAX_THROTTLE_WAIT": "0"}).max_throttle_wait == 0.0
+    assert load({**environ, "MODAL_MAX_THROTTLE_WAIT": "none"}).max_throttle_wait is None
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    defaults = Config()
+    assert (defaults.logs_timeout, defaults.heartbeat_interval, defaults.loglevel) == (10, 15, "WARNING")
