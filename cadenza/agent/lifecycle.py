@@ -206,16 +206,17 @@ class Cell(bridge.Host):
         site = self.site
         image = site.store.image(self.image_id)
         env = image.env if image is not None else {}
+        lib = site.library(self.image_id)
         most = limits(self.spec.function.resources if self.spec is not None else Resources(cpu_milli=1000))
         if not self.isolated:
             path = os.environ.get("PATH", variables.DEFAULT_PATH)
             python = site.python(self.image_id)
-            return attachment.bare_config(self.cell_id, self.paths, site.shown_lib, env, most, python, path)
+            return attachment.bare_config(self.cell_id, self.paths, lib, env, most, python, path)
         netns, mounts = "", []
         if self.owned.lease is not None:
             netns, mounts = self.owned.lease.path, site.name_mounts()
         id_base = self.owned.ids.base if self.owned.ids is not None else 0
-        return attachment.isolated_config(self.cell_id, self.paths, site.shown_lib, env, most, netns, mounts, id_base)
+        return attachment.isolated_config(self.cell_id, self.paths, lib, env, most, netns, mounts, id_base)
 
     async def _create(self) -> None:
         self._pipes = [Pipe(lambda data: self._raw(1, data)), Pipe(lambda data: self._raw(2, data))]

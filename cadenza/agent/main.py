@@ -62,7 +62,7 @@ class Agent:
         self.accept_client = accept_client
         self.accept_lane = accept_lane
         self.containers_dir = os.path.join(config.data_dir, "containers")
-        self.lib = self.shown_lib = ""
+        self.lib = self._shown_libs = ""
         self.node_id = ""
         self.cores = capacity.cores()
         self._ids = ids
@@ -108,9 +108,10 @@ class Agent:
             self._around = self._given or await surroundings.open_surroundings(self.config)
             self.store = self._around.store
             self.networks = self._around.networks
-            self.shown_lib = self.lib
+            self._shown_libs = os.path.dirname(self.lib)
             if self._around.identities is not None:
-                self.shown_lib = await asyncio.to_thread(self._around.identities.show, self.lib, "lib")
+                self._shown_libs = await asyncio.to_thread(self._around.identities.show, self._shown_libs, "lib")
+            await asyncio.to_thread(support.trim, self.lib, {one.image_id for one in self.store.images()})
             for text in self._around.warnings:
                 self.trouble(text)
             for text in await surroundings.clean(self._around, self.containers_dir):
@@ -275,6 +276,10 @@ class Agent:
         """The host's Python for a container without a root file system."""
         return self._around.python(image_id)
 
+    def library(self, image_id: str) -> str:
+        """The support library for containers of an image, where they reach it."""
+        return os.path.join(self._shown_libs, os.path.basename(support.for_image(self.lib, image_id)))
+
     def name_mounts(self) -> list[Mount]:
         """What a container with a network needs to look names up."""
         return self._around.name_mounts()
@@ -417,16 +422,16 @@ class Agent:
         return info
 
     async def _compile(self, info: ImageInfo) -> None:
-        """Once for each Python but the server's own: byte code of the support library, or every runner would."""
-        if not info.python or not support.wants_bytecode(self.lib, info.python):
+        """Once for an image with another Python than the server's: the support library, or every runner would."""
+        if not info.python or not support.wants_bytecode(self.lib, info.python, info.image_id):
             return
         async with self._compiling:
-            if not support.wants_bytecode(self.lib, info.python):
+            if not support.wants_bytecode(self.lib, info.python, info.image_id):
                 return
             try:
                 lowers = self.store.lowerdirs(info.image_id)
                 code = await support.compile_in_image(
-                    self.lib, info.python, lowers, self.containers_dir, self._run_step
+                    self.lib, info.image_id, lowers, self.containers_dir, self._run_step
                 )
                 if code != 0:
                     self.trouble(f"byte code for Python {info.python} could not be made: exit code {code}")

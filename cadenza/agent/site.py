@@ -32,8 +32,6 @@ class Site(Protocol):
     """How many ended containers are taken away at once."""
     layers: Layers
     containers_dir: str
-    shown_lib: str
-    """The support library, where containers reach it."""
     node_id: str
     cores: int
     accept_client: Callable[[socket.socket, str], None]
@@ -47,6 +45,9 @@ class Site(Protocol):
 
     def python(self, image_id: str) -> str:
         """The host's Python for a container without a root file system."""
+
+    def library(self, image_id: str) -> str:
+        """The support library for containers of an image, where they reach it."""
 
     def name_mounts(self) -> list[Mount]:
         """What a container with a network needs to look names up."""

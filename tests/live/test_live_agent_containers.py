@@ -409,12 +409,17 @@ def test_byte_code_for_an_images_python_is_made_in_a_container_of_it(root: str, 
     async def go() -> None:
         async with LiveWorld(home, root) as world:
             agent = world.agent
-            for one in Path(agent.lib).rglob("*.pyc"):
-                one.unlink()
-            assert support.wants_bytecode(agent.lib, "9.9")
-            assert await support.compile_in_image(agent.lib, "9.9", [root], agent.containers_dir, agent._run_step) == 0
-            assert not support.wants_bytecode(agent.lib, "9.9")
-            assert list(Path(agent.lib, "cadenza/runner/__pycache__").glob("session.*.pyc"))
+            before = {path: path.read_bytes() for path in Path(agent.lib).rglob("*") if path.is_file()}
+            assert support.wants_bytecode(agent.lib, "9.9", "im-1")
+            assert await support.compile_in_image(agent.lib, "im-1", [root], agent.containers_dir, agent._run_step) == 0
+            assert not support.wants_bytecode(agent.lib, "9.9", "im-1")
+            assert support.wants_bytecode(agent.lib, "9.9", "im-2")
+            own = Path(support.for_image(agent.lib, "im-1"))
+            assert agent.library("im-1").endswith(own.name) and agent.library("im-2").endswith(Path(agent.lib).name)
+            assert list(own.glob("cadenza/runner/__pycache__/session.*.pyc")) and list(own.glob(".code-*"))
+            assert {path: path.read_bytes() for path in Path(agent.lib).rglob("*") if path.is_file()} == before
+            world.want(spec("ta-live77", files=(world.source(SOURCE),)))
+            await world.control.state("ta-live77", nodes.READY, 20)
         assert traces(home) == NOTHING
 
     uvloop.run(go())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from cadenza.agent import capacity, files, rootfs, support, variables
 from cadenza.base.errors import NotFoundError
+from cadenza.fs.images import StepRun
 from cadenza.protocol.objects import FileEntry
 
 
@@ -111,3 +113,54 @@ def test_image_variables_are_lowest_but_above_defaults() -> None:
     """semantics.md section 14."""
     found = variables.base({"PATH": "/opt/bin", "CADENZA_SUPPORT": "/forged"})
     assert (found["PATH"], found["HOME"], found["CADENZA_SUPPORT"]) == ("/opt/bin", "/root", variables.SUPPORT)
+
+
+def test_an_image_cannot_change_the_library_of_others(tmp_path: Path) -> None:
+    """Its Python compiles a copy. Of that only byte code is taken, for this image alone."""
+    lib = support.prepare(str(tmp_path))
+    before = {path: path.read_bytes() for path in Path(lib).rglob("*") if path.is_file()}
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "errors.cpython-39.pyc").write_bytes(b"secret")
+
+    async def evil(step: StepRun) -> int:
+        (bind,) = step.binds
+        assert not os.path.samefile(bind.source, lib)
+        inside = Path(bind.source)
+        (inside / "cadenza/runner/session.py").write_text("evil")
+        caches = inside / "cadenza/runner/__pycache__"
+        caches.mkdir()
+        (caches / "session.cpython-39.pyc").write_bytes(b"code")
+        (caches / "more.cpython-39.pyc").write_bytes(b"of no source of ours")
+        (caches / "session.so").write_bytes(b"evil")
+        (inside / "cadenza/base/__pycache__").symlink_to(secret)
+        (inside / "evil.py").write_text("evil")
+        (inside / ".code-cpython-39").write_bytes(b"bundle")
+        os.chmod(inside / ".code-cpython-39", 0o4755)
+        return 0
+
+    assert asyncio.run(support.compile_in_image(lib, "im-1", [], str(tmp_path), evil)) == 0
+    assert {path: path.read_bytes() for path in Path(lib).rglob("*") if path.is_file()} == before
+    assert support.for_image(lib, "im-2") == lib
+    own = Path(support.for_image(lib, "im-1"))
+    sources = {path.relative_to(lib): content for path, content in before.items() if path.suffix in (".py", ".typed")}
+    found = {path.relative_to(own): path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    extra = {str(path): content for path, content in found.items() if path not in sources}
+    assert extra == {"cadenza/runner/__pycache__/session.cpython-39.pyc": b"code", ".code-cpython-39": b"bundle"}
+    assert sources.items() <= found.items()
+    assert os.stat(own / ".code-cpython-39").st_mode & 0o7777 == 0o644
+    assert support.prepare(str(tmp_path)) == lib and own.exists()
+    support.trim(lib, ["im-2"])
+    assert not own.exists() and os.path.isdir(lib)
+
+
+def test_byte_code_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
+    lib = support.prepare(str(tmp_path))
+
+    async def evil(step: StepRun) -> int:
+        os.symlink("/etc/shadow", os.path.join(step.binds[0].source, ".code-cpython-39"))
+        return 0
+
+    with pytest.raises(OSError):
+        asyncio.run(support.compile_in_image(lib, "im-1", [], str(tmp_path), evil))
+    assert support.for_image(lib, "im-1") == lib
