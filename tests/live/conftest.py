@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = Path(os.environ.get("CADENZA_TEST_IMAGES", str(ROOT / ".cache/test-home")))
-"""Base images are built once for all live tests and kept between runs."""
 
 
 class Home:
@@ -59,6 +58,29 @@ class Home:
         return path.read_text(errors="replace") if path.exists() else ""
 
 
+def share_images(source: Path, target: Path) -> None:
+    """Give ``target``, a data directory where no server has run yet, the images that ``source`` has by now.
+
+    Layers are never written again once they have their name, and their records are replaced whole: so the files of
+    layers are hard links, the records copies, and a server may go on working in ``source``.
+    """
+    records = []
+    for path in (source / "images/images").glob("im-*"):
+        text = path.read_text()
+        names = [(layer["name"], layer["digest"]) for layer in json.loads(text)["layers"]]
+        records.append((path.name, text, names))
+    for kind in ("layers", "steps", "images"):
+        (target / "images" / kind).mkdir(parents=True)
+    os.chmod(target, 0o700)
+    for image_id, text, names in records:
+        for name, digest in names:
+            if not (target / "images/layers" / name).exists():
+                shutil.copy(source / "images/steps" / digest, target / "images/steps" / digest)
+                link = ["cp", "-al", str(source / "images/layers" / name), str(target / "images/layers")]
+                subprocess.run(link, check=True)
+        (target / "images/images" / image_id).write_text(text)
+
+
 def residue(path: Path) -> dict[str, list[str]]:
     """What a server below ``path`` has left on this machine: mounts, processes, network namespaces of containers."""
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if str(path) in line]
@@ -82,12 +104,16 @@ def residue(path: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="session")
 def make_home() -> Iterator[Callable[..., Home]]:
-    """Make homes; each is emptied of server and data at the end. They share one store of images by hard links."""
+    """Make homes; each is emptied of server and data at the end. A new one begins with the images of the first."""
     made: list[Home] = []
 
     def make(**settings: str) -> Home:
         path = Path(tempfile.mkdtemp(prefix="cadenza-live-", dir="/tmp"))
         home = Home(path, **settings)
+        built = [one for one in made if any((one.path / "data/images/images").glob("im-*"))]
+        # Without isolation a program could write to the files of a layer.
+        if built and "CADENZA_DATA_DIR" not in settings and settings.get("CADENZA_RUNTIME") != "process":
+            share_images(built[0].path / "data", path / "data")
         made.append(home)
         return home
 
