@@ -21,11 +21,15 @@ from cadenza.runtime.driver import Limits, RuntimeFault, Stats
 ROOT = "/sys/fs/cgroup"
 V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "freezer")
 V2_CONTROLLERS = ("cpu", "memory", "pids")
+SWAP_FILES = ("memory.memsw.limit_in_bytes", "memory.swap.max")
+"""Files that are there only where the kernel counts swap."""
 CPU_PERIOD_US = 100_000
 MIB = 1024 * 1024
 KILL_LIMIT_S = 10.0
 """How long SIGKILL may take before we say that the kernel holds a process (uninterruptible I/O)."""
 FREEZE_LIMIT_S = 0.2
+REMOVE_LIMIT_S = 1.0
+"""How long a cgroup may be busy after the last of its processes was collected."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,10 @@ def v1_files(limits: Limits) -> list[tuple[str, str, str]]:
     return [
         ("cpu", "cpu.shares", str(max(2, limits.cpu_milli * 1024 // 1000) if limits.cpu_milli else 1024)),
         ("cpu", "cpu.cfs_quota_us", str(max(1000, quota) if quota > 0 else -1)),
+        # A limit is for memory and swap together, of which the kernel wants the second never below the first.
+        ("memory", "memory.memsw.limit_in_bytes", "-1"),
         ("memory", "memory.limit_in_bytes", str(memory)),
+        ("memory", "memory.memsw.limit_in_bytes", str(memory)),
         ("pids", "pids.max", str(limits.pids_limit or "max")),
     ]
 
@@ -96,6 +103,7 @@ def v2_files(limits: Limits) -> list[tuple[str, str]]:
         ("cpu.weight", str(weight)),
         ("cpu.max", f"{quota} {CPU_PERIOD_US}"),
         ("memory.max", str(limits.memory_limit_mib * MIB) if limits.memory_limit_mib else "max"),
+        ("memory.swap.max", "0" if limits.memory_limit_mib else "max"),
         ("pids.max", str(limits.pids_limit or "max")),
     ]
 
@@ -106,6 +114,14 @@ def _write(path: str, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def _limit(path: str, value: str) -> None:
+    try:
+        _write(path, value)
+    except FileNotFoundError:
+        if os.path.basename(path) not in SWAP_FILES:
+            raise
 
 
 def _read(path: str) -> str:
@@ -171,11 +187,11 @@ class Cgroup:
         """OSError (ENOENT) when the cgroup is not there, EBUSY when memory in use cannot shrink to the limit."""
         if self.hierarchy.kind == "v2":
             for name, value in v2_files(limits):
-                _write(os.path.join(self._path(""), name), value)
+                _limit(os.path.join(self._path(""), name), value)
         elif self.hierarchy.kind != "none":
             for controller, name, value in v1_files(limits):
                 if controller in self.hierarchy.controllers:
-                    _write(os.path.join(self._path(controller), name), value)
+                    _limit(os.path.join(self._path(controller), name), value)
 
     def procs_files(self) -> tuple[str, ...]:
         """Files to which a process of one thread writes 0 to join.
@@ -279,6 +295,15 @@ class Cgroup:
                 except OSError:
                     clean = False
         return clean
+
+    async def erase(self) -> None:
+        """`remove`, as soon as the kernel lets go of it. RuntimeFault after `REMOVE_LIMIT_S`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + REMOVE_LIMIT_S
+        while not self.remove():
+            if loop.time() > deadline:
+                raise RuntimeFault(f"cgroup {self.name} cannot be removed: it is busy still")
+            await asyncio.sleep(0.01)
 
 
 def _try_write(path: str, value: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Optional, Sequence
 
 from cadenza.base.errors import AlreadyExistsError, InvalidError, NotFoundError
 from cadenza.runtime import rootless
-from cadenza.runtime.cgroup import Cgroup, Hierarchy
+from cadenza.runtime.cgroup import KILL_LIMIT_S, Cgroup, Hierarchy
 from cadenza.runtime.driver import (
     HOST_NETWORK,
     Command,
@@ -43,6 +43,7 @@ START_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 20.0
 SWEEP_AFTER_S = 1.0
 ZOMBIE_WAIT_S = 0.05
+"""How long a killed process may take before its zombies are looked for; each time twice as long."""
 LOG_TAIL_BYTES = 16 * 1024
 
 # What the programs say when it is the user's program that cannot be run. crun, runc, runsc.
@@ -206,7 +207,7 @@ class OciDriver:
         )
         container = self._add(config.container_id, bundle)
         try:
-            with open(os.path.join(bundle, "config.json"), "w") as file:
+            with open(os.path.join(bundle, "config.json"), "w", opener=_private) as file:
                 file.write(json.dumps(spec))  # json.dump would do it in Python, for 2 ms
             container.cgroup.create(config.limits)
             argv = [*self._dialect.base(container.folder, self._dialect.network(config.netns)), "run", "--detach"]
@@ -249,26 +250,26 @@ class OciDriver:
         prefix = os.path.join(container.folder, f"exec-{container.execs}")
         with open(os.path.join(container.bundle, "config.json")) as file:
             first: dict[str, Any] = json.load(file)["process"]
-        with open(f"{prefix}.json", "w") as file:
-            json.dump(exec_process(first, command), file)
         argv = [*self._dialect.base(container.folder), "exec", "--detach"]
         argv += ["--process", f"{prefix}.json", "--pid-file", f"{prefix}.pid"]
         if self._dialect.is_runsc:
             argv += ["--internal-pid-file", f"{prefix}.inner"]
         terminal = _Terminal() if command.pty else None
         try:
+            with open(f"{prefix}.json", "w", opener=_private) as file:
+                json.dump(exec_process(first, command), file)
             if terminal is not None:
                 argv += ["--console-socket", terminal.path]
             stdio = stdio if terminal is None else Stdio()
             await self._run(container, [*argv, container_id], stdio, COMMAND_LIMIT_S)
             child = Child(_pid_in(f"{prefix}.pid"))
             pty_fd = await terminal.receive(COMMAND_LIMIT_S) if terminal is not None else -1
+            inner = _pid_in(f"{prefix}.inner") if self._dialect.is_runsc else 0
         finally:
             if terminal is not None:
                 terminal.close()
-        inner = _pid_in(f"{prefix}.inner") if self._dialect.is_runsc else 0
-        for suffix in (".json", ".pid", ".inner"):
-            _unlink(prefix + suffix)
+            for suffix in (".json", ".pid", ".inner"):  # secrets are in the first, also if it failed
+                _unlink(prefix + suffix)
         return OciExecution(child, pty_fd, self, container, inner)
 
     async def delete(self, container_id: str) -> None:
@@ -385,8 +386,13 @@ class OciDriver:
         seen = await container.cgroup.kill()
         if container.child is not None:
             # A pid namespace ends only when its zombies are collected, also those that became ours.
-            while not await container.child.ends_within(ZOMBIE_WAIT_S):
+            loop = asyncio.get_running_loop()
+            deadline, wait_s = loop.time() + KILL_LIMIT_S, ZOMBIE_WAIT_S
+            while not await container.child.ends_within(wait_s):
+                if loop.time() > deadline:
+                    raise RuntimeFault(f"the kernel does not let go of process {container.child.pid}")
                 await self._collect()
+                wait_s = min(wait_s * 2, 1.0)
         reap([pid for pid in seen if pid not in Child.watched])
         if self._dialect.leaves and self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep_later)
@@ -427,7 +433,7 @@ class OciDriver:
 
     async def _erase(self, container: _Container) -> None:
         await self._kill(container)
-        container.cgroup.remove()
+        await container.cgroup.erase()
         await asyncio.to_thread(shutil.rmtree, container.folder, True)
         self._containers.pop(container.id, None)
 
@@ -486,6 +492,10 @@ def _tail(path: str) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _unlink(path: str) -> None:

@@ -269,6 +269,6 @@ class ProcessDriver:
 
     async def _erase(self, container: _Container) -> None:
         await self._kill(container)
-        container.cgroup.remove()
+        await container.cgroup.erase()
         await asyncio.to_thread(shutil.rmtree, container.folder, True)
         self._containers.pop(container.id, None)

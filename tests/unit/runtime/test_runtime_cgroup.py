@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from cadenza.runtime import cgroup
 from cadenza.runtime.cgroup import V1_CONTROLLERS, Cgroup, detect, v1_files, v2_files
 from cadenza.runtime.driver import Limits, RuntimeFault, Stats
 
@@ -55,10 +57,12 @@ def test_limits_in_the_words_of_v1() -> None:
     assert v1_files(LIMITS) == [
         ("cpu", "cpu.shares", "256"),
         ("cpu", "cpu.cfs_quota_us", "125000"),
+        ("memory", "memory.memsw.limit_in_bytes", "-1"),
         ("memory", "memory.limit_in_bytes", str(64 << 20)),
+        ("memory", "memory.memsw.limit_in_bytes", str(64 << 20)),
         ("pids", "pids.max", "99"),
     ]
-    assert [value for _, _, value in v1_files(Limits())] == ["1024", "-1", "-1", "max"]
+    assert [value for _, _, value in v1_files(Limits())] == ["1024", "-1", "-1", "-1", "-1", "max"]
     # The kernel refuses less than 2 shares and 1 ms.
     assert [value for _, _, value in v1_files(Limits(1, 1))][:2] == ["2", "1000"]
 
@@ -68,9 +72,10 @@ def test_limits_in_the_words_of_v2() -> None:
         ("cpu.weight", "25"),
         ("cpu.max", "125000 100000"),
         ("memory.max", str(64 << 20)),
+        ("memory.swap.max", "0"),
         ("pids.max", "99"),
     ]
-    assert [value for _, value in v2_files(Limits())] == ["100", "max 100000", "max", "max"]
+    assert [value for _, value in v2_files(Limits())] == ["100", "max 100000", "max", "max", "max"]
     assert v2_files(Limits(cpu_milli=1))[0] == ("cpu.weight", "1")
 
 
@@ -118,3 +123,16 @@ def test_without_cgroups_there_is_nothing_to_limit_or_count(tmp_path: Path) -> N
     cgroup = Cgroup(detect(str(tmp_path)), "cadenza/c1")
     cgroup.create(LIMITS)
     assert (cgroup.stats(), cgroup.pids(), cgroup.procs_files(), cgroup.oom()) == (None, [], (), False)
+
+
+def test_a_cgroup_that_stays_busy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "REMOVE_LIMIT_S", 0.02)
+    v2(tmp_path)
+    one = Cgroup(detect(str(tmp_path)), "cadenza/c1")
+    (tmp_path / "cadenza/c1").mkdir(parents=True)
+    (tmp_path / "cadenza/c1/busy").touch()
+    with pytest.raises(RuntimeFault, match="cadenza/c1"):
+        asyncio.run(one.erase())
+    (tmp_path / "cadenza/c1/busy").unlink()
+    asyncio.run(one.erase())
+    assert not (tmp_path / "cadenza/c1").exists()
