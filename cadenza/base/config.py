@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
@@ -25,7 +25,7 @@ class Config:
     server_url: str = ""
     """Empty: this user's embedded server, started when needed. Else ``unix:/path/to/socket``."""
     token_id: str = ""
-    token_secret: str = ""
+    token_secret: str = field(default="", repr=False)
     environment: str = "main"
     loglevel: str = "WARNING"
     traceback: bool = False

@@ -171,7 +171,7 @@ class ImageInfo:
     created_at: float
     used_at: float
     description: str = ""
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     workdir: str = ""
     python: str = ""
 

@@ -73,7 +73,7 @@ class ContainerConfig:
     container_id: str
     rootfs: str
     argv: tuple[str, ...]
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str = "/"
     mounts: tuple[Mount, ...] = ()
     hostname: str = "cadenza"
@@ -123,7 +123,7 @@ class Command:
     """A program to run in a container that runs. ``env`` is the whole environment. ``pty``: on a new terminal."""
 
     argv: tuple[str, ...]
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str = "/"
     pty: bool = False
 
