@@ -51,14 +51,17 @@ def _source(entry: FileEntry, object_path: ObjectPath) -> str:
     return path
 
 
-def place(entry: FileEntry, root: str, object_path: ObjectPath) -> None:
-    """Put one file below ``root``: a hard link where the stored object's mode will do, else a copy."""
+def place(entry: FileEntry, root: str, object_path: ObjectPath, link: bool = True) -> None:
+    """Put one file below ``root``: a hard link where the stored object's mode will do, else a copy.
+
+    ``link``: not where somebody may write to it, who would write to the stored object.
+    """
     relative = os.path.normpath("/" + entry.path).lstrip("/")
     target = os.path.join(root, relative)
     os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
     source = _source(entry, object_path)
     mode = stat.S_IMODE(os.stat(source).st_mode)
-    if mode & 0o444 == 0o444 and mode & 0o111 == entry.mode & 0o111:
+    if link and mode & 0o444 == 0o444 and mode & 0o111 == entry.mode & 0o111:
         try:
             os.link(source, target)
             return

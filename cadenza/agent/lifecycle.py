@@ -243,7 +243,7 @@ class Cell(bridge.Host):
         image = self.site.store.image(self.image_id)
         contents: list[bytes] = []
         if not self.isolated and self.layer:
-            await asyncio.to_thread(self._link_files, entries)
+            await asyncio.to_thread(self._copy_files, entries)
             entries = ()
         elif entries:
             contents = await asyncio.to_thread(files.read, entries, self.site.control.object_path)
@@ -266,10 +266,10 @@ class Cell(bridge.Host):
         site = self.site
         return variables.of_function(spec, site.config.environment, site.node_id, self.driver.name, site.cores)
 
-    def _link_files(self, entries: Sequence[FileEntry]) -> None:
+    def _copy_files(self, entries: Sequence[FileEntry]) -> None:
         for one in entries:
             moved = FileEntry(self.inner_path(one.path), one.digest, one.size, one.mode)
-            files.place(moved, "/", self.site.control.object_path)
+            files.place(moved, "/", self.site.control.object_path, link=False)
 
     def inner_path(self, path: str) -> str:
         """Where the container has ``path``: there, or without a root file system below its own directory."""

@@ -101,11 +101,12 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         os.makedirs(self.containers_dir, mode=0o711, exist_ok=True)
         self._take_lock()
+        around: Optional[surroundings.Surroundings] = None
         try:
             self.node_id = self._own_id()
             self.lib = await asyncio.to_thread(support.prepare, self.config.data_dir)
             self.layers = Layers(os.path.join(self.config.data_dir, "files"), self.control.object_path)
-            self._around = self._given or await surroundings.open_surroundings(self.config)
+            around = self._around = self._given or await surroundings.open_surroundings(self.config)
             self.store = self._around.store
             self.networks = self._around.networks
             self._shown_libs = os.path.dirname(self.lib)
@@ -119,6 +120,8 @@ class Agent:
             await asyncio.to_thread(self.layers.trim, ())
             self._capacity = capacity.measure(self.config.data_dir)
         except BaseException:
+            if around is not None:
+                await around.close()
             self._drop_lock()
             raise
         self._log.info("started", node=self.node_id, runtimes=str(self.info().runtimes))

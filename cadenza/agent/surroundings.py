@@ -112,6 +112,18 @@ async def open_surroundings(config: Config) -> Surroundings:
     bare = drivers[STANDARD].name == "process"
     store: ImageStore | BareImages = BareImages(config.data_dir) if bare else ImageStore(config.data_dir)
     around = Surroundings(drivers, store, HostNetwork())
+    try:
+        await _fill(around, config, machine, state_dir)
+    except BaseException:
+        await around.close()
+        raise
+    return around
+
+
+async def _fill(around: Surroundings, config: Config, machine: probe.Machine, state_dir: str) -> None:
+    """Open networks and ids, and write the files for looking names up."""
+    drivers = around.drivers
+    bare = drivers[STANDARD].name == "process"
     if bare:
         around.warnings.append("functions run as plain processes, without isolation; cadenza doctor says why")
     elif machine.can("network"):
@@ -132,7 +144,6 @@ async def open_surroundings(config: Config) -> Surroundings:
         around.warnings.append(machine.abilities["container ids"].sentence)
     home = around.identities.home if around.identities is not None else state_dir
     around.names = await asyncio.to_thread(_names, home, isinstance(around.networks, HostNetwork))
-    return around
 
 
 def _names(home: str, shared: bool) -> dict[str, str]:

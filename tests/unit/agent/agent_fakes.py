@@ -154,6 +154,7 @@ class FakeNetworks:
     def __init__(self) -> None:
         self.out: list[str] = []
         self.count = 0
+        self.closed = False
 
     async def open(self, keep: Any = ()) -> None: ...
 
@@ -165,7 +166,8 @@ class FakeNetworks:
     async def give_back(self, name: str, whole: bool = False) -> None:
         self.out.remove(name)
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        self.closed = True
 
 
 class Recorder:

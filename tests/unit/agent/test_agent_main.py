@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from agent_fakes import FakeDriver, FakeRunner, World, attempt, echo, spec
 
+from cadenza.agent import files, surroundings
 from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.resources import Resources
 from cadenza.protocol import calls, nodes
@@ -320,5 +321,43 @@ def test_exec_in_what_does_not_run_is_not_found(tmp_path: Any) -> None:
         async with World(tmp_path) as world:
             with pytest.raises(NotFoundError):
                 await world.agent.exec("ta-9", ["true"], False, lambda fd, data: None)
+
+    asyncio.run(go())
+
+
+def test_a_start_that_fails_leaves_nothing_open(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def go() -> None:
+        world = World(tmp_path)
+
+        async def fail(around: Any, containers_dir: str) -> list[str]:
+            raise OSError("no clean-up")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(surroundings, "clean", fail)
+            with pytest.raises(OSError, match="no clean-up"):
+                await world.agent.start()
+        assert world.networks.closed
+        async with World(tmp_path):
+            pass  # the data directory was given back
+
+    asyncio.run(go())
+
+
+def test_a_plain_process_gets_copies_of_what_was_sent(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may write to its files; those of the store are of other containers too."""
+    monkeypatch.setattr(files, "INLINE_BYTES", 1)
+
+    async def go() -> None:
+        async with World(tmp_path) as world:
+            source = tmp_path / "source"
+            source.write_bytes(b"print()")
+            os.chmod(source, 0o644)
+            world.control.objects = {"d2": str(source)}
+            world.want(spec(files=(nodes.FileEntry("/root/m.py", "d2", 7),)))
+            await world.control.state("ta-1", nodes.READY)
+            placed = os.path.join(world.driver.runners["ta-1"].config.env["CADENZA_ROOT"], "m.py")
+            with open(placed, "ab") as file:
+                file.write(b"#")
+            assert source.read_bytes() == b"print()"
 
     asyncio.run(go())
