@@ -10,7 +10,7 @@ so that nobody sees a result before what belongs to it.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Optional, Sequence, Union
+from typing import Annotated, Any, Optional, Sequence, Union
 
 import msgspec
 
@@ -27,6 +27,8 @@ RUN_FRAME_BYTES = 8 << 20
 """Payload of one run frame at most; a single input over it is a frame of its own (its limit is a blob's threshold)."""
 RUN_FRAME_INPUTS = 1000
 MAX_FRAME_ERROR_CHARS = 500
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A number that every part takes: the database's are of 64 bits, JSON's of 53."""
 
 
 class Hello(msgspec.Struct, tag_field="t", tag="hello"):
@@ -52,7 +54,7 @@ class Failed(msgspec.Struct, tag_field="t", tag="failed"):
 
     where: str = ""
     text: str = ""
-    n: int = 0
+    n: Count = 0
 
 
 class Out(msgspec.Struct, gc=False):
@@ -60,11 +62,11 @@ class Out(msgspec.Struct, gc=False):
 
     a: str
     s: str
-    n: int = 0
+    n: Count = 0
     blob: Optional[str] = None
-    size: Optional[int] = None
+    size: Optional[Count] = None
     error: Optional[str] = None
-    items: int = 0
+    items: Count = 0
     t0: float = 0.0
     t1: float = 0.0
 
@@ -79,10 +81,10 @@ class Item(msgspec.Struct, gc=False):
     """One value that a generator gave."""
 
     a: str
-    k: int
-    n: int = 0
+    k: Count
+    n: Count = 0
     blob: Optional[str] = None
-    size: Optional[int] = None
+    size: Optional[Count] = None
 
 
 class Items(msgspec.Struct, tag_field="t", tag="gen"):
@@ -95,7 +97,7 @@ class Log(msgspec.Struct, gc=False):
     """One piece that user code printed."""
 
     fd: int
-    n: int
+    n: Count
     time: float = 0.0
     i: Optional[str] = None
     c: Optional[str] = None

@@ -13,6 +13,7 @@ from typing import Mapping, Optional
 from cadenza.base.clock import Clock
 from cadenza.base.errors import InvalidError, NotFoundError, OutputExpiredError
 from cadenza.control.attached import Attached, input_id, item_of
+from cadenza.control.request import MAX_NUMBER
 from cadenza.protocol.calls import PENDING, OutputItem, ValueRef
 from cadenza.protocol.methods import CallInfo, ContainerInfo
 from cadenza.scheduling.states import ContainerState, FunctionState
@@ -80,8 +81,8 @@ class Answers:
 
         NotFoundError for an unknown call, OutputExpiredError when there is nothing and nothing will come.
         """
-        if index < 0:
-            raise InvalidError(f"an index is 0 or more, not {index}")
+        if not 0 <= index <= MAX_NUMBER:
+            raise InvalidError(f"an index is from 0 to {MAX_NUMBER}, not {index}")
         until = self._clock.monotonic() + wait_s
         while True:
             waiter = self._wait_for(call_id)

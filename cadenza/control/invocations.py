@@ -9,7 +9,7 @@ from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
 from cadenza.control.lane import LaneServer
-from cadenza.control.request import Reply, Request, ref_of, split
+from cadenza.control.request import MAX_NUMBER, Reply, Request, ref_of, split
 from cadenza.observe.log import Log
 from cadenza.protocol.calls import (
     DETACHED_KINDS,
@@ -234,7 +234,7 @@ class Invocations:
 
     async def outputs(self, request: Request[CallOutputs]) -> Reply:
         body = request.body
-        if body.start < 0 or (body.end is not None and body.end < body.start):
+        if not 0 <= body.start <= MAX_NUMBER or (body.end is not None and body.end < body.start):
             raise InvalidError(f"outputs {body.start} to {body.end}: not a range")
         end = min(body.end, body.start + BATCH_OUTPUTS) if body.end is not None else body.start + BATCH_OUTPUTS
         found, total = await self._calls.outputs(body.call_id, body.start, end, _wait(body.wait_s))
@@ -413,8 +413,8 @@ def _take_items(items: list[tuple[bytes, Optional[BlobRef]]]) -> tuple[tuple[Any
 def _check_indices(values: Sequence[Value]) -> None:
     seen: set[int] = set()
     for index, _, _ in values:
-        if index < 0 or index in seen:
-            raise InvalidError(f"input {index}: indices count from 0 and each is there once")
+        if not 0 <= index <= MAX_NUMBER or index in seen:
+            raise InvalidError(f"input {index}: indices count from 0 to {MAX_NUMBER} and each is there once")
         seen.add(index)
 
 

@@ -17,6 +17,8 @@ from cadenza.protocol.methods import Method
 
 ITEM_COST_BYTES = 256
 """What an item of a stream costs besides its payload."""
+MAX_NUMBER = 1 << 53
+"""No index and no size is above this: the database's numbers are of 64 bits, JSON's of 53."""
 GRANT_BYTES = STREAM_CREDIT_BYTES // 4
 """Consumed bytes are granted again in pieces of this size, so that small items do not cost a frame each."""
 
@@ -192,6 +194,8 @@ def split(payload: bytes, refs: Iterable[ValueRef]) -> list[tuple[bytes, Optiona
     start = 0
     for ref in refs:
         if ref.blob is not None:
+            if not 0 <= ref.blob.size <= MAX_NUMBER:
+                raise InvalidError(f"a value of {ref.blob.size} bytes: sizes are from 0 to {MAX_NUMBER}")
             values.append((b"", ref.blob))
             continue
         size = ref.size

@@ -116,6 +116,7 @@ class _Worker:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
             connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("PRAGMA secure_delete = ON")  # values of users do not outlive their rows in the file
             if not write:
                 connection.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:

@@ -3,7 +3,8 @@
 Operations are collected while a write is under way and go to the database together when it is done: one write in
 flight, the rest in order behind it. The future of an operation resolves after its commit. An operation that only
 follows what was decided (a lease, a give-back, an acknowledgement) is tried again when the disk was full; a put fails
-to whom it concerns.
+to whom it concerns. When a write fails by what is in it, it is halved and done again until the operation that cannot
+be written stands alone; that one is dropped, with a word to who waits for it and to the log.
 
 `MemoryQueue` is the twin for tests and simulations; tests/contract/test_contract_queue.py holds for both.
 """
@@ -11,11 +12,13 @@ to whom it concerns.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from typing import Any, Callable, Optional, Sequence, Union
 
-from cadenza.base.errors import Bug
+from cadenza.base.errors import Error, InternalError, ResourceExhaustedError
+from cadenza.observe.log import Log
 from cadenza.storage.entry import CallRecord, Entry, Output, Taken, Unfinished
-from cadenza.storage.rows import call_row, input_row, output_row
+from cadenza.storage.rows import Row, call_row, input_row, output_row, unstorable
 
 CALL_RECORD_KEPT_S = 37 * 24 * 3600.0
 """How long a call is known after it was made: its results live 7 days, and a month after that we still say so."""
@@ -26,8 +29,9 @@ MAX_OPS_PER_WRITE = 4_000
 WRITE_BEHIND_S = 0.1
 """The cycle in which attached inputs are written: what has waited for one whole cycle is on disk within the next."""
 ASKED = ("put", "take", "expire")
-"""Operations whose failure is told to who asked; every other one is tried again."""
+"""Operations whose failure by a full disk is told to who asked; every other one is tried again."""
 
+_log = Log("cadenza.storage.queue")
 Op = tuple[str, Any]
 _Then = Callable[[Any], None]
 _Pending = tuple[str, Any, Union["asyncio.Future[Any]", _Then, None]]
@@ -39,6 +43,8 @@ class Queue:
     def __init__(self) -> None:
         self._pending: list[_Pending] = []
         self._writing = False
+        self._most = MAX_OPS_PER_WRITE
+        """How many operations the next write takes: fewer while one is sought that cannot be written."""
         self._scheduled = False
         self._idle: Optional[asyncio.Future[None]] = None
         self._next_seq = 1
@@ -222,7 +228,7 @@ class Queue:
         if self._writing or not self._pending or self._closed:
             return
         self._writing = True
-        batch, self._pending = self._pending[:MAX_OPS_PER_WRITE], self._pending[MAX_OPS_PER_WRITE:]
+        batch, self._pending = self._pending[: self._most], self._pending[self._most :]
         future = self._commit([(name, payload) for name, payload, _ in batch])
         future.add_done_callback(lambda done: self._written(batch, done))
 
@@ -239,26 +245,63 @@ class Queue:
                     then(result)
                 elif not then.done():
                     then.set_result(result)
-        else:
+            self._most = min(MAX_OPS_PER_WRITE, 2 * self._most)
+        elif _passes(error):
             again = []
             for one in batch:
                 if one[0] not in ASKED:
                     again.append(one)
                 elif isinstance(one[2], asyncio.Future) and not one[2].done():
                     one[2].set_exception(error)
-            if isinstance(error, Bug):
-                raise error
             if again:
+                _log.warning("writes wait: they will be tried again", count=len(again), error=str(error))
                 self._pending[:0] = again
                 self._scheduled = True
                 asyncio.get_running_loop().call_later(RETRY_WRITE_S, self._write)
                 return
+        elif len(batch) > 1:
+            self._most = len(batch) // 2
+            self._pending[:0] = batch
+        else:
+            self._pending[:0] = self._without(batch[0], error)
         if self._pending:
             self._write()
         elif self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
 
+    def _without(self, one: _Pending, error: BaseException) -> list[_Pending]:
+        """An operation can never be written: what is to be written in its place."""
+        name, payload, then = one
+        if name == "keep" and len(payload) > 1:
+            return [("keep", [row], None) for row in payload]
+        _log.error("an operation cannot be written and is dropped", exc=error, operation=name, of=_subject(one))
+        if isinstance(then, asyncio.Future):
+            if not then.done():
+                told = error if isinstance(error, Error) else InternalError(f"it cannot be stored: {error!r}")
+                then.set_exception(told)
+        elif name == "ack" and payload[1] != unstorable(payload[1]):
+            return [("ack", (payload[0], unstorable(payload[1])), then)]
+        elif then is not None:
+            then(False)
+        return []
+
     def _commit(self, ops: list[Op]) -> asyncio.Future[list[Any]]:
         """Do them all in one transaction; their results in order."""
         raise NotImplementedError
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a failure is one of the disk's or of the database's moment, not of what was to be written."""
+    return isinstance(error, ResourceExhaustedError) or isinstance(error.__cause__, sqlite3.OperationalError)
+
+
+def _subject(one: _Pending) -> str:
+    """Which input an operation is about, for the log; never its value."""
+    name, payload, _ = one
+    if name == "ack":
+        return str(payload[1][2])
+    if name in ("keep", "put"):
+        rows: Sequence[Row] = payload if name == "keep" else payload[1]
+        return ascii(rows[0][1])[1:-1] if rows else ""
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cadenza.protocol.calls import BlobRef
+from cadenza.protocol.calls import INTERNAL_FAILURE, BlobRef
 from cadenza.storage.entry import CallRecord, Entry, Output
 
 Row = tuple[Any, ...]
@@ -46,6 +46,12 @@ def output_row(one: Output) -> Row:
         one.call_id, one.index, one.input_id, one.status, one.data, None if blob is None else blob.blob_id,
         None if blob is None else blob.size, one.error, one.items, one.attempts, one.container_id, one.expires_at,
     )  # fmt: skip
+
+
+def unstorable(row: Row) -> Row:
+    """What is kept in place of an output that the database does not take."""
+    text = "the result could not be stored; the server's log says why"
+    return (*row[:3], INTERNAL_FAILURE, b"", None, None, text, 0, row[9], "", row[11])
 
 
 def entry(row: Row) -> Entry:

@@ -8,7 +8,8 @@ from typing import Any, Awaitable, Callable
 
 import pytest
 
-from cadenza.protocol.calls import SUCCESS, TERMINATED, BlobRef
+from cadenza.base.errors import InternalError
+from cadenza.protocol.calls import INTERNAL_FAILURE, SUCCESS, TERMINATED, BlobRef
 from cadenza.storage.db import Database
 from cadenza.storage.entry import CallRecord, Entry, Output
 from cadenza.storage.queue import Queue
@@ -260,5 +261,32 @@ def test_attached_inputs_are_written_behind_and_only_if_they_last(run: Any) -> N
         queue.forget(taken)
         await queue.flush()
         assert await queue.unfinished("fc-1") == 0
+
+    run(work)
+
+
+@pytest.mark.parametrize("run", ["sqlite"], indirect=True)
+def test_what_can_not_be_written_goes_alone(run: Any) -> None:
+    async def work(open_: Any) -> None:
+        queue = await open_()
+        await queue.load()
+        good, second, third = entries(queue, 3, fence=1)
+        poisoned = Entry(queue.next_seq(), "in-x", "fc-x", 2**63, "fu-1", True, fence=1)
+        (kept,) = entries(queue, 1, "fc-k", fence=1, attached=True)
+        queue.keep(poisoned)
+        queue.keep(kept)
+        assert await queue.put(record(), [good, second, third]) == [0, 1, 2]
+        bad_put = queue.put(record("fc-2"), [Entry(queue.next_seq(), "in-y", "fc-2", -(2**63) - 1, "fu-1", False)])
+        told: list[bool] = []
+        queue.ack(good, Output("fc-1", 0, good.input_id, SUCCESS, expires_at=100.0), told.append)
+        queue.ack(second, Output("fc-1", 1, second.input_id, SUCCESS, items=2**70, expires_at=100.0), told.append)
+        queue.ack(third, Output("fc-1", 2, third.input_id, SUCCESS, expires_at=100.0), told.append)
+        with pytest.raises(InternalError, match="cannot be stored"):
+            await bad_put
+        await asyncio.wait_for(queue.flush(), 5)
+        assert told == [True, True, True]
+        assert [one.status for one in await queue.outputs("fc-1", 0, 9, 9)] == [SUCCESS, INTERNAL_FAILURE, SUCCESS]
+        assert await queue.unfinished("fc-k") == 1
+        assert await queue.unfinished("fc-x") == 0
 
     run(work)
