@@ -38,6 +38,7 @@ from cadenza.storage.queue_sqlite import SqliteQueue
 EXPIRE_EVERY_S = 600.0
 FIRST_REPORT_S = 1.0
 """How long after a start a node may take to say which of the containers that it had are still there."""
+APP_ENDED = "the app has ended"
 DROP_ROWS = 5_000
 """How many waiting inputs of an ended app are dropped in one transaction."""
 
@@ -75,7 +76,8 @@ class Calls:
     async def start(self, node: Node) -> None:
         """Load what is unfinished: detached calls go on, attached ones of an earlier process are dropped.
 
-        Functions added before this may keep the containers that outlived the earlier process; others' are stopped.
+        Functions added before this keep their inputs, and may keep the containers that outlived the earlier process.
+        Others' containers are stopped, and their inputs become TERMINATED: their app ended with that process.
         """
         left = await self._queue.load()
         self.loop.fence_base = left.epoch * EPOCH_FENCES
@@ -86,7 +88,8 @@ class Calls:
         for one in left.containers:
             if one not in adoptable:
                 self._queue.drop_container(one[0])
-        self._intake.take_over(left, {one[0] for one in adoptable}, adoptable)
+        for function_id in self._intake.take_over(left, {one[0] for one in adoptable}, adoptable):
+            self._spawn(self._drop_function(function_id, APP_ENDED))
         self._started = self._intake.started = True
         early = self._first_reports.pop(node_id, None)
         if early is not None:
@@ -143,11 +146,10 @@ class Calls:
     ) -> None:
         """Make a function callable (again). InvalidError when no node can ever hold its containers."""
         self.loop.add_function(function_id, app_id, app_name, spec, layout)
-        self._intake.claim(function_id)
 
     def remove_app(self, app_id: str, reason: str) -> None:
         """End an app: its unfinished inputs become TERMINATED, its containers stop."""
-        text = f"the app has ended: {reason}" if reason else "the app has ended"
+        text = f"{APP_ENDED}: {reason}" if reason else APP_ENDED
         for function in list(self.loop.cluster.functions.values()):
             if function.app_id == app_id and not function.removed:
                 self.loop.post(self.loop.remove_function, function.function_id, text)

@@ -37,13 +37,17 @@ class Intake:
         self._limits = limits
         self._finish = finish
         self._ended = ended
-        self._unclaimed: dict[str, tuple[list[Entry], int]] = {}
-        """What an earlier process left of functions that are not added yet."""
 
-    def take_over(self, left: Unfinished, alive: set[str], containers: Sequence[tuple[str, str, str, str]]) -> None:
-        """Leases of containers that may still be there stay; the others are given back."""
+    def take_over(
+        self, left: Unfinished, alive: set[str], containers: Sequence[tuple[str, str, str, str]]
+    ) -> list[str]:
+        """Leases of containers that may still be there stay; the others are given back.
+
+        Gives the functions that are there no more and have inputs in the table: those are the caller's to drop.
+        """
         running: dict[str, list[Entry]] = {}
         waiting: dict[str, list[Entry]] = {}
+        orphaned: list[str] = []
         for entry in left.held:
             self._limits.of(entry.function_id).detached += 1
             if entry.container_id in alive:
@@ -53,22 +57,14 @@ class Intake:
                 waiting.setdefault(entry.function_id, []).append(entry)
         for container_id, node_id, function_id, kept in containers:
             self._loop.post(self._loop.adopt, container_id, node_id, function_id, kept, running.get(container_id, []))
-        for function_id in {*waiting, *left.waiting}:
+        for function_id in dict.fromkeys((*waiting, *left.waiting)):
             count = left.waiting.get(function_id, 0)
             self._limits.of(function_id).detached += count
-            entries = waiting.get(function_id, [])
-            if function_id in self._loop.cluster.functions:
-                self._loop.post(self._loop.arrived, function_id, entries)
-                self._loop.post(self._loop.stored, function_id, count)
-            else:
-                self._unclaimed[function_id] = (entries, count)
-
-    def claim(self, function_id: str) -> None:
-        """A function is there (again): what was left of it goes on."""
-        entries, count = self._unclaimed.pop(function_id, ([], 0))
-        if entries or count:
-            self._loop.post(self._loop.arrived, function_id, entries)
+            self._loop.post(self._loop.arrived, function_id, waiting.get(function_id, []))
             self._loop.post(self._loop.stored, function_id, count)
+            if count and function_id not in self._loop.cluster.functions:
+                orphaned.append(function_id)
+        return orphaned
 
     def entries(self, record: CallRecord, values: Sequence[Value]) -> list[Entry]:
         """Entries in order; the first of them, as many as memory has room for, leased with their put."""

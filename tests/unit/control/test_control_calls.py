@@ -505,3 +505,21 @@ def test_an_unknown_container_is_ended() -> None:
         assert "ta-stranger" not in world.boxes
 
     run(work)
+
+
+def test_inputs_of_an_app_that_ended_with_the_server_end_too() -> None:
+    async def work(world: World) -> None:
+        call_id, _ = await world.calls.submit("f", SPAWN_MAP, [(index, b"ok 99", None) for index in range(600)])
+        await asyncio.sleep(2.0)
+        world.crash()
+        spec = world.functions.pop("f")  # an ephemeral app: its functions are not loaded again
+        await world.boot()
+        for index in (0, 599):
+            item, _ = await world.calls.get(call_id, index, 5)
+            assert item.status == TERMINATED and "the app has ended" in item.error
+        await asyncio.sleep(5)
+        assert (await world.calls.info(call_id)).statuses == {TERMINATED: 600}
+        assert not world.boxes and not world.store.inputs and not world.calls._limits.usages
+        world.functions["f"] = spec
+
+    run(work)
