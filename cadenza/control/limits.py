@@ -18,6 +18,13 @@ class Usage:
     detached: int = 0
 
 
+def _too_many(text: str) -> ResourceExhaustedError:
+    """The refusal that callers wait through: calls that end make room."""
+    error = ResourceExhaustedError(text)
+    error.throttle = True
+    return error
+
+
 class Limits:
     """Every function's usage. ``functions`` are the cluster's."""
 
@@ -54,13 +61,13 @@ class Limits:
             function = self._functions[function_id]
             queued = usage.attached - function.running + count
             if queued > MAX_SYNC_QUEUED:
-                raise ResourceExhaustedError(
+                raise _too_many(
                     f"{function.spec.name} has {usage.attached} inputs under way; at most {MAX_SYNC_QUEUED} may wait. "
                     "Try again later, or use spawn"
                 )
             if usage.attached + count > MAX_SYNC_TOTAL:
-                raise ResourceExhaustedError(f"at most {MAX_SYNC_TOTAL} inputs of a function may wait and run")
+                raise _too_many(f"at most {MAX_SYNC_TOTAL} inputs of a function may wait and run")
         elif usage.detached + count > MAX_ASYNC_QUEUED:
-            raise ResourceExhaustedError(
+            raise _too_many(
                 f"{usage.detached} spawned inputs are queued; at most {MAX_ASYNC_QUEUED} may be. Try again later"
             )

@@ -16,7 +16,7 @@ from typing import Any, Awaitable, Callable, Mapping, Optional, Sequence, cast
 import msgspec
 
 import cadenza
-from cadenza.base.errors import Error, InvalidError, kind_of
+from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError, kind_of
 from cadenza.base.ids import IdSource
 from cadenza.control.hello import decode_hello, refuse
 from cadenza.control.listen import accept_each, listen_private, peer_uid, same_user
@@ -380,12 +380,15 @@ class Connection(asyncio.BufferedProtocol):
             self._error(request.id, "request_size", f"the reply does not fit in a frame: {error}")
 
     def _failed(self, row: Row, request: Request[Any], error: Exception) -> None:
-        kind, message, detail = "internal", "", None
+        kind, message = "internal", ""
+        detail: dict[str, Any] | None = None
         if isinstance(error, Error):
             image_id = getattr(error, "image_id", None)
             kind, message, detail = kind_of(error), str(error), {"image_id": image_id} if image_id else None
+            if isinstance(error, ResourceExhaustedError):
+                detail = {"throttle": error.throttle is True}
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            kind, message = "resource_exhausted", DISK_FULL
+            kind, message, detail = "resource_exhausted", DISK_FULL, {"throttle": False}
         else:
             fault = self._server.ids.new("connection")[3:11]
             _log.error("a handler failed", exc=error, method=row.method.name, fault=fault)

@@ -267,7 +267,8 @@ class Lane:
         error_body = reply.get("e") or {}
         if refusable and error_body.get("kind") in ("invalid", "unimplemented"):
             return {"t": "err"}
-        raise from_kind(str(error_body.get("kind")), str(error_body.get("message")))
+        # The lane has no limit on waiting calls: what it has no room for is told, and not waited for.
+        raise from_kind(str(error_body.get("kind")), str(error_body.get("message")), {"throttle": False})
 
     def _reply(self, sock: _socket.socket) -> dict[str, Any]:
         data, ancillary, _, _ = sock.recvmsg(8, _SPACE, MSG_CMSG_CLOEXEC)

@@ -62,8 +62,10 @@ def share_images(source: Path, target: Path) -> None:
     """Give ``target``, a data directory where no server has run yet, the images that ``source`` has by now.
 
     Layers are never written again once they have their name, and their records are replaced whole: so the files of
-    layers are hard links, the records copies, and a server may go on working in ``source``.
+    layers are hard links (copies on another disk), the records copies, and a server may go on working in ``source``.
     """
+    target.mkdir(parents=True, mode=0o700)
+    how = "-al" if target.stat().st_dev == source.stat().st_dev else "-a"
     records = []
     for path in (source / "images/images").glob("im-*"):
         text = path.read_text()
@@ -71,12 +73,11 @@ def share_images(source: Path, target: Path) -> None:
         records.append((path.name, text, names))
     for kind in ("layers", "steps", "images"):
         (target / "images" / kind).mkdir(parents=True)
-    os.chmod(target, 0o700)
     for image_id, text, names in records:
         for name, digest in names:
             if not (target / "images/layers" / name).exists():
                 shutil.copy(source / "images/steps" / digest, target / "images/steps" / digest)
-                link = ["cp", "-al", str(source / "images/layers" / name), str(target / "images/layers")]
+                link = ["cp", how, str(source / "images/layers" / name), str(target / "images/layers")]
                 subprocess.run(link, check=True)
         (target / "images/images" / image_id).write_text(text)
 
