@@ -7,5 +7,5 @@ step() { printf '\n== %s\n' "$*"; }
 step "lint"; $bin/ruff check . && $bin/ruff format --check .
 step "types"; $bin/mypy
 step "imports"; $bin/lint-imports
-step "unit, contract, simulation"; $bin/pytest -n 2 --dist loadfile tests/tidy.py tests/unit tests/contract tests/sim
+step "unit, contract, simulation"; $bin/pytest -n 2 --dist loadfile tests/tidy.py tests/unit tests/contract tests/sim tests/typing
 step "live"; $bin/pytest tests/live

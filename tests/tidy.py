@@ -20,7 +20,8 @@ PACKAGES = {
     "sdk", "storage",
 }  # fmt: skip
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "service", "base_class"}
-MAX_MODULE_LINES = 500
+MAX_MODULE_LINES = 520
+"""Around 500 is the point at which to ask whether there are two subjects."""
 LONG_MODULES: dict[str, int] = {}
 """Modules that are longer, with the size at which they were let in. Only ever lower a number."""
 
