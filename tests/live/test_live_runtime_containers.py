@@ -109,6 +109,11 @@ def test_standard_isolation_leaves_few_rights(name: str, tmp_path: Path, rootfs:
             # The kernel reads the lower half of these.
             "vsock with bit 32": tried("syscall", 41, ctypes.c_ulong(40 | 1 << 32), 1, 0),
             "alg with bit 32": tried("syscall", 41, ctypes.c_ulong(38 | 1 << 32), 5, 0),
+            "other ioctls": [
+                tried("syscall", 16, -1, ctypes.c_ulong(number))
+                for number in (0, 0x5401, 0x5411, 0x5413, 0x5414, 0x541B, 0x5421, 0x8912, 0xFFFF, 0x80045430,
+                               0x40045431, 0xC0045432, 0xFFFFFFFF80045430)
+            ],
             "TIOCSTI with bit 32": tried("syscall", 16, os.openpty()[1], ctypes.c_ulong(0x5412 | 1 << 32), b"x"),
             "devices": sorted(os.listdir("/dev")), "root_fs": can_open("/nothing", "w"),
         }))
@@ -124,6 +129,7 @@ def test_standard_isolation_leaves_few_rights(name: str, tmp_path: Path, rootfs:
     for refused in ("mount", "keys", "bpf"):
         assert facts[refused] == "EPERM", refused
     high = ("vsock with bit 32", "alg with bit 32", "TIOCSTI with bit 32")
+    assert set(facts["other ioctls"]) == {"EBADF"}
     for absent in ("unknown", "clone3", "user", "mounts", "alg", "vsock", *high):
         assert facts[absent] == "ENOSYS", absent
     assert not any(facts[path] for path in ("kcore", "sysctl", "sysrq", "cgroups", "root_fs"))
