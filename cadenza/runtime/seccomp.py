@@ -92,7 +92,8 @@ def all_but(number: int) -> list[tuple[int, int, str]]:
     The kernel takes an int from the lower half of a register, and the filter sees the whole: a comparison for being
     unequal would let ``number`` pass with any bit above (CVE-2019-10063). What is less, as 64 bits, is safe; what is
     greater is told by the highest bit that differs. Numbers above 16 bits have a direction in bits 30 and 31
-    (ioctl-number.rst); a comparison for each bit between, for numbers that nothing has, costs tenths of a millisecond a start.
+    (ioctl-number.rst); a comparison for each bit between, for numbers that nothing has, costs tenths of a millisecond
+    a start.
     """
     found = [
         (number, 0, "SCMP_CMP_LT"),
