@@ -320,6 +320,8 @@ def _input(one: Attempt) -> dict[str, Any]:
         found["size"] = one.blob.size
     if one.retry_count:
         found["retry"] = one.retry_count
+    if one.durable:
+        found["durable"] = True
     return found
 
 

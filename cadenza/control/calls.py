@@ -22,6 +22,7 @@ from cadenza.control.attached import Attached, OnItem, OnOutput, Value, input_id
 from cadenza.control.intake import Intake
 from cadenza.control.limits import Limits
 from cadenza.control.loop import EPOCH_FENCES, Loop
+from cadenza.control.results import Results
 from cadenza.protocol.calls import (
     CALL_KINDS, CALLER_GONE_GRACE_S, DETACHED_KINDS, RESULT_KEPT_S, TERMINATED, AttemptOutput, BlobRef, GeneratorItem,
     OutputItem,
@@ -58,6 +59,7 @@ class Calls:
         self._clock = clock
         self._ids = ids
         self.loop = Loop(config.isolation, queue, clock, ids, self)
+        self.results = Results(self.loop)
         self._attached: dict[str, Attached] = {}
         self._by_caller: dict[str, set[str]] = {}
         self._limits = Limits(self.loop.cluster.functions)
@@ -114,6 +116,7 @@ class Calls:
 
     async def stop(self) -> None:
         """Stop deciding; what was accepted and detached stays in the database for the next start."""
+        await self.results.finish()
         self.loop.stop()
         self._stopped = self._intake.stopped = True
         if self._expiry is not None:
@@ -487,11 +490,11 @@ class Calls:
                 self._first_reports[report.node_id] = report
             return
         self._reported = self._reported or report.whole
-        self.loop.post(self.loop.report, report)
+        self.results.report(report)
 
     def take_outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """What became of attempts. Only the attempt that holds the lease counts; others are dropped."""
-        self.loop.tell(self.loop.outputs, container_id, outputs)
+        self.results.take(container_id, outputs)
 
     def take_items(self, container_id: str, items: Sequence[GeneratorItem]) -> None:
         """Values of generators."""

@@ -20,7 +20,6 @@ from cadenza.protocol.calls import (
     SYNC,
     BlobRef,
     OutputItem,
-    split_attempt,
 )
 from cadenza.protocol.frame import CHUNK_BYTES
 from cadenza.protocol.methods import (
@@ -59,17 +58,14 @@ class Invocations:
 
     def __init__(self, calls: Calls, blobs: Blobs, lanes: LaneServer) -> None:
         self._calls = calls
+        calls.results.persist = lanes.persist
         self._blobs = blobs
         self._lanes = lanes
-        self._attached: set[str] = set()
         self._cancels: set[asyncio.Task[None]] = set()
 
     def attached(self, attempt_id: str) -> bool:
-        """Whether a client of this process waits for the attempt's input: then its value need not be durable."""
-        try:
-            return split_attempt(attempt_id)[0] in self._attached
-        except ValueError:
-            return False
+        """Whether an attempt's value can go on as it is: always, since `cadenza.control.results` keeps what lasts."""
+        return True
 
     # --- one input, its result as the reply ---
 
@@ -88,7 +84,6 @@ class Invocations:
         def on_output(item: OutputItem, value: bytes) -> None:
             if not wanted:
                 return
-            self._attached.discard(input_id)
             if item.value.blob is not None:
                 self._blobs.deliver(item.value.blob.blob_id, connection_id)
             if holder:
@@ -98,13 +93,12 @@ class Invocations:
         def on_cancel() -> None:
             nonlocal wanted
             wanted = False
-            self._attached.discard(input_id)
             if holder:
                 self._blobs.drop(holder)
             self._cancel(call_id, request)
 
         try:
-            call_id, (input_id,) = self._calls.attach(
+            call_id, _ = self._calls.attach(
                 body.function_id, SYNC, ((0, data, blob),), caller=connection_id, parent_input_id=body.parent_input_id,
                 total=1, on_output=on_output,
             )  # fmt: skip
@@ -113,7 +107,6 @@ class Invocations:
                 self._blobs.drop(holder, fresh=True)
             raise
         request.on_cancel = on_cancel
-        self._attached.add(input_id)
 
     def _cancel(self, call_id: str, request: Request[Any]) -> None:
         """The client wants it no more. A client that vanished is `Calls.abandon`'s: it may come back."""
@@ -165,9 +158,9 @@ class Invocations:
         holder = f"{connection_id}:{request.id}"
         if blob is not None:
             self._blobs.hold(blob.blob_id, holder)
-        call_id, input_id = "", ""
+        call_id = ""
         try:
-            call_id, (input_id,) = await self._calls.submit(
+            call_id, _ = await self._calls.submit(
                 body.function_id,
                 GENERATOR,
                 ((0, data, blob),),
@@ -177,7 +170,6 @@ class Invocations:
                 on_output=on_output,
                 on_item=on_item,
             )
-            self._attached.add(input_id)
             await request.send(Generated(call_id))
             while True:
                 if not items and not last:
@@ -196,7 +188,6 @@ class Invocations:
             self._cancel(call_id, request)
             raise
         finally:
-            self._attached.discard(input_id)
             self._blobs.drop(holder, fresh=not call_id)
 
     # --- detached calls ---
@@ -265,8 +256,8 @@ class _Map:
         self._home = home
         self._request = request
         self._connection_id = request.caller.connection_id
-        self._waiting: dict[int, str] = {}
-        """Index to input id of what has no output yet."""
+        self._waiting: set[int] = set()
+        """Indices of what has no output yet."""
         self._outbox: list[tuple[OutputItem, bytes]] = []
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -338,20 +329,17 @@ class _Map:
                 holder = f"{self.call_id}:{index}"
                 home._blobs.hold(blob.blob_id, holder)
                 self._holders[index] = holder
-            self._waiting[index] = ""
+            self._waiting.add(index)
         self._put += len(values)
-        input_ids = await self._when_there_is_room(values)
-        for (index, _, _), input_id in zip(values, input_ids):
-            if index in self._waiting:
-                self._waiting[index] = input_id
-                home._attached.add(input_id)
+        await self._when_there_is_room(values)
 
-    async def _when_there_is_room(self, values: Sequence[Value]) -> list[str]:
+    async def _when_there_is_room(self, values: Sequence[Value]) -> None:
         """Add inputs; while the function has too many from all its callers, this map waits with its next ones."""
         delay_s, waited_s = FULL_DELAY_S, 0.0
         while True:
             try:
-                return await self._home._calls.add(self.call_id, values)
+                await self._home._calls.add(self.call_id, values)
+                return
             except ResourceExhaustedError:
                 if waited_s >= FULL_LIMIT_S:
                     raise
@@ -365,7 +353,7 @@ class _Map:
         return len(self._waiting) + len(self._outbox)
 
     def _on_output(self, item: OutputItem, data: bytes) -> None:
-        self._home._attached.discard(self._waiting.pop(item.index, "") or item.input_id)
+        self._waiting.discard(item.index)
         if item.value.blob is not None:
             self._home._blobs.deliver(item.value.blob.blob_id, self._connection_id)
         holder = self._holders.pop(item.index, "")
@@ -394,7 +382,6 @@ class _Map:
         """Let go of what it held."""
         for holder in self._holders.values():
             self._home._blobs.drop(holder)
-        self._home._attached.difference_update(self._waiting.values())
 
 
 def _take_items(items: list[tuple[bytes, Optional[BlobRef]]]) -> tuple[tuple[Any, ...], list[bytes]]:

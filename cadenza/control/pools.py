@@ -225,6 +225,7 @@ class Pools(Inputs):
                     entry.blob,
                     entry.retries,
                     one.timeout_s,
+                    not entry.attached,
                 )
             )
 

@@ -92,6 +92,8 @@ class Attempt:
     blob: Optional[BlobRef]
     retry_count: int
     timeout_s: float
+    durable: bool = False
+    """Whether its result outlives its caller: a large one is put durably."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any, Optional, Sequence
 
 import pytest
@@ -186,12 +187,14 @@ def test_attempts_go_out_in_frames_that_fit() -> None:
     _, wire, link = talk(encode(HELLO))
     link.run([attempt(7, b"abc")])
     link.run([attempt(8, b"d"), attempt(9, b"ef")])
+    link.run([replace(attempt(6), durable=True)])
     link.cancel(["in-7:1"])
     link.revoke(["in-8:1"])
     link.drain(2.5)
-    one, two, cancel, revoke, drain = wire.frames()[1:]
+    one, two, lasting, cancel, revoke, drain = wire.frames()[1:]
     assert one == ({"t": "run", "ins": [{"a": "in-7:1", "i": "in-7", "c": "fc-1", "n": 3}]}, b"abc")
     assert ([item["n"] for item in two[0]["ins"]], two[1]) == ([1, 2], b"def")
+    assert lasting[0]["ins"][0]["durable"] is True
     assert [header for header, _ in (cancel, revoke, drain)] == [
         {"t": "cancel", "a": ["in-7:1"]}, {"t": "revoke", "a": ["in-8:1"]}, {"t": "drain", "grace_s": 2.5},
     ]  # fmt: skip
