@@ -359,10 +359,43 @@ def test_commands_run_beside_the_function(root: str, home: Path) -> None:
             assert b"".join(data for fd, data in got if fd == 1) == b"typed\nsecret ta-live8\n"
             assert b"".join(data for fd, data in got if fd == 2) == b"bad\n"
             got.clear()
+            command = ["python3", "-c", "import sys; print(len(sys.stdin.buffer.read()))"]
+            counting = await world.agent.exec("ta-live8", command, False, lambda fd, data: got.append((fd, data)))
+            for _ in range(10):
+                counting.write(bytes(1 << 20))
+                await counting.drain()
+            counting.close_stdin()
+            assert await counting.wait() == 0
+            assert b"".join(data for _, data in got).strip() == b"10485760"
+            got.clear()
             terminal = await world.agent.exec("ta-live8", ["sh"], True, lambda fd, data: got.append((fd, data)))
             terminal.resize(40, 100)
             terminal.write(b"exit 7\n")
             assert await terminal.wait() == 7
+        assert traces(home) == NOTHING
+
+    uvloop.run(go())
+
+
+@pytest.mark.parametrize("program", ["crun", "runc"])
+def test_another_user_does_not_get_to_a_containers_sockets(root: str, home: Path, program: str) -> None:
+    async def go() -> None:
+        async with LiveWorld(home, root, program) as world:
+            world.want(spec("ta-live10", files=(world.source(SOURCE),)))
+            await world.control.state("ta-live10", nodes.READY)
+            run = world.agent._wanted["ta-live10"].paths.run
+            code = (
+                "import socket, sys\n"
+                "for name in ('runner', 'client', 'lane'):\n"
+                "    try: socket.socket(socket.AF_UNIX).connect(f'{sys.argv[1]}/{name}.sock')\n"
+                "    except PermissionError: print('refused')\n"
+            )
+            done = await asyncio.to_thread(
+                subprocess.run,
+                ["/usr/bin/python3", "-c", code, run],
+                user=65534, group=65534, extra_groups=[], capture_output=True, text=True, cwd="/",
+            )  # fmt: skip
+            assert done.stdout == "refused\n" * 3, done.stderr
         assert traces(home) == NOTHING
 
     uvloop.run(go())
