@@ -321,15 +321,12 @@ class Calls:
         Of an attached call it goes to the caller at once, since nothing of such a call outlives this process; of a
         detached one after its commit.
         """
-        container_id = ""
-        if container is not None:
-            container_id = container.container_id
-            if container.ready_since > entry.since and container.report is not None:
-                self._answers.started(entry.call_id, container.report.phases)
+        if container is not None and container.ready_since > entry.since and container.report is not None:
+            self._answers.started(entry.call_id, container.report.phases)
         attached = entry.attached
         output = Output(
             entry.call_id, entry.index, entry.input_id, status, data, blob, error, items,
-            max(1, entry.attempts + entry.retries) if entry.attempts else entry.retries, container_id,
+            max(1, entry.attempts + entry.retries) if entry.attempts else entry.retries, entry.container_id,
             0.0 if attached else self._clock.now() + RESULT_KEPT_S,
         )  # fmt: skip
         function_id = entry.function_id

@@ -95,10 +95,11 @@ class Inputs(Round):
 
     def _finish(
         self, entry: Entry, status: str, data: bytes = b"", blob: Optional[BlobRef] = None, error: str = "",
-        items: int = 0, container: Optional[ContainerState] = None,
+        items: int = 0, container: Optional[ContainerState] = None, container_id: str = "",
     ) -> None:  # fmt: skip
         if not entry.done:
             entry.done = True
+            entry.container_id = container_id if container is None else container.container_id
             self._sink.finish(entry, status, data, blob, error, items, container)
 
     def _again(
@@ -150,7 +151,9 @@ class Inputs(Round):
             else:
                 verdict = dispatch.Verdict(None, failing.status, failing.error)
             if verdict.delay_s is None:
-                self._finish(entry, verdict.status, failing.data, error=verdict.error)
+                self._finish(
+                    entry, verdict.status, failing.data, error=verdict.error, container_id=failing.container_id
+                )
             else:
                 entry.done = True  # this copy: the table has it from here on
                 self._later(entry, verdict.delay_s)

@@ -12,6 +12,7 @@ import math
 from typing import Callable, Sequence
 
 from cadenza.control.pools import EXIT_GRACE_S, Pools
+from cadenza.control.round import FAULT_WAIT_S
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import (
     FAILURE,
@@ -147,9 +148,11 @@ class Loop(Pools):
         failing = None
         text = report.message or dispatch.end_text(report, function.spec).replace(" while it ran the input", "")
         if blame and failures >= autoscale.MAX_START_FAILURES and function.ephemeral:
-            failing = events.FailedStart(INIT_FAILURE, f"the container did not start: {text}", report.error)
+            text = f"the container did not start: {text}"
+            failing = events.FailedStart(INIT_FAILURE, text, report.error, report.container_id)
         elif not blame and failures >= MAX_INTERNAL_FAILURES:
-            failing = events.FailedStart(INTERNAL_FAILURE, f"no container could be started: {text}")
+            text = f"no container could be started: {text}"
+            failing = events.FailedStart(INTERNAL_FAILURE, text, container_id=report.container_id)
         if not function.busy:
             failing = None
         until = self._now + autoscale.backoff_s(failures) if blame or failures >= MAX_INTERNAL_FAILURES else 0.0
@@ -214,15 +217,16 @@ class Loop(Pools):
     # --- the round ---
 
     def _decide(self) -> None:
-        self._now = now = self._clock.monotonic()
-        inbox = self._inbox
-        while inbox:
-            handler, args = inbox.popleft()
-            handler(*args)
+        """A part of a round that fails is logged and left out; what else there is to decide and to say goes on."""
+        now = self._now
+        while self._inbox:
+            handler, args = self._inbox.popleft()
+            self._guarded(handler, *args)
         for name in self.cluster.due(now):
             container = self.cluster.containers.get(name)
             if container is not None:
-                self._check(container)
+                if not self._guarded(self._check, container):
+                    self.cluster.arm(container, now + FAULT_WAIT_S)
             else:
                 self.touch(name)
         wants: list[placement.Want] = []
@@ -232,20 +236,20 @@ class Loop(Pools):
             for name in names:
                 function = self.cluster.functions.get(name)
                 if function is None:
-                    self._forgotten(name)
-                else:
-                    self._serve(function, wants)
-                    if function.ready and function.target < function.spec.max_concurrent:
-                        waiting[name] = None
+                    self._guarded(self._forgotten, name)
+                    continue
+                if not self._guarded(self._serve, function, wants):
+                    self._dirty.pop(name, None)
+                    self.cluster.arm(function, now + FAULT_WAIT_S)
+                elif function.ready and function.target < function.spec.max_concurrent:
+                    waiting[name] = None
         self._resize.clear()
         if wants:
-            self._place(wants)
+            self._guarded(self._place, wants)
         for name in waiting:
             function = self.cluster.functions.get(name)
             if function is not None:
-                self._burst(function)
-        self._act()
-        self._set_timer()
+                self._guarded(self._burst, function)
 
     def _check(self, container: ContainerState) -> None:
         """A container's deadline has come, or what runs in it turns out to be slow."""

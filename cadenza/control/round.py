@@ -9,9 +9,8 @@ from typing import Any, Callable, Optional, Protocol
 
 from cadenza.base.clock import Clock
 from cadenza.base.ids import IdSource
-from cadenza.protocol.calls import (
-    BlobRef,
-)
+from cadenza.observe.log import Log
+from cadenza.protocol.calls import BlobRef
 from cadenza.scheduling.cluster import Cluster
 from cadenza.scheduling.states import ContainerState
 from cadenza.storage.entry import Entry
@@ -21,8 +20,10 @@ MAX_INBOX_EVENTS = 10_000
 """With more news than this the round begins at once."""
 TIMER_GRAIN_S = 0.0005
 """A deadline nearer than this waits this long: event loops ring a little early, and would ring again and again."""
+FAULT_WAIT_S = 1.0
+"""When something in a round raised, it is tried again after this, and not sooner."""
 
-
+_log = Log("cadenza.control.round")
 Finish = Callable[[Entry, str, bytes, Optional[BlobRef], str, int, Optional[ContainerState]], None]
 
 
@@ -121,16 +122,37 @@ class Round:
 
     def _round(self) -> None:
         self._in_round = True
+        self._now = self._clock.monotonic()
         try:
-            self._decide()
+            good = self._guarded(self._decide)
+            good = self._guarded(self._act) and good
         finally:
             self._in_round = False
+        self._set_timer(self._now if good else self._now + FAULT_WAIT_S)
+
+    def _guarded(self, part: Callable[..., None], *args: Any) -> bool:
+        """One part of a round; whether it came to its end. Else it is logged, and everybody else's inputs go on."""
+        try:
+            part(*args)
+        except Exception as error:
+            self.failed(getattr(part, "__qualname__", ""), error)
+            return False
+        return True
+
+    def failed(self, part: str, error: Exception) -> None:
+        """A part of a round raised."""
+        _log.error("a part of a round failed", exc=error, part=part)
 
     def _decide(self) -> None:
+        """Take the news, and decide."""
         raise NotImplementedError
 
-    def _set_timer(self) -> None:
-        at = self.cluster.next_alarm()
+    def _act(self) -> None:
+        """Tell the nodes."""
+        raise NotImplementedError
+
+    def _set_timer(self, earliest: float) -> None:
+        at = max(earliest, self.cluster.next_alarm())
         if at >= self._timer_at and self._timer is not None:
             return
         if self._timer is not None:

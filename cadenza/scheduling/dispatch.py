@@ -25,10 +25,11 @@ EARLY_S = 0.010
 MAX_EARLY = 32
 MIN_RETRY_DELAY_S = 1.0
 """Source: semantics.md section 7."""
-KILL_GRACE_S = 4.0
-"""What runs past its deadline is killed so long after it; with the time that takes, its slot is free within 5 s."""
-CANCEL_GRACE_S = 5.0
+CANCEL_GRACE_S = 2.0
 """How long code may go on in a concurrent container after its input timed out, before the container is stopped."""
+KILL_GRACE_S = 2.0
+"""What was told to stop past its deadline is killed so long after it. With `CANCEL_GRACE_S` and the time that killing
+takes, nothing runs 5 s past its deadline."""
 MAX_KILLED = 3
 """How often an input is run again after its process was killed from outside (SIGKILL, and not for memory)."""
 

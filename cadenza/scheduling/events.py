@@ -19,6 +19,8 @@ class FailedStart:
     status: str
     error: str
     data: bytes = b""
+    container_id: str = ""
+    """The last one that failed."""
 
 
 @dataclass(frozen=True)

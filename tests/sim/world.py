@@ -139,10 +139,15 @@ class World:
 
     # --- the control plane's life ---
 
+    def _failed(self, part: str, error: Exception) -> None:
+        """What a server would log ends a test."""
+        self.loop.call_exception_handler({"message": part, "exception": error})
+
     async def boot(self) -> None:
         """A new control plane on what survived."""
         queue = MemoryQueue(self.store, self._latency_s)
         self.calls = Calls(Config(), None, self.clock, self.ids, queue=queue)
+        self.calls.loop.failed = self._failed  # type: ignore[method-assign]
         self._generation += 1
         for name, spec in self.functions.items():
             self.calls.add_function(name, "ap-1", "app", spec, {})

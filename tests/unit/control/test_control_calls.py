@@ -288,6 +288,7 @@ def test_a_function_that_does_not_import_fails_its_inputs_soon() -> None:
         begun = world.loop.time()
         item = await sync(world)
         assert item.status == INIT_FAILURE and "did not start" in item.error
+        assert item.container_id in world.ended, "whose traceback it is"
         assert world.loop.time() - begun < 10
         world.faulty = False
         assert (await sync(world)).status == SUCCESS, "the next input tries again"
@@ -523,3 +524,16 @@ def test_inputs_of_an_app_that_ended_with_the_server_end_too() -> None:
         world.functions["f"] = spec
 
     run(work)
+
+
+def test_code_that_cannot_be_cancelled_is_dead_within_five_seconds_of_its_deadline() -> None:
+    async def work(world: World) -> None:
+        world.cancel = lambda *args, **more: None  # type: ignore[method-assign]
+        assert (await sync(world, b"stuck")).status == TIMEOUT
+        ended = world.loop.time()
+        (container,) = world.calls.loop.cluster.containers.values()
+        while container.stop is None:
+            await asyncio.sleep(0.1)
+        assert container.stop_at <= ended + 4.0 + 0.1
+
+    run(work, timeout_s=7.0, max_containers=1, max_concurrent=2)

@@ -128,3 +128,42 @@ def test_a_container_that_gives_its_inputs_back_is_let_go() -> None:
         assert dataclasses.asdict(item)["attempts"] == 1
 
     run(work)
+
+
+def test_a_fault_in_a_round_spares_everybody_else_and_does_not_spin() -> None:
+    async def work(world: World) -> None:
+        loop = world.calls.loop
+        failed: list[str] = []
+        loop.failed = lambda part, error: failed.append(str(error))  # type: ignore[method-assign]
+        world.functions["g"] = FunctionSpec("g")
+        world.calls.add_function("g", "ap-1", "app", world.functions["g"], {})
+        serve = loop._serve
+
+        def serve_not_g(function: Any, wants: Any) -> None:
+            if function.function_id == "g":
+                loop.touch("g")
+                raise ValueError("no g")
+            serve(function, wants)
+
+        def raising() -> None:
+            raise ValueError("no news")
+
+        loop._serve = serve_not_g  # type: ignore[method-assign]
+        loop.post(raising)
+        call_id, _ = await world.calls.submit("g", SPAWN_MAP, [(0, b"ok 0.1", None)])
+        assert (await sync(world)).status == SUCCESS
+        assert failed[0] == "no news" and "no g" in failed
+        failed.clear()
+        await asyncio.sleep(10)
+        assert 5 <= len(failed) <= 12
+        loop._serve = serve  # type: ignore[method-assign]
+        assert (await world.calls.get(call_id, 0, 5))[0].status == SUCCESS, "it is tried again, by time alone"
+        due = loop.cluster.due
+        loop.cluster.due = lambda now: 1 // 0  # type: ignore[assignment, method-assign, return-value]
+        failed.clear()
+        loop.post(raising)
+        await asyncio.sleep(10)
+        assert len(failed) <= 14
+        loop.cluster.due = due  # type: ignore[method-assign]
+
+    run(work)
