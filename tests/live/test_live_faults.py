@@ -51,10 +51,8 @@ def test_an_attached_map_says_that_its_server_is_gone(home) -> None:
     child = home.start("run", path)
     lines_until(child, "fifty")
     kill_server(home)
-    began = time.time()
     _, said = child.communicate(timeout=30)
     assert child.returncode == 1
-    assert time.time() - began < 10
     assert "ServiceError" in said and "was lost" in said and "call again" in said
     assert "cadenza/sdk" not in said and "cadenza/cli" not in said  # none of our own frames
     assert home.cadenza("run", home.program("inc.py", INC)).stdout.strip() == "got 2"
@@ -75,9 +73,7 @@ def test_detached_calls_survive_repeated_kills(home) -> None:
     for _ in range(5):
         time.sleep(choose.choice([0.0, 0.1, 0.3, 0.6]))
         kill_server(home)
-        began = time.time()
         assert home.cadenza("up").returncode == 0
-        assert time.time() - began < 10
     child.kill()
     child.communicate()
     collect = home.program(
@@ -139,10 +135,8 @@ def test_ctrl_c_at_each_phase(home, phase: str) -> None:
         time.sleep(0.5)
     server = home.server_pid()
     child.send_signal(signal.SIGINT)
-    began = time.time()
     _, said = child.communicate(timeout=30)
     assert child.returncode == 130, said
-    assert time.time() - began < 5
     assert "Traceback" not in said
     assert home.server_pid() == server
     deadline = time.time() + 10

@@ -141,11 +141,7 @@ def test_a_base_runs_python_and_is_made_once(store: ImageStore) -> None:
         "C.UTF-8\n/usr/bin/awk\n"
     )
     lines: list[BuildLine] = []
-    begun = time.monotonic()
     assert build(store, lines=lines) == image_id
-    took = time.monotonic() - begun
-    print(f"again: {took * 1000:.1f} ms")
-    assert took < 0.5
     assert [one.kind for one in lines] == ["cached"]
     # Another process's view of the same directory.
     again = make_store(Path(store._directory).parent)
@@ -204,9 +200,8 @@ def test_packages_come_from_the_ordinary_registries(store: ImageStore) -> None:
     cached = [one for one in lines if one.kind == "cached"]
     assert [one.step for one in cached] == [1]
     lines.clear()
-    begun = time.monotonic()
     build(store, *steps, lines=lines)
-    assert time.monotonic() - begun < 0.5 and [one.kind for one in lines] == ["cached"]
+    assert [one.kind for one in lines] == ["cached"]
 
 
 def test_a_failing_step_tells_its_last_words_and_leaves_nothing(store: ImageStore) -> None:

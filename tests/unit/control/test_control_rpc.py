@@ -19,9 +19,10 @@ import pytest
 import uvloop
 from hypothesis import given, settings, strategies as st
 
-from cadenza.base.errors import ConflictError, ImageBuildError, InvalidError, NotFoundError
+from cadenza.base.errors import ConflictError, ImageBuildError, InvalidError, NotFoundError, ResourceExhaustedError
 from cadenza.base.ids import IdSource
 from cadenza.control import rpc as module
+from cadenza.control.limits import Limits
 from cadenza.control.listen import listen_private
 from cadenza.control.request import ITEM_COST_BYTES, Reply, Request
 from cadenza.control.hello import refuse
@@ -193,6 +194,9 @@ def test_a_body_of_the_wrong_shape_is_an_error_of_that_request(tmp_path: Any, bo
 
 
 def test_errors_travel_by_kind_and_faults_do_not_leak(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ResourceExhaustedError) as too_many:
+        Limits({}).check("fu-1", attached=False, count=10_000_000)
+
     async def get(request: Request[Any]) -> AppInfo:
         raise {
             "a": NotFoundError("no app a"),
@@ -200,27 +204,29 @@ def test_errors_travel_by_kind_and_faults_do_not_leak(tmp_path: Any, caplog: pyt
             "c": ImageBuildError("step 2", image_id="im-1"),
             "d": ZeroDivisionError("a secret of ours"),
             "e": OSError(errno.ENOSPC, "No space left on device"),
+            "f": ResourceExhaustedError("the disk that holds the data is full"),
+            "g": too_many.value,
         }[request.body.app]
 
     async def test(server: Rpc, path: str) -> None:
         peer = await Peer.connect(path)
-        found = {one: (await peer.ask(1, "app.get", {"app": one}))["e"] for one in "abcde"}
+        found = {one: (await peer.ask(1, "app.get", {"app": one}))["e"] for one in "abcdefg"}
         assert found["a"]["kind"] == "not_found"
         assert found["b"]["kind"] == "conflict"
         assert found["c"] == {"kind": "image_build", "message": "step 2", "detail": {"image_id": "im-1"}}
         assert found["e"]["kind"] == "resource_exhausted"
         assert "free some space" in found["e"]["message"]
+        # Whether callers wait for room: for calls that end, not for a disk.
+        assert [found[one]["detail"] for one in "efg"] == [{"throttle": False}, {"throttle": False}, {"throttle": True}]
         assert found["d"]["kind"] == "internal"
         assert "secret" not in found["d"]["message"]
         fault = found["d"]["message"].rsplit(" ", 1)[1]
         assert any(fault in one.getMessage() for one in caplog.records)
         assert server.metrics.read() == {
             "connections": 1,
-            "requests": 5,
-            **{
-                f"errors.{kind}": 1
-                for kind in ("not_found", "conflict", "image_build", "internal", "resource_exhausted")
-            },
+            "requests": 7,
+            **{f"errors.{kind}": 1 for kind in ("not_found", "conflict", "image_build", "internal")},
+            "errors.resource_exhausted": 3,
         }
         peer.close()
 
