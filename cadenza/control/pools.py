@@ -103,7 +103,8 @@ class Pools(Inputs):
             self._stop(container, EXIT_GRACE_S, True, f"{why}: {decision.why}")
         self._stuck.discard(function.function_id)
         if decision.start:
-            wants.append(placement.Want(function.function_id, function.spec.resources, decision.start))
+            has = len(function.containers)
+            wants.append(placement.Want(function.function_id, function.spec.resources, decision.start, has))
         if decision.again_at < math.inf:
             self.cluster.arm(function, decision.again_at)
 
@@ -125,6 +126,28 @@ class Pools(Inputs):
         if count > 0:
             for name in autoscale.spare(self.cluster.functions.values(), count):
                 self._stop(self.cluster.containers[name], EXIT_GRACE_S, True, "idle, and others wait for its room")
+        self._share([self.cluster.functions[name] for name in stuck if self.cluster.functions[name].starving])
+
+    def _share(self, starving: list[FunctionState]) -> None:
+        """A function that waits and has no container gets a place of the function that has most, one at a time."""
+        ending = sum(1 for one in self.cluster.containers.values() if one.stop is not None)
+        for number, function in enumerate(starving):
+            holder = autoscale.largest(self.cluster.functions.values())
+            if holder is None:
+                return
+            name = f"{holder.app_name}/{holder.spec.name}"
+            count = len(holder.containers)
+            why = f"waiting for room on this machine: {count} containers of {name} hold it"
+            self.cluster.apply(events.Wanting(function.function_id, True, why), self._now)
+            if number < ending:
+                continue
+            container = autoscale.reclaim(holder, function, self.cluster.nodes)
+            if container is not None:
+                grace_s = EXIT_GRACE_S + (holder.spec.timeout_s if container.attempts else 0.0)
+                text = (
+                    f"{name} has {count} containers, and {function.app_name}/{function.spec.name} waits for its first"
+                )
+                self._stop(container, grace_s, True, text)
 
     def _start(self, function: FunctionState, node_id: str, gpus: tuple[Gpu, ...]) -> None:
         container_id = self._ids.new("container")

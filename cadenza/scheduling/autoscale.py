@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Iterable
+from typing import Iterable, Mapping, Optional
 
 from cadenza.protocol.nodes import READY
 from cadenza.scheduling.cluster import SLOW_HEAD_S
-from cadenza.scheduling.states import ContainerState, FunctionState
+from cadenza.scheduling.placement import makes_room
+from cadenza.scheduling.states import ContainerState, FunctionState, NodeState
 
 MAX_CONTAINERS_PER_FUNCTION = 4_000
 """Source: semantics.md section 30."""
@@ -36,7 +37,7 @@ def decide(function: FunctionState, now: float) -> Decision:
     if function.removed:
         return Decision(0, (), "its app has ended")
     containers = function.containers
-    alive = [one for one in containers.values() if one.stop is None]
+    alive = function.alive
     held = sum(len(one.attempts) for one in alive)
     waiting = function.waiting
     target = function.target
@@ -93,18 +94,42 @@ def _idle_order(one: ContainerState) -> tuple[float, str]:
 
 
 def spare(functions: Iterable[FunctionState], count: int) -> list[str]:
-    """Up to ``count`` idle containers above their functions' minimum, longest idle first: room for what waits.
+    """Up to ``count`` idle containers above their functions' minimum and buffer, longest idle first: room for others.
 
     One that is still starting counts as idle when its function has nothing to do any more."""
     found: list[ContainerState] = []
     for function in functions:
         if function.waiting:
             continue
-        alive = [one for one in function.containers.values() if one.stop is None]
+        alive = function.alive
         idle = sorted((one for one in alive if not one.attempts and (one.usable or not function.busy)), key=_idle_order)
-        found += idle[: max(0, len(alive) - function.spec.min_containers)]
+        kept = function.spec.buffer_containers if function.busy else 0
+        found += idle[: max(0, min(len(idle) - kept, len(alive) - function.spec.min_containers))]
     found.sort(key=_idle_order)
     return [one.container_id for one in found[:count]]
+
+
+def largest(functions: Iterable[FunctionState]) -> Optional[FunctionState]:
+    """The function that has most containers above its minimum and its buffer, and keeps one; None when none has."""
+    best, most = None, 0
+    for function in functions:
+        keeps = max(1, function.spec.min_containers + function.spec.buffer_containers)
+        count = len(function.alive)
+        if count > keeps and count > most:
+            best, most = function, count
+    return best
+
+
+def reclaim(
+    function: FunctionState, starving: FunctionState, nodes: Mapping[str, NodeState]
+) -> Optional[ContainerState]:
+    """Which container of ``function`` gives its place to ``starving``, which waits and has none: an idle one, else the
+    one with the fewest inputs, the oldest first. None when no single one leaves enough room."""
+    requests = starving.spec.resources
+    able = (
+        one for one in function.alive if nodes[one.node_id].connected and makes_room(one, nodes[one.node_id], requests)
+    )
+    return min(able, key=lambda one: (len(one.attempts), one.placed_at, one.container_id), default=None)
 
 
 def backoff_s(failures: int) -> float:

@@ -7,7 +7,7 @@ from typing import Iterable, Mapping, Sequence
 
 from cadenza.base.resources import Gpu, Resources, gpu_inventory_fits, gpu_text
 from cadenza.protocol.nodes import NodeInfo
-from cadenza.scheduling.states import NodeState
+from cadenza.scheduling.states import ContainerState, NodeState
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Want:
     function_id: str
     requests: Resources
     count: int
+    has: int = 0
+    """How many it has: who has fewer is served first."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Placed:
 
 def place(wants: Sequence[Want], nodes: Mapping[str, NodeState]) -> tuple[list[Placed], dict[str, int]]:
     """Places, one function after the other in turns, and how many of each function found none."""
+    wants = sorted(wants, key=lambda one: one.has)
     room = {name: (node.free, dict(node.free_gpus)) for name, node in sorted(nodes.items()) if node.connected}
     left = {one.function_id: one.count for one in wants if one.count > 0}
     stuck: dict[str, int] = {}
@@ -72,6 +75,16 @@ def _choose(want: Want, room: dict[str, tuple[Resources, dict[str, int]]]) -> Pl
         gpus[best_gpu.type] -= best_gpu.count
     room[best] = (free.minus(want.requests), gpus)
     return Placed(want.function_id, best, () if best_gpu is None else (best_gpu,))
+
+
+def makes_room(container: ContainerState, node: NodeState, requests: Resources) -> bool:
+    """Whether the end of a container leaves room for one with ``requests``."""
+    if container.lends or not requests.fits_in(node.free.plus(container.requests)):
+        return False
+    gpus = dict(node.free_gpus)
+    for one in container.gpus:
+        gpus[one.type] = gpus.get(one.type, 0) + one.count
+    return not requests.gpus or gpu_inventory_fits(requests.gpus, gpus) is not None
 
 
 def refusal(requests: Resources, nodes: Iterable[NodeInfo]) -> str:

@@ -146,6 +146,16 @@ class FunctionState:
         return len(self.ready) + max(0, self.backlog - self.delayed)
 
     @property
+    def alive(self) -> list[ContainerState]:
+        """Its containers that are not to end."""
+        return [one for one in self.containers.values() if one.stop is None]
+
+    @property
+    def starving(self) -> bool:
+        """Whether it waits and has no container at all."""
+        return self.waiting > 0 and not self.containers
+
+    @property
     def busy(self) -> bool:
         """Whether any input is not finished."""
         return bool(self.ready) or self.backlog > 0 or self.running > 0

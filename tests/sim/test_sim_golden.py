@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from world import Faults, VirtualLoop, World
 
+from cadenza.base.resources import Resources
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import SPAWN_MAP, SYNC, Attempt, AttemptOutput, OutputItem
 from cadenza.protocol.nodes import Desired
@@ -145,6 +146,18 @@ async def containers_that_do_not_start(world: Told) -> None:
     await asyncio.sleep(20)
 
 
+async def a_long_map_leaves_room_for_others(world: Told) -> None:
+    world.calls.add_function("g", "ap-2", "other", FunctionSpec("g", resources=Resources(1000, 128)), {})
+    await put(world, *["ok 3"] * 12)
+    await asyncio.sleep(1)
+    world.note("call   of g")
+    given = [(0, b"ok 0.5", None)]
+    await world.calls.submit("g", SYNC, given, total=1, on_output=hear(world))
+    await asyncio.sleep(0.1)
+    world.note("g waits: " + world.calls.loop.cluster.functions["g"].why)
+    await asyncio.sleep(30)
+
+
 Play = Callable[[Told], Awaitable[None]]
 STORIES: dict[str, tuple[Play, dict[str, Any]]] = {
     "from_zero_and_back": (from_zero_and_back, {"max_containers": 2}),
@@ -154,6 +167,7 @@ STORIES: dict[str, tuple[Play, dict[str, Any]]] = {
     "node_away_and_back": (node_away_and_back, {"max_containers": 1}),
     "restart_of_the_control_plane": (restart_of_the_control_plane, {"max_containers": 1}),
     "containers_that_do_not_start": (containers_that_do_not_start, {}),
+    "a_long_map_leaves_room_for_others": (a_long_map_leaves_room_for_others, {"resources": Resources(1000, 128)}),
 }
 
 

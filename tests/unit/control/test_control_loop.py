@@ -167,3 +167,34 @@ def test_a_fault_in_a_round_spares_everybody_else_and_does_not_spin() -> None:
         loop.cluster.due = due  # type: ignore[method-assign]
 
     run(work)
+
+
+def test_buffers_and_minimums_are_not_taken_for_others() -> None:
+    async def work(world: World) -> None:
+        spec = FunctionSpec("g", resources=Resources(1000, 128), buffer_containers=1)
+        world.functions["g"] = spec
+        world.calls.add_function("g", "ap-2", "other", spec, {})
+        await world.calls.submit("g", SPAWN_MAP, [(0, b"ok 50", None)])
+        await asyncio.sleep(1)
+        mine = {name for name, box in world.boxes.items() if box.spec.function_id == "g"}
+        assert len(mine) == 2
+        await world.calls.submit("f", SPAWN_MAP, [(index, b"ok 5", None) for index in range(9)])
+        await asyncio.sleep(3)
+        assert mine < set(world.boxes) and len(world.boxes) == 4
+
+    run(work, resources=Resources(1000, 128), max_containers=9)
+
+
+def test_a_function_with_nothing_to_spare_gives_nothing_up() -> None:
+    async def work(world: World) -> None:
+        spec = FunctionSpec("g", resources=Resources(2000, 128), timeout_s=60.0)
+        world.functions["g"] = spec
+        world.calls.add_function("g", "ap-2", "other", spec, {})
+        await asyncio.sleep(1)
+        await world.calls.submit("f", SPAWN_MAP, [(index, b"ok 9", None) for index in range(9)])
+        await world.calls.submit("g", SPAWN_MAP, [(0, b"ok 0.1", None)])
+        await asyncio.sleep(1)
+        assert not [one for one in world.calls.loop.cluster.containers.values() if one.stop is not None]
+        assert "wait for room on a machine" in world.calls.loop.cluster.functions["g"].why
+
+    run(work, resources=Resources(2000, 128), min_containers=2, max_containers=2, scaledown_window_s=1.0)
