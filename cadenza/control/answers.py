@@ -14,7 +14,7 @@ from cadenza.base.clock import Clock
 from cadenza.base.errors import InvalidError, NotFoundError, OutputExpiredError
 from cadenza.control.attached import Attached, input_id, item_of
 from cadenza.control.request import MAX_NUMBER
-from cadenza.protocol.calls import PENDING, OutputItem, ValueRef
+from cadenza.protocol.calls import PENDING, SPAWN_MAP, OutputItem, ValueRef
 from cadenza.protocol.methods import CallInfo, ContainerInfo
 from cadenza.scheduling.states import ContainerState, FunctionState
 from cadenza.storage.entry import CallRecord
@@ -107,6 +107,10 @@ class Answers:
             return
         if await self._queue.outputs(call_id, index, index + 1, 1):
             return  # it came between the two looks
+        if index >= record.inputs and record.kind == SPAWN_MAP and record.total is None and not record.cancelled:
+            function = self._functions.get(record.function_id)
+            if function is not None and not function.removed:
+                return  # the call is open: the input may still come
         if index >= record.inputs and not record.cancelled:
             raise NotFoundError(f"the call {call_id} has {record.inputs} inputs; there is none with index {index}")
         raise OutputExpiredError(f"the result {index} of call {call_id} is no longer kept: results live 7 days")

@@ -9,7 +9,7 @@ from cadenza.base.errors import Error, InvalidError, ResourceExhaustedError
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
 from cadenza.control.lane import LaneServer
-from cadenza.control.request import MAX_NUMBER, Reply, Request, ref_of, split
+from cadenza.control.request import ITEM_COST_BYTES, MAX_NUMBER, Reply, Request, ref_of, split
 from cadenza.observe.log import Log
 from cadenza.protocol.calls import (
     DETACHED_KINDS,
@@ -45,6 +45,8 @@ from cadenza.protocol.methods import (
 MAX_WAIT_S = 55.0
 BATCH_OUTPUTS = 500
 """How many outputs one frame carries at most; each takes about 250 bytes of its header."""
+MAX_HELD_ITEMS_BYTES = 64 << 20
+"""How far a generator may be ahead of its reader, besides values on the lane, which have limits of their own."""
 
 FULL_DELAY_S, FULL_DELAY_MAX_S, FULL_LIMIT_S = 0.02, 1.0, 300.0
 """How a map waits where its function is full (semantics.md section 3.4): first, at most between two tries, in all."""
@@ -144,16 +146,23 @@ class Invocations:
         items: list[tuple[bytes, Optional[BlobRef]]] = []
         last: list[tuple[OutputItem, bytes]] = []
         connection_id = request.caller.connection_id
+        held, over = 0, False
 
         def on_item(number: int, value: bytes, ref: Optional[BlobRef]) -> None:
+            nonlocal held, over
+            if request.lost or over:
+                return
+            held += ITEM_COST_BYTES + len(value)
+            over = held > MAX_HELD_ITEMS_BYTES
             if ref is not None:
                 self._blobs.deliver(ref.blob_id, connection_id)
             items.append((value, ref))
             wake.set()
 
         def on_output(item: OutputItem, value: bytes) -> None:
-            last.append((item, value))
-            wake.set()
+            if not request.lost:
+                last.append((item, value))
+                wake.set()
 
         holder = f"{connection_id}:{request.id}"
         if blob is not None:
@@ -175,8 +184,14 @@ class Invocations:
                 if not items and not last:
                     wake.clear()
                     await wake.wait()
+                if over:
+                    raise ResourceExhaustedError(
+                        f"the generator is more than {MAX_HELD_ITEMS_BYTES >> 20} MiB ahead of its reader: "
+                        "read faster, or give smaller values"
+                    )
                 if items:
-                    values, payloads = _take_items(items)
+                    values, payloads, size = _take_items(items)
+                    held -= size
                     await request.send(Generated(call_id, values), payloads)
                 elif last:
                     item, value = last[0]
@@ -384,8 +399,8 @@ class _Map:
             self._home._blobs.drop(holder)
 
 
-def _take_items(items: list[tuple[bytes, Optional[BlobRef]]]) -> tuple[tuple[Any, ...], list[bytes]]:
-    """As many of ``items`` as one frame should carry, removed from the front."""
+def _take_items(items: list[tuple[bytes, Optional[BlobRef]]]) -> tuple[tuple[Any, ...], list[bytes], int]:
+    """As many of ``items`` as one frame should carry, removed from the front, and what they were counted for."""
     size, count = 0, 0
     for data, _ in items[:BATCH_OUTPUTS]:
         if count and size + len(data) > CHUNK_BYTES:
@@ -394,7 +409,8 @@ def _take_items(items: list[tuple[bytes, Optional[BlobRef]]]) -> tuple[tuple[Any
         count += 1
     taken = items[:count]
     del items[:count]
-    return tuple(ref_of(data, blob) for data, blob in taken), [data for data, blob in taken if blob is None]
+    cost = sum(ITEM_COST_BYTES + len(data) for data, _ in taken)
+    return tuple(ref_of(data, blob) for data, blob in taken), [data for data, blob in taken if blob is None], cost
 
 
 def _check_indices(values: Sequence[Value]) -> None:

@@ -537,3 +537,20 @@ def test_code_that_cannot_be_cancelled_is_dead_within_five_seconds_of_its_deadli
         assert container.stop_at <= ended + 4.0 + 0.1
 
     run(work, timeout_s=7.0, max_containers=1, max_concurrent=2)
+
+
+def test_an_output_of_an_open_call_is_waited_for() -> None:
+    async def work(world: World) -> None:
+        call_id, _ = await world.calls.submit("f", SPAWN_MAP, [(0, b"ok 0.01", None)])
+        third = asyncio.ensure_future(world.calls.get(call_id, 2, 50))
+        await asyncio.sleep(5)
+        assert not third.done()
+        await world.calls.add(call_id, [(1, b"ok 0.01", None), (2, b"ok 0.01", None)])
+        assert (await third)[0].status == SUCCESS
+        assert (await world.calls.get(call_id, 3, 0.1))[0].status == PENDING
+        world.calls.close(call_id, 3)
+        await world.calls._queue.flush()
+        with pytest.raises(NotFoundError, match="3 inputs"):
+            await world.calls.get(call_id, 3, 50)
+
+    run(work)
