@@ -28,6 +28,10 @@ from cadenza.protocol.methods import CLIENT, CONTAINER, METHODS
 
 HELLO_LIMIT_S = 10.0
 MAX_OPEN_REQUESTS = 10_000
+MAX_OPEN_BYTES = 256 << 20
+"""Payloads of one connection's open requests together; what is larger than a frame goes over the lane."""
+WITH_VALUES = frozenset(("call.run", "call.generate", "call.spawn", "object.put"))
+"""Methods whose request has a payload. (Of streams both ways the items have.)"""
 MAX_CONNECTIONS = 4_096
 MAX_CONTAINER_CONNECTIONS = 64
 """One container must not keep everybody else out."""
@@ -175,6 +179,7 @@ class Connection(asyncio.BufferedProtocol):
         self.writable = True
         self._decoder = Decoder()
         self._requests: dict[int, tuple[Request[Any], Row]] = {}
+        self._open_bytes = 0
         self._transport: Optional[asyncio.Transport] = None
         self._ending = False
         self.lost = False
@@ -323,6 +328,17 @@ class Connection(asyncio.BufferedProtocol):
                 f"this connection has {MAX_OPEN_REQUESTS} requests open: wait for some",
             )
             return
+        if payload and head.m not in WITH_VALUES:
+            self._error(request_id, "invalid", f"{head.m} takes no payload; there are {len(payload)} bytes")
+            return
+        if self._open_bytes + len(payload) > MAX_OPEN_BYTES:
+            self._error(
+                request_id,
+                "resource_exhausted",
+                f"this connection's open requests hold {self._open_bytes >> 20} MiB; at most {MAX_OPEN_BYTES >> 20} "
+                "may be: wait for some",
+            )
+            return
         try:
             body = row.decode(head.b)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -331,6 +347,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server.metrics.add("requests")
         request: Request[Any] = Request(request_id, body, payload, self.caller, self)
         self._requests[request_id] = (request, row)
+        self._open_bytes += len(payload)
         if not row.direct:
             request.task = self._loop.create_task(self._run(row, request))
             return
@@ -345,7 +362,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise InvalidError(f"{row.method.name} takes no items")
             request.arrived(row.decode_item(head.b), payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidError) as error:
-            del self._requests[request.id]
+            self._forget(request)
             if request.task is not None:
                 request.task.cancel()
             self._error(request.id, "invalid", f"{row.method.name}: {error}")
@@ -412,11 +429,13 @@ class Connection(asyncio.BufferedProtocol):
         if found is None or found[0] is not request:
             return False
         del self._requests[request.id]
+        self._open_bytes -= len(request.payload)
         return not self.lost
 
     def _cancel_all(self) -> list[asyncio.Task[None]]:
         requests = [request for request, _ in self._requests.values()]
         self._requests.clear()
+        self._open_bytes = 0
         tasks = []
         for one in requests:
             if one.task is not None:

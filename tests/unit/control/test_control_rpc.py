@@ -456,6 +456,32 @@ def test_too_many_requests_and_a_number_in_use(tmp_path: Any, monkeypatch: pytes
     serving(tmp_path, {"call.run": run}, test)
 
 
+def test_payloads_are_for_methods_with_values_and_bounded(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_OPEN_BYTES", 1000)
+    go = asyncio.Event()
+
+    async def run(request: Request[Any]) -> Reply:
+        await go.wait()
+        return Reply(CallOutput("fc-1", OutputItem(0, "in-1", "SUCCESS", ValueRef())))
+
+    async def test(server: Rpc, path: str) -> None:
+        peer = await Peer.connect(path)
+        refused = await peer.ask(1, "app.create", {"name": "x"}, b"what for")
+        assert refused["e"]["kind"] == "invalid" and "takes no payload" in refused["e"]["message"]
+        body = {"function_id": "f", "value": {"size": 600}}
+        peer.request(2, "call.run", body, b"x" * 600)
+        refused = await peer.ask(3, "call.run", body, b"x" * 600)
+        assert (refused["id"], refused["e"]["kind"]) == (3, "resource_exhausted")
+        peer.send({"t": "cancel", "id": 2})
+        assert (await peer.next())[0]["e"]["kind"] == "cancelled"
+        go.set()
+        for number in range(4, 8):
+            assert (await peer.ask(number, "call.run", body, b"x" * 600))["t"] == "rep"
+        peer.close()
+
+    serving(tmp_path, {"call.run": run, "app.create": create}, test)
+
+
 @pytest.mark.parametrize(
     "raw",
     [
