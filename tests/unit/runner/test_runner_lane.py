@@ -17,6 +17,7 @@ from runner_peer import LaneServer
 from cadenza.base.errors import NotFoundError, ServiceError
 from cadenza.protocol.frame import encode
 from cadenza.runner import values
+from cadenza.runner import lane as lane_code
 from cadenza.runner.lane import Lane, Memory, Pool
 
 
@@ -203,4 +204,18 @@ def test_memory_cannot_shrink_under_its_reader() -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(memory.fd, 0)
     assert os.fstat(memory.fd).st_size == 12288 and Path(f"/proc/self/fd/{memory.fd}").exists()
+    memory.close()
+
+
+def test_two_threads_copy_what_one_would() -> None:
+    """Used memory, a large piece between small ones, odd sizes: every byte where it belongs, and the map can close."""
+    import numpy
+
+    large = numpy.random.default_rng(3).integers(0, 255, lane_code.SHARED_COPY_BYTES + 4097, dtype=numpy.uint8)
+    parts = [b"before", memoryview(large), b"after"]
+    memory = lane_code.Memory(sum(map(len, parts)))
+    memory.fill([b"-" * 10])  # the first fill goes another way
+    memory.fill(parts)
+    assert memory.map is not None
+    assert memory.map[: sum(map(len, parts))] == b"".join(bytes(one) for one in parts)
     memory.close()
