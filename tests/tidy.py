@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cadenza"
 
 PACKAGES = {
-    "agent", "base", "cli", "cluster", "control", "fs", "observe", "protocol", "runner", "runtime", "scheduling",
+    "agent", "base", "cli", "control", "fs", "observe", "protocol", "runner", "runtime", "scheduling",
     "sdk", "storage",
 }  # fmt: skip
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "service", "base_class"}
