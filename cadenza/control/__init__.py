@@ -1,0 +1,1 @@
+"""The control plane: calls, apps, images, logs, the loop that owns the cluster. One file per noun."""

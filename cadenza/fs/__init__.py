@@ -1,0 +1,1 @@
+"""Images: a recipe becomes layers, and layers become a root file system."""
