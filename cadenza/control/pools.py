@@ -93,7 +93,7 @@ class Pools(Inputs):
             self.touch(name)
 
     def _size(self, function: FunctionState, wants: list[placement.Want]) -> None:
-        decision = autoscale.decide(function, self._now)
+        decision = autoscale.decide(function, self._now, autoscale.first_step(self.cluster.nodes.values()))
         if decision.why != function.why or bool(decision.start) != bool(function.wanted_since):
             event = events.Wanting(function.function_id, decision.start > 0, decision.why)
             self.cluster.apply(event, self._now)

@@ -17,6 +17,8 @@ START_WORTH_S = 0.25
 """Work that the present containers finish within this is not worth another start."""
 MAX_START_FAILURES = 3
 """Failed starts by the user's fault, with none that succeeded between, until what waits fails with INIT_FAILURE."""
+FIRST_STEP_MILLI_CPU = 2_000
+"""One container at first for so much of the machines' capacity, which counts each core four times: two on a core."""
 FIRST_BACKOFF_S = 0.25
 MAX_BACKOFF_S = 60.0
 
@@ -31,8 +33,14 @@ class Decision:
     again_at: float = math.inf
 
 
-def decide(function: FunctionState, now: float) -> Decision:
-    """What a function's pool should become."""
+def first_step(nodes: Iterable[NodeState]) -> int:
+    """How many containers are started at once for a function of which nothing is known yet."""
+    return max(2, sum(one.info.capacity.cpu_milli for one in nodes if one.connected) // FIRST_STEP_MILLI_CPU)
+
+
+def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_FUNCTION) -> Decision:
+    """What a function's pool should become. While its inputs may turn out to be short, at most ``first`` containers
+    start, and then as many again as are ready: unless the user said how many there may be."""
     spec = function.spec
     if function.removed:
         return Decision(0, (), "its app has ended")
@@ -53,6 +61,11 @@ def decide(function: FunctionState, now: float) -> Decision:
             needed = len(alive)
             again = now + slow_s  # the average may be wrong about what runs now
             why = f"{load} inputs at {function.average_s * 1000:.1f} ms each are done in {soon:.2f} s by {able}"
+    if function.average_s is None and not spec.single_use and not spec.max_containers:
+        step = max(first, 2 * sum(1 for one in alive if one.state == READY))
+        if needed > step:
+            needed = step
+            why += f"; {step} for a start, since nothing is known of how long one takes"
     if load and spec.buffer_containers:
         needed += spec.buffer_containers
         why += f", and {spec.buffer_containers} as a buffer"

@@ -167,7 +167,10 @@ STORIES: dict[str, tuple[Play, dict[str, Any]]] = {
     "node_away_and_back": (node_away_and_back, {"max_containers": 1}),
     "restart_of_the_control_plane": (restart_of_the_control_plane, {"max_containers": 1}),
     "containers_that_do_not_start": (containers_that_do_not_start, {}),
-    "a_long_map_leaves_room_for_others": (a_long_map_leaves_room_for_others, {"resources": Resources(1000, 128)}),
+    "a_long_map_leaves_room_for_others": (
+        a_long_map_leaves_room_for_others,
+        {"resources": Resources(1000, 128), "max_containers": 99},
+    ),
 }
 
 

@@ -198,3 +198,25 @@ def test_a_function_with_nothing_to_spare_gives_nothing_up() -> None:
         assert "wait for room on a machine" in world.calls.loop.cluster.functions["g"].why
 
     run(work, resources=Resources(2000, 128), min_containers=2, max_containers=2, scaledown_window_s=1.0)
+
+
+def test_short_inputs_do_not_start_many_containers_and_long_ones_do() -> None:
+    async def work(world: World) -> None:
+        begun: list[str] = []
+        prepare = world._prepare
+
+        def counted(spec: Any) -> None:
+            begun.append(spec.container_id)
+            prepare(spec)
+
+        world._prepare = counted  # type: ignore[method-assign]
+        await world.calls.submit("f", SPAWN_MAP, [(index, b"ok 0.005", None) for index in range(40)])
+        await asyncio.sleep(5)
+        assert len(begun) <= 4
+        world.functions["g"] = FunctionSpec("g", resources=Resources(125, 128))
+        world.calls.add_function("g", "ap-1", "app", world.functions["g"], {})
+        await world.calls.submit("g", SPAWN_MAP, [(index, b"ok 30", None) for index in range(20)])
+        await asyncio.sleep(1)
+        assert world.calls.stats("g").num_total_runners == 20
+
+    run(work, resources=Resources(125, 128), max_containers=None)

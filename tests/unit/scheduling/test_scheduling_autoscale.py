@@ -107,3 +107,20 @@ def test_idle_containers_make_room_for_others_but_not_below_the_minimum() -> Non
     cluster = make(containers=3, min_containers=1)
     assert autoscale.spare(cluster.functions.values(), 5) == ["c0", "c1"]
     assert autoscale.spare(cluster.functions.values(), 1) == ["c0"]
+
+
+def test_a_function_of_which_nothing_is_known_grows_in_steps() -> None:
+    unknown = make(50, containers=0).functions["f"]
+    assert autoscale.decide(unknown, 0.0, 8).start == 8
+    starting = make(50, containers=8, ready=False).functions["f"]
+    assert autoscale.decide(starting, 0.0, 8).start == 0
+    ready = make(50, containers=8).functions["f"]
+    assert autoscale.decide(ready, 10.0, 8).start == 8
+    known = make(50, containers=8).functions["f"]
+    known.average_s = 10.0
+    assert autoscale.decide(known, 10.0, 8).start == 42
+
+
+@pytest.mark.parametrize("spec", [{"max_containers": 50}, {"single_use": True}])
+def test_what_the_user_asked_for_starts_at_once(spec: dict[str, Any]) -> None:
+    assert autoscale.decide(make(50, **spec).functions["f"], 0.0, 8).start == 50
