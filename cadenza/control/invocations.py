@@ -65,10 +65,6 @@ class Invocations:
         self._lanes = lanes
         self._cancels: set[asyncio.Task[None]] = set()
 
-    def attached(self, attempt_id: str) -> bool:
-        """Whether an attempt's value can go on as it is: always, since `cadenza.control.results` keeps what lasts."""
-        return True
-
     # --- one input, its result as the reply ---
 
     def run(self, request: Request[CallRun]) -> None:

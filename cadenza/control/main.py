@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional, Sequence
 import cadenza
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
-from cadenza.base.errors import ConflictError, Error, NotFoundError
+from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control import apps, containers, images, invocations, logs, objects
 from cadenza.control.blobs import Blobs
@@ -21,7 +21,7 @@ from cadenza.control.request import Request
 from cadenza.control.rpc import Rpc
 from cadenza.observe.log import Log
 from cadenza.observe.metrics import Metrics
-from cadenza.protocol.calls import INTERNAL_FAILURE, AttemptOutput, GeneratorItem
+from cadenza.protocol.calls import AttemptOutput, GeneratorItem
 from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
 from cadenza.protocol.nodes import LogChunk, Node, NodeReport
 from cadenza.protocol.objects import FileEntry
@@ -207,30 +207,8 @@ class ControlPlane:
             self._to_calls(lambda calls: calls.report(report))
 
     def outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
-        """What became of attempts. Large values of detached calls are made durable first."""
-        parts = self._parts
-        if parts is None or not parts.ready:
-            self._to_calls(lambda calls: self.outputs(container_id, outputs))
-            return
-        later = [one for one in outputs if one.blob is not None and not parts.invocations.attached(one.attempt_id)]
-        if later:
-            task = asyncio.get_running_loop().create_task(self._persist(parts, container_id, later))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            outputs = [one for one in outputs if one.blob is None or parts.invocations.attached(one.attempt_id)]
-        if outputs:
-            self._to_calls(lambda calls: calls.take_outputs(container_id, outputs))
-
-    async def _persist(self, parts: _Parts, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
-        for one in outputs:
-            assert one.blob is not None
-            try:
-                await parts.lanes.persist(one.blob.blob_id)
-            except (Error, OSError) as error:
-                _log.warning("a result could not be kept", attempt=one.attempt_id, error=str(error))
-                one.status, one.blob = INTERNAL_FAILURE, None
-                one.error = f"the result could not be kept: {error}"
-            self._to_calls(lambda calls, one=one: calls.take_outputs(container_id, [one]))  # type: ignore[misc]
+        """What became of attempts. `cadenza.control.results` keeps large ones of detached calls before they count."""
+        self._to_calls(lambda calls: calls.take_outputs(container_id, outputs))
 
     def items(self, container_id: str, items: Sequence[GeneratorItem]) -> None:
         """Values of generators."""
