@@ -29,6 +29,8 @@ MAX_ERROR_CHARS = 8192
 """What of an exception's text goes into the frame's header."""
 TOGETHER_S = 0.002
 """While inputs wait, outputs share a frame unless the last frame is older than this."""
+PART_S = 1.0
+"""How long threads without work may take to end."""
 DRAIN_POLL_S = 0.02
 
 
@@ -332,6 +334,7 @@ class OnThreads(Executor):
 
         self._threading = threading
         self._queue: Any = _queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
     def serve(self) -> None:
@@ -342,6 +345,7 @@ class OnThreads(Executor):
                 import select
 
                 if not self.running:
+                    self._part()
                     return
                 if not select.select([wire.sock], [], [], DRAIN_POLL_S)[0]:
                     continue
@@ -365,11 +369,24 @@ class OnThreads(Executor):
                     self._idle -= 1
             self._queue.put(job)
             if fresh:
-                self._threading.Thread(target=self._work, name="cadenza-input", daemon=True).start()
+                thread = self._threading.Thread(target=self._work, name="cadenza-input", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _part(self) -> None:
+        """Let idle threads end: on Python 3.10 a daemon thread at work while the interpreter ends can crash it."""
+        for _ in self._threads:
+            self._queue.put(None)
+        until = time.monotonic() + PART_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         while True:
-            self._run(self._queue.get())
+            job = self._queue.get()
+            if job is None:
+                return
+            self._run(job)
             with self._lock:
                 self._idle += 1
             self._start()

@@ -28,7 +28,7 @@ def is_generator(raw: Any) -> bool:
 
 def is_async(raw: Any) -> bool:
     """Whether it is an ``async def``, generator or not."""
-    if getattr(raw, "_is_coroutine_mark", None) is not None:
+    if getattr(raw, "_is_coroutine_marker", None) is not None:
         import inspect
 
         return inspect.iscoroutinefunction(raw)
