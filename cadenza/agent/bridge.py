@@ -69,6 +69,7 @@ class Out(msgspec.Struct, gc=False):
     items: Count = 0
     t0: float = 0.0
     t1: float = 0.0
+    kinds: tuple[str, ...] = ()
 
 
 class Outs(msgspec.Struct, tag_field="t", tag="out"):
@@ -322,6 +323,10 @@ def _input(one: Attempt) -> dict[str, Any]:
         found["retry"] = one.retry_count
     if one.durable:
         found["durable"] = True
+    if one.method:
+        found["m"] = one.method
+    if one.batch:
+        found["b"] = one.batch
     return found
 
 
@@ -357,7 +362,7 @@ def read_outputs(header: Outs, payload: bytes, into: list[AttemptOutput]) -> Non
         data = _slice(payload, start, one.n)
         start += one.n
         blob = None if one.blob is None else BlobRef(one.blob, one.size or 0)
-        into.append(AttemptOutput(one.a, one.s, data, blob, one.error or "", one.items, one.t0, one.t1))
+        into.append(AttemptOutput(one.a, one.s, data, blob, one.error or "", one.items, one.t0, one.t1, one.kinds))
 
 
 def read_items(header: Items, payload: bytes, into: list[GeneratorItem]) -> None:

@@ -48,7 +48,7 @@ def of_function(spec: ContainerSpec, environment: str, node_id: str, runtime: st
         "IS_REMOTE": "1",
     }
     found = dict.fromkeys(THREAD_VARIABLES, threads)
-    found.update(spec.function.env)
+    found.update(spec.env)
     for name, value in reserved.items():
         found["CADENZA_" + name] = value
         if name not in ("CONTAINER_ID", "APP_ID", "FUNCTION_ID"):

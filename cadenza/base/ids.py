@@ -26,6 +26,10 @@ KINDS = {
     "blob": "bl",
     "node": "no",
     "connection": "co",
+    "environment": "en",
+    "schedule": "sc",
+    "token": "ak",
+    "user": "us",
 }
 
 _PAIRS = [one + other for other in ALPHABET for one in ALPHABET]

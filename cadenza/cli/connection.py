@@ -7,7 +7,7 @@ from typing import Any
 
 from cadenza.base.config import load
 from cadenza.base.errors import ConnectionError
-from cadenza.protocol.methods import METHODS
+from cadenza.protocol.methods import row
 from cadenza.protocol.plain import from_plain
 from cadenza.sdk import _dual
 from cadenza.sdk.client import Client
@@ -31,7 +31,7 @@ def ask(method: str, request: Any, start: bool = True) -> Any:
 
 def listen(method: str, request: Any, start: bool = True) -> Iterator[tuple[Any, bytes]]:
     """The items of a stream as they come: each item's dataclass and its payload."""
-    reply = METHODS[method].reply
+    reply = row(method).reply
 
     async def opening() -> Any:
         return await (await client(start))._stream(method, request)

@@ -18,6 +18,7 @@ from cadenza.control.calls import Calls
 from cadenza.control.declared import MAX_NAME_CHARS, check_functions, read_spec
 from cadenza.control.request import Request
 from cadenza.observe.log import Log
+from cadenza.protocol.functions import FunctionFind, FunctionInfo, FunctionRef, FunctionStats
 from cadenza.protocol.methods import (
     AppCreate,
     AppCreated,
@@ -28,10 +29,6 @@ from cadenza.protocol.methods import (
     AppRef,
     Apps as AppsReply,
     Empty,
-    FunctionFind,
-    FunctionInfo,
-    FunctionRef,
-    FunctionStats,
 )
 from cadenza.protocol.objects import AppInfo, FunctionSpec, to_json
 from cadenza.storage.db import Database, Transaction

@@ -27,7 +27,8 @@ from cadenza.protocol.calls import (
     CALL_KINDS, CALLER_GONE_GRACE_S, DETACHED_KINDS, RESULT_KEPT_S, TERMINATED, AttemptOutput, BlobRef, GeneratorItem,
     OutputItem,
 )  # fmt: skip
-from cadenza.protocol.methods import CallInfo, ContainerInfo, FunctionStats
+from cadenza.protocol.functions import FunctionStats
+from cadenza.protocol.methods import CallInfo, ContainerInfo
 from cadenza.protocol.nodes import Node, NodeReport
 from cadenza.protocol.objects import FunctionSpec
 from cadenza.scheduling.states import ContainerState
@@ -194,6 +195,7 @@ class Calls:
         total: Optional[int] = None,
         on_output: Optional[OnOutput] = None,
         on_item: Optional[OnItem] = None,
+        method: str = "",
     ) -> tuple[str, list[str]]:
         """Open a call with its first inputs: ``(call id, input ids)``.
 
@@ -207,7 +209,7 @@ class Calls:
         if kind not in DETACHED_KINDS and not call_id:
             return self.attach(
                 function_id, kind, values, caller=caller, parent_input_id=parent_input_id, total=total,
-                on_output=on_output, on_item=on_item,
+                on_output=on_output, on_item=on_item, method=method,
             )  # fmt: skip
         if kind not in CALL_KINDS:
             raise InvalidError(f"there is no kind of call named {kind!r}; known are {', '.join(CALL_KINDS)}")
@@ -216,9 +218,9 @@ class Calls:
         if kind not in DETACHED_KINDS:
             return self.attach(
                 function_id, kind, values, call_id=call_id, caller=caller, parent_input_id=parent_input_id,
-                total=total, on_output=on_output, on_item=on_item,
+                total=total, on_output=on_output, on_item=on_item, method=method,
             )  # fmt: skip
-        record = self._record(function_id, kind, values, call_id, caller, parent_input_id, None)
+        record = self._record(function_id, kind, values, call_id, caller, parent_input_id, None, method)
         entries = self._intake.entries(record, values)
         await self._intake.store_detached(function_id, record, entries)
         return record.call_id, [one.input_id for one in entries]
@@ -235,11 +237,12 @@ class Calls:
         total: Optional[int] = None,
         on_output: Optional[OnOutput] = None,
         on_item: Optional[OnItem] = None,
+        method: str = "",
     ) -> tuple[str, list[str]]:
         """`submit` of a call that ends with its caller, at once and without any wait."""
         if kind not in CALL_KINDS:
             raise InvalidError(f"there is no kind of call named {kind!r}; known are {', '.join(CALL_KINDS)}")
-        record = self._record(function_id, kind, values, call_id, caller, parent_input_id, total)
+        record = self._record(function_id, kind, values, call_id, caller, parent_input_id, total, method)
         entries = self._intake.entries(record, values)
         state = Attached(record, on_output, on_item)
         for index, _, _ in values:
@@ -258,7 +261,7 @@ class Calls:
 
     def _record(
         self, function_id: str, kind: str, values: Sequence[Value], call_id: str, caller: str, parent_input_id: str,
-        total: Optional[int],
+        total: Optional[int], method: str,
     ) -> CallRecord:  # fmt: skip
         """A new call, if it may be."""
         function = self.loop.cluster.functions.get(function_id)
@@ -268,7 +271,7 @@ class Calls:
         self._limits.check(function_id, attached, len(values))
         return CallRecord(
             call_id or self._ids.new("call"), function_id, function.app_id, kind, attached, caller, parent_input_id,
-            self._clock.now(), len(values), total,
+            self._clock.now(), len(values), total, method=method,
         )  # fmt: skip
 
     async def add(self, call_id: str, values: Sequence[Value]) -> list[str]:

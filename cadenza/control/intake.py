@@ -78,6 +78,7 @@ class Intake:
                 Entry(
                     queue.next_seq(), input_id(record.call_id, index) or self._ids.new("input"), record.call_id, index,
                     record.function_id, record.attached, data, blob, fence if fresh else 0, now, fresh=fresh,
+                    method=record.method,
                 )
             )  # fmt: skip
         self._loop.reserve(record.function_id, min(room, len(found)))

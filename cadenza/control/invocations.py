@@ -98,7 +98,7 @@ class Invocations:
         try:
             call_id, _ = self._calls.attach(
                 body.function_id, SYNC, ((0, data, blob),), caller=connection_id, parent_input_id=body.parent_input_id,
-                total=1, on_output=on_output,
+                total=1, on_output=on_output, method=body.method,
             )  # fmt: skip
         except BaseException:
             if holder:
@@ -171,6 +171,7 @@ class Invocations:
                 ((0, data, blob),),
                 caller=connection_id,
                 parent_input_id=body.parent_input_id,
+                method=body.method,
                 total=1,
                 on_output=on_output,
                 on_item=on_item,
@@ -223,6 +224,7 @@ class Invocations:
             values,
             caller=request.caller.connection_id,
             parent_input_id=body.parent_input_id,
+            method=body.method,
             total=len(values) if body.kind == SPAWN else None,
         )
         return Spawned(call_id, tuple(input_ids))
@@ -286,6 +288,7 @@ class _Map:
             (),
             caller=self._connection_id,
             parent_input_id=body.parent_input_id,
+            method=body.method,
             total=None,
             on_output=self._on_output,
         )

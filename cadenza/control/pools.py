@@ -179,6 +179,7 @@ class Pools(Inputs):
             isolation=function.spec.isolation or self.isolation,
             gpus=container.gpus,
             layout=function.layout,
+            env=variables(function.spec),
             wanted_at=wall + container.wanted_at,
             placed_at=wall + container.placed_at,
         )
@@ -249,6 +250,7 @@ class Pools(Inputs):
                     entry.retries,
                     one.timeout_s,
                     not entry.attached,
+                    entry.method,
                 )
             )
 
@@ -281,3 +283,11 @@ class Pools(Inputs):
                 tuple(reversed(self._images)),
             )
         )
+
+
+def variables(spec: FunctionSpec) -> dict[str, str]:
+    """What a function's containers see: secrets in order, over them its ``env=`` (semantics.md section 14)."""
+    found: dict[str, str] = {}
+    for one in spec.secrets:
+        found.update(one.values)
+    return {**found, **spec.env}

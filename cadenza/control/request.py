@@ -13,7 +13,7 @@ import msgspec
 from cadenza.base.errors import InvalidError, RequestSizeError
 from cadenza.protocol.calls import BlobRef, ValueRef
 from cadenza.protocol.frame import INLINE_VALUE_BYTES, STREAM_CREDIT_BYTES
-from cadenza.protocol.methods import Method
+from cadenza.protocol.method import Method
 
 ITEM_COST_BYTES = 256
 """What an item of a stream costs besides its payload."""

@@ -24,7 +24,8 @@ from cadenza.control.request import Caller, Handler, Reply, Request, Row
 from cadenza.observe.log import Log
 from cadenza.observe.metrics import Metrics
 from cadenza.protocol.frame import PROTOCOL, Decoder, FrameError, encode, encode_parts
-from cadenza.protocol.methods import CLIENT, CONTAINER, METHODS
+from cadenza.protocol.method import CLIENT, CONTAINER
+from cadenza.protocol.table import METHODS
 
 HELLO_LIMIT_S = 10.0
 MAX_OPEN_REQUESTS = 10_000

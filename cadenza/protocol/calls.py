@@ -94,6 +94,10 @@ class Attempt:
     timeout_s: float
     durable: bool = False
     """Whether its result outlives its caller: a large one is put durably."""
+    method: str = ""
+    """Which method of a class; empty for a function."""
+    batch: str = ""
+    """Attempts with the same name here, handed over together, are one run of a batched function."""
 
 
 @dataclass
@@ -109,6 +113,8 @@ class AttemptOutput:
     started_at: float = 0.0
     """Epoch seconds by the runner's clock; 0 when the run never began."""
     finished_at: float = 0.0
+    kinds: tuple[str, ...] = ()
+    """For a failure by an exception, where the function's retries ask: its class and its bases, ``module.qualname``."""
 
 
 @dataclass

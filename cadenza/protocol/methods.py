@@ -1,8 +1,9 @@
-"""The table of every method between a client and the control plane: name, request, reply, stream, who may call.
+"""Methods between a client and the control plane: apps, logs, objects, images, calls, containers, the server.
 
-One definition, many faces: the RPC server, the SDK's client and the HTTP page are made from it. ``stream`` says who
-sends more than one frame: ``""`` nobody, ``down`` the server, ``both``. A request's or reply's values, where it has
-`ValueRef` s, lie in the frame's payload one after the other, in the order in which they are named.
+The whole table, with the nouns that have modules of their own, is `cadenza.protocol.table`. One definition, many faces:
+the RPC server and the SDK's client are made from it. ``stream`` says who sends more than one frame: ``""`` nobody,
+``down`` the server, ``both``. A request's or reply's values, where it has `ValueRef` s, lie in the frame's payload one
+after the other, in the order in which they are named.
 """
 
 from __future__ import annotations
@@ -11,19 +12,10 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from cadenza.protocol.calls import NewInput, OutputItem, ValueRef
+from cadenza.protocol.method import ADMIN, CLIENT, READ, Method
+from cadenza.protocol.method import Empty as Empty
 from cadenza.protocol.nodes import BuildLine, ImageInfo
-from cadenza.protocol.objects import AppInfo, FunctionSpec, ImageSpec
-
-CLIENT = "client"
-"""A user's process on the host, through the server's socket."""
-CONTAINER = "container"
-"""The SDK inside a container, through the socket that the agent put there."""
-
-
-@dataclass(frozen=True)
-class Empty:
-    """Nothing to say."""
-
+from cadenza.protocol.objects import AppInfo, BudgetSpec, FunctionSpec, ImageSpec
 
 # --- apps ---
 
@@ -34,6 +26,7 @@ class AppCreate:
     environment: str = "main"
     detach: bool = False
     tags: dict[str, str] = field(default_factory=dict)
+    budget: Optional[BudgetSpec] = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,10 @@ class AppPublished:
 
 @dataclass(frozen=True)
 class AppRef:
-    """An app by id, or by name: the newest that is not stopped, else the newest."""
+    """An app by id, or by name in an environment (empty: the caller's): one that runs before one that is stopped."""
 
     app: str
+    environment: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,8 @@ class AppFinish:
 @dataclass(frozen=True)
 class AppList:
     limit: int = 0
+    environment: str = ""
+    """Empty: of all environments that the caller may see."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +181,8 @@ class CallRun:
     function_id: str
     value: ValueRef
     parent_input_id: str = ""
+    method: str = ""
+    """Of a class."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +197,8 @@ class CallMap:
 
     function_id: str
     parent_input_id: str = ""
+    method: str = ""
+    """Of a class."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,8 @@ class CallGenerate:
     function_id: str
     value: ValueRef
     parent_input_id: str = ""
+    method: str = ""
+    """Of a class."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,9 @@ class CallSpawn:
     kind: str = "spawn"
     call_id: str = ""
     parent_input_id: str = ""
+    method: str = ""
+    idempotency_key: str = ""
+    """The same key for the same function is the same call: a second one is answered with the first."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +307,7 @@ class CallInfo:
     """How many inputs are how."""
     start: dict[str, float] = field(default_factory=dict)
     """For one input: the phases of the container start it waited for, in seconds; empty when it met a warm one."""
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -310,38 +316,13 @@ class CallCancel:
     terminate_containers: bool = False
 
 
-# --- functions and containers ---
-
-
-@dataclass(frozen=True)
-class FunctionRef:
-    function_id: str
-
-
-@dataclass(frozen=True)
-class FunctionFind:
-    app: str
-    name: str
-    environment: str = "main"
-
-
-@dataclass(frozen=True)
-class FunctionInfo:
-    function_id: str
-    app_id: str
-    name: str
-    is_generator: bool
-
-
-@dataclass(frozen=True)
-class FunctionStats:
-    backlog: int
-    num_total_runners: int
+# --- containers ---
 
 
 @dataclass(frozen=True)
 class ContainerList:
     app: str = ""
+    environment: str = ""
 
 
 @dataclass(frozen=True)
@@ -433,50 +414,50 @@ class ServerStop:
     force: bool = False
 
 
-@dataclass(frozen=True)
-class Method:
-    """One row of the table."""
+ROWS = (
+    Method("app.create", AppCreate, AppCreated, callers=(CLIENT,)),
+    Method("app.publish", AppPublish, AppPublished, callers=(CLIENT,)),
+    Method("app.heartbeat", AppRef, Empty, callers=(CLIENT,), needs=READ),
+    Method("app.finish", AppFinish, Empty, callers=(CLIENT,)),
+    Method("app.stop", AppRef, Empty, callers=(CLIENT,)),
+    Method("app.get", AppRef, AppInfo, needs=READ),
+    Method("app.list", AppList, Apps, callers=(CLIENT,), needs=READ),
+    Method("log.read", LogQuery, LogBatch, stream="down", callers=(CLIENT,), needs=READ),
+    Method("object.missing", ObjectsMissing, Missing, callers=(CLIENT,), needs=READ),
+    Method("object.put", ObjectPut, Empty, callers=(CLIENT,)),
+    Method("image.build", ImageBuild, ImageBuilt, stream="down", callers=(CLIENT,)),
+    Method("image.list", Empty, Images, callers=(CLIENT,), needs=READ),
+    Method("call.run", CallRun, CallOutput),
+    Method("call.map", CallMap, MapOutputs, stream="both", item=MapPut),
+    Method("call.generate", CallGenerate, Generated, stream="down"),
+    Method("call.spawn", CallSpawn, Spawned),
+    Method("call.get", CallGet, CallOutput, needs=READ),
+    Method("call.outputs", CallOutputs, Outputs, needs=READ),
+    Method("call.info", CallRef, CallInfo, needs=READ),
+    Method("call.cancel", CallCancel, Empty),
+    Method("container.list", ContainerList, Containers, callers=(CLIENT,), needs=READ),
+    Method("container.stop", ContainerStop, Empty, callers=(CLIENT,)),
+    Method("container.exec", ContainerExec, ExecOutput, stream="both", item=ExecInput, callers=(CLIENT,)),
+    Method("server.status", Empty, ServerStatus, callers=(CLIENT,), needs=READ),
+    Method("server.keep", ServerKeep, Empty, callers=(CLIENT,), needs=ADMIN),
+    Method("server.stop", ServerStop, Empty, callers=(CLIENT,), needs=ADMIN),
+)
 
-    name: str
-    request: type
-    reply: type
-    stream: str = ""
-    item: Optional[type] = None
-    """What the client's further frames hold, for ``both``."""
-    callers: tuple[str, ...] = (CLIENT, CONTAINER)
+_HOMES = {
+    "app.deploy": "deployments", "app.lookup": "deployments", "app.history": "deployments",
+    "app.rollback": "deployments", "app.rollover": "deployments", "app.promote": "deployments",
+    "app.set_tags": "deployments", "app.explain": "functions", "call.graph": "functions", "function": "functions",
+    "schedule": "schedules", "secret": "secrets", "account": "accounts", "environment": "accounts",
+    "role": "accounts", "user": "accounts", "token": "accounts", "stats": "stats", "metric": "stats",
+}  # fmt: skip
+"""Which module of this package has the rows of a noun, or of a single method, where it is not this one."""
 
 
-METHODS: dict[str, Method] = {
-    one.name: one
-    for one in (
-        Method("app.create", AppCreate, AppCreated, callers=(CLIENT,)),
-        Method("app.publish", AppPublish, AppPublished, callers=(CLIENT,)),
-        Method("app.heartbeat", AppRef, Empty, callers=(CLIENT,)),
-        Method("app.finish", AppFinish, Empty, callers=(CLIENT,)),
-        Method("app.stop", AppRef, Empty, callers=(CLIENT,)),
-        Method("app.get", AppRef, AppInfo),
-        Method("app.list", AppList, Apps, callers=(CLIENT,)),
-        Method("log.read", LogQuery, LogBatch, stream="down", callers=(CLIENT,)),
-        Method("object.missing", ObjectsMissing, Missing, callers=(CLIENT,)),
-        Method("object.put", ObjectPut, Empty, callers=(CLIENT,)),
-        Method("image.build", ImageBuild, ImageBuilt, stream="down", callers=(CLIENT,)),
-        Method("image.list", Empty, Images, callers=(CLIENT,)),
-        Method("call.run", CallRun, CallOutput),
-        Method("call.map", CallMap, MapOutputs, stream="both", item=MapPut),
-        Method("call.generate", CallGenerate, Generated, stream="down"),
-        Method("call.spawn", CallSpawn, Spawned),
-        Method("call.get", CallGet, CallOutput),
-        Method("call.outputs", CallOutputs, Outputs),
-        Method("call.info", CallRef, CallInfo),
-        Method("call.cancel", CallCancel, Empty),
-        Method("function.get", FunctionRef, FunctionInfo),
-        Method("function.find", FunctionFind, FunctionInfo),
-        Method("function.stats", FunctionRef, FunctionStats),
-        Method("container.list", ContainerList, Containers, callers=(CLIENT,)),
-        Method("container.stop", ContainerStop, Empty, callers=(CLIENT,)),
-        Method("container.exec", ContainerExec, ExecOutput, stream="both", item=ExecInput, callers=(CLIENT,)),
-        Method("server.status", Empty, ServerStatus, callers=(CLIENT,)),
-        Method("server.keep", ServerKeep, Empty, callers=(CLIENT,)),
-        Method("server.stop", ServerStop, Empty, callers=(CLIENT,)),
-    )
-}
+def row(name: str) -> Method:
+    """One row of the whole table, with no more loaded than its noun needs. KeyError when there is none."""
+    home = _HOMES.get(name) or _HOMES.get(name.partition(".")[0])
+    rows = ROWS if home is None else __import__(f"cadenza.protocol.{home}", fromlist=["ROWS"]).ROWS
+    for one in rows:
+        if one.name == name:
+            return one
+    raise KeyError(name)

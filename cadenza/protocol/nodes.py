@@ -56,6 +56,9 @@ class ContainerSpec:
     gpus: tuple[Gpu, ...] = ()
     layout: dict[str, str] = field(default_factory=dict)
     """The app's functions: name to id, so that handles in the container find each other."""
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    """The function's secrets and over them its ``env=``, merged. Never written to disk."""
+    environment: str = "main"
     wanted_at: float = 0.0
     """Epoch seconds at which demand first asked for it: where the phase ``queued`` begins."""
     placed_at: float = 0.0

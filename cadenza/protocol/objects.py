@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from cadenza.base.ids import ALPHABET, BODY_CHARS
-from cadenza.base.resources import Resources
+from cadenza.base.resources import Gpu, Resources
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,51 @@ class RetryPolicy:
     backoff_coefficient: float = 1.0
     initial_delay_s: float = 1.0
     max_delay_s: float = 60.0
+    on: tuple[str, ...] = ()
+    """Only failures by these exceptions and their subclasses, as ``module.qualname``; empty: any failure."""
+    not_on: tuple[str, ...] = ()
+    """Never failures by these; wins over ``on``."""
+
+
+@dataclass(frozen=True)
+class SecretRef:
+    """A set of secret variables: one that the server keeps (``secret_id``), or, on its way there, the values.
+
+    The server replaces ``values`` by the id of a sealed copy before it keeps a declaration; nothing that is kept or
+    listed has values in it.
+    """
+
+    secret_id: str = ""
+    values: dict[str, str] = field(default_factory=dict, repr=False)
+    keys: tuple[str, ...] = ()
+    """The names of its variables, as far as they are known."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One method of a class that runs in containers."""
+
+    name: str
+    is_generator: bool = False
+    is_async: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter of a class: ``type`` is str, int, bool or bytes. Source: semantics.md section 12.2."""
+
+    name: str
+    type: str
+    default: str = ""
+    """The default as JSON, as `cadenza.protocol.parameters.to_value` has values; empty: there is none."""
 
 
 @dataclass(frozen=True)
 class FunctionSpec:
-    """One function of an app, with everything a container needs to run it."""
+    """One function of an app, with everything a container needs to run it. A class is one, with ``methods``."""
 
     name: str
-    """Its name in the app."""
+    """Its name in the app; for a class ``Name.*``."""
     module: str = ""
     """The module to import; empty when ``serialized``."""
     qualname: str = ""
@@ -117,9 +154,9 @@ class FunctionSpec:
     files: tuple[FileEntry, ...] = ()
     """Files mounted at start: the function's source and ``add_local_*(copy=False)``."""
     env: dict[str, str] = field(default_factory=dict, repr=False)
-    """Variables in the order of semantics.md section 14 already merged, image variables not included."""
-    secret_keys: tuple[str, ...] = ()
-    """Which of ``env`` are secret: never shown."""
+    """Variables of the decorator's ``env=``: over those of ``secrets`` (semantics.md section 14)."""
+    secrets: tuple[SecretRef, ...] = ()
+    """The app's first, then the function's own; a later one wins."""
     resources: Resources = field(default_factory=Resources)
     timeout_s: float = 300.0
     startup_timeout_s: float = 300.0
@@ -139,8 +176,73 @@ class FunctionSpec:
     block_network: bool = False
     python: str = ""
     """The caller's Python, ``major.minor``: what ``serialized`` functions and pickles need."""
+    methods: tuple[MethodSpec, ...] = ()
+    """For a class: what can be called of it. Empty: a plain function."""
+    class_parameters: tuple[ParameterSpec, ...] = ()
+    parameters: str = ""
+    """For a class: the values of its parameters, as `cadenza.protocol.parameters.bind` writes them."""
+    restricted: bool = False
+    """``restrict_modal_access=True``: its containers may ask the server nothing."""
+    interactive: bool = False
+    """Its containers may ask for a terminal (``run -i``)."""
     options: dict[str, str] = field(default_factory=dict)
-    """What is carried and matched but decided elsewhere: region, cloud, nonpreemptible, schedule."""
+    """What is carried and matched but decided elsewhere: region, cloud, nonpreemptible, schedule (JSON),
+    memory_snapshot, experimental (JSON)."""
+
+    def generates(self, method: str) -> bool:
+        """Whether this method, or the function where it is empty, is a generator."""
+        if not method:
+            return self.is_generator
+        return any(one.name == method and one.is_generator for one in self.methods)
+
+
+@dataclass(frozen=True)
+class OptionsPatch:
+    """What ``with_options``, ``with_concurrency`` and ``with_batching`` change of a function; None leaves it.
+
+    ``secrets`` and ``env`` replace the whole earlier set; ``min_containers`` of a variant is always 0.
+    Source: semantics.md section 12.3.
+    """
+
+    cpu_milli: Optional[int] = None
+    cpu_limit_milli: Optional[int] = None
+    memory_mib: Optional[int] = None
+    memory_limit_mib: Optional[int] = None
+    disk_mib: Optional[int] = None
+    gpus: Optional[tuple[Gpu, ...]] = None
+    secrets: Optional[tuple[SecretRef, ...]] = None
+    env: Optional[dict[str, str]] = None
+    retries: Optional[RetryPolicy] = None
+    timeout_s: Optional[float] = None
+    max_containers: Optional[int] = None
+    buffer_containers: Optional[int] = None
+    scaledown_window_s: Optional[float] = None
+    max_concurrent: Optional[int] = None
+    target_concurrent: Optional[int] = None
+    batch_max: Optional[int] = None
+    batch_wait_ms: Optional[int] = None
+    options: dict[str, str] = field(default_factory=dict)
+    """Single keys of `FunctionSpec.options`: region, cloud, routing_region."""
+
+
+@dataclass(frozen=True)
+class BudgetSpec:
+    """A hard cap on what an app may spend. 0: no cap of that kind. ``per``: day, month, or empty for its whole life."""
+
+    container_s: float = 0.0
+    money: float = 0.0
+    """By the server's price table, in its currency."""
+    per: str = ""
+
+
+@dataclass(frozen=True)
+class AutoscalerPatch:
+    """Limits set at run time over those of the declaration, until the next deploy. None: as declared."""
+
+    min_containers: Optional[int] = None
+    max_containers: Optional[int] = None
+    buffer_containers: Optional[int] = None
+    scaledown_window_s: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +256,13 @@ class AppInfo:
     stopped_at: Optional[float] = None
     containers: int = 0
     stop_reason: str = ""
+    environment: str = "main"
+    version: int = 0
+    """Of a deployed app: the version in force."""
+    tags: dict[str, str] = field(default_factory=dict)
+    deployed_at: Optional[float] = None
+    note: str = ""
+    """What is wrong with it now, in a sentence: containers that do not start, a budget that is spent."""
 
 
 def to_json(value: Any) -> str:

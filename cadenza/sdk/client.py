@@ -185,12 +185,12 @@ class Client:
         return await (await self._connected()).request(method, body, payload)
 
     async def _request(self, method: str, body: Any, payload: Sequence[Payload] = ()) -> Any:
-        """One request as the dataclass that `METHODS` names; the reply's dataclass. For replies without values."""
-        from cadenza.protocol.methods import METHODS  # late: a container's calls are plain JSON values all the way
+        """One request as its row's dataclass; the reply's dataclass. For replies without values."""
+        from cadenza.protocol.methods import row  # late: a container's calls are plain JSON values all the way
         from cadenza.protocol.plain import from_plain, to_plain
 
         reply, _ = await self._request_raw(method, to_plain(body), payload)
-        return from_plain(METHODS[method].reply, reply)
+        return from_plain(row(method).reply, reply)
 
     async def _stream(self, method: str, body: Any, payload: Sequence[Payload] = ()) -> Stream:
         """Open a stream; ``body`` is the method's dataclass. Its items' bodies are plain JSON values."""

@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # typing is slow to import; what the verbs need comes wit
 if TYPE_CHECKING:
     from typing import Any, AsyncIterator, Callable, Coroutine, Iterable, Optional, ParamSpec, TypeVar
 
-    from cadenza.protocol.methods import FunctionInfo
+    from cadenza.protocol.functions import FunctionInfo
     from cadenza.protocol.objects import FunctionSpec
     from cadenza.sdk.call import FunctionCall
     from cadenza.sdk.client import Client
@@ -173,7 +173,7 @@ class Function(Object, Generic[P, R, O]):
         self._web_url = metadata.get("web_url", self._web_url)
 
     async def _find(self, client: Client) -> None:
-        from cadenza.protocol.methods import FunctionFind, FunctionRef
+        from cadenza.protocol.functions import FunctionFind, FunctionRef
 
         if len(self._source) == 3:
             app, name, environment = self._source
@@ -340,7 +340,7 @@ class Function(Object, Generic[P, R, O]):
     @_dual.method
     async def get_current_stats(self) -> FunctionCurrentStats:
         """How many inputs wait for it, and how many containers it has."""
-        from cadenza.protocol.methods import FunctionRef
+        from cadenza.protocol.functions import FunctionRef
         from cadenza.sdk.types import FunctionCurrentStats
 
         self._hydrate_here()
@@ -356,7 +356,7 @@ class Function(Object, Generic[P, R, O]):
     @_dual.method
     async def info(self, *, refresh: bool = False) -> FunctionInfo:
         """What the server says of it."""
-        from cadenza.protocol.methods import FunctionRef
+        from cadenza.protocol.functions import FunctionRef
 
         self._hydrate_here()
         client = await self._ready()

@@ -114,7 +114,6 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
             hashed = source.hash_files(source.module_source(home))
             uploads.extend(source.uploads_of(hashed))
             files.update((one.entry.path, one.entry) for one in hashed)
-    variables, secret_keys = secret.merge(declaration.app_secrets(), options.secrets, env=options.env)
     most, target = declaration.marks.concurrent or (1, 1)
     spec = FunctionSpec(
         name=declaration.name,
@@ -125,8 +124,8 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
         is_async=declaration.is_async,
         image=resolved.spec,
         files=tuple(files[path] for path in sorted(files)),
-        env=variables,
-        secret_keys=secret_keys,
+        env=dict(options.env),
+        secrets=secret.references(declaration.app_secrets(), options.secrets),
         resources=options.resources,
         timeout_s=float(options.timeout_s),
         startup_timeout_s=float(options.startup_timeout_s),

@@ -48,7 +48,7 @@ class StepOptions:
 
     def step(self, kind: str, args: Sequence[str] = (), options: Optional[dict[str, str]] = None) -> ImageStep:
         """A step with these options. A change of ``env`` makes another layer, a change of a secret's value does not."""
-        variables, _ = merge(self.secrets, env=self.env)
+        variables = {**merge(self.secrets), **self.env}
         found = dict(options or {})
         if self.env:
             import hashlib

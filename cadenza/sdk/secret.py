@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional, Sequence, Union
 
+    from cadenza.protocol.objects import SecretRef
+
 MAX_KEY_CHARS = 16_384
 MAX_VALUE_CHARS = 32_768
 
@@ -171,20 +173,26 @@ class Secret(Object):
         return f"<Secret {self._made_by}: {', '.join(sorted(self._values)) or 'empty'}>"
 
 
-def merge(*groups: Sequence[Secret], env: Optional[Mapping[str, str]] = None) -> tuple[dict[str, str], tuple[str, ...]]:
-    """All variables, and the names of those that are secret. The later wins, and ``env`` wins over all.
+def references(*groups: Sequence[Secret]) -> tuple[SecretRef, ...]:
+    """Secrets as a declaration names them, in order: a later one wins. Empty ones are left out."""
+    from cadenza.protocol.objects import SecretRef  # late: a container never needs it
 
-    A variable that ``env`` overrides is no longer secret.
-    """
+    found = []
+    for group in groups:
+        for one in group:
+            values = one._variables()
+            if values:
+                found.append(SecretRef(values=values, keys=tuple(sorted(values))))
+    return tuple(found)
+
+
+def merge(*groups: Sequence[Secret]) -> dict[str, str]:
+    """All variables of secrets whose values this process has; the later wins."""
     merged: dict[str, str] = {}
     for group in groups:
         for one in group:
             merged.update(one._variables())
-    secret = set(merged)
-    if env:
-        merged.update(env)
-        secret -= set(env)
-    return merged, tuple(sorted(secret))
+    return merged
 
 
 def check_secrets(secrets: object, where: str) -> tuple[Secret, ...]:

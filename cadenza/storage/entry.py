@@ -25,6 +25,8 @@ class CallRecord:
     """How many inputs it has had so far."""
     total: Optional[int] = None
     cancelled: bool = False
+    method: str = ""
+    """Which method of a class."""
 
 
 @dataclass(eq=False)
@@ -61,6 +63,8 @@ class Entry:
     """Its output is decided: nothing may lease it again."""
     since: float = 0.0
     """Monotonic seconds at which it began to wait; the engine's."""
+    method: str = ""
+    """Which method of a class; empty for a function."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ UPDATE calls SET total = ? WHERE call_id = ?;
 UPDATE calls SET cancelled = 1 WHERE call_id = ?;
 
 -- name: get_call
-SELECT call_id, function_id, app_id, kind, attached, caller, parent_input_id, created_at, inputs, total, cancelled
+SELECT call_id, function_id, app_id, kind, attached, caller, parent_input_id, created_at, inputs, total, cancelled,
+       method
 FROM calls WHERE call_id = ?;
 
 -- name: hold_input
@@ -27,7 +28,7 @@ UPDATE inputs SET state = 0, fence = ?, ready_at = ?, retries = ?, losses = ?, c
 
 -- name: due_inputs
 SELECT seq, input_id, call_id, position, function_id, attached, fence, ready_at, retries, losses, container_id,
-       blob_id, blob_size, data
+       blob_id, blob_size, data, method
 FROM inputs WHERE state = 0 AND function_id = ? AND ready_at <= ? ORDER BY ready_at, seq LIMIT ?;
 
 -- name: next_ready
@@ -78,7 +79,7 @@ DELETE FROM calls WHERE attached = 1;
 
 -- name: held_inputs
 SELECT seq, input_id, call_id, position, function_id, attached, fence, ready_at, retries, losses, container_id,
-       blob_id, blob_size, data
+       blob_id, blob_size, data, method
 FROM inputs WHERE state = 1 ORDER BY seq;
 
 -- name: count_waiting

@@ -33,8 +33,8 @@ def _in(before: str, after: str = "") -> dict[int, str]:
     return {size: f"{before} IN ({','.join('?' * size)}){after}" for size in (1, 2, 4, 8, 16, 32, 64)}
 
 
-_PUT_CALLS = _many(f"INSERT INTO calls ({CALL_COLUMNS})", 11)
-_PUT_INPUTS = _many(f"INSERT INTO inputs ({INPUT_COLUMNS})", 15)
+_PUT_CALLS = _many(f"INSERT INTO calls ({CALL_COLUMNS})", 12)
+_PUT_INPUTS = _many(f"INSERT INTO inputs ({INPUT_COLUMNS})", 16)
 _PUT_OUTPUTS = _many(f"INSERT INTO outputs ({OUTPUT_COLUMNS})", 12, " ON CONFLICT DO NOTHING")
 _LEASE = _in("UPDATE inputs SET state = 1 WHERE seq")
 _FINISH = _in("DELETE FROM inputs WHERE fence = ? AND seq")

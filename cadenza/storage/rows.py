@@ -11,13 +11,14 @@ Row = tuple[Any, ...]
 
 INPUT_COLUMNS = (
     "seq, input_id, call_id, position, function_id, attached, state, fence, ready_at, retries, losses, container_id,"
-    " blob_id, blob_size, data"
+    " blob_id, blob_size, data, method"
 )
 OUTPUT_COLUMNS = (
     "call_id, position, input_id, status, data, blob_id, blob_size, error, items, attempts, container_id, expires_at"
 )
 CALL_COLUMNS = (
-    "call_id, function_id, app_id, kind, attached, caller, parent_input_id, created_at, inputs, total, cancelled"
+    "call_id, function_id, app_id, kind, attached, caller, parent_input_id, created_at, inputs, total, cancelled,"
+    " method"
 )
 
 
@@ -28,6 +29,7 @@ def input_row(one: Entry) -> Row:
         one.seq, one.input_id, one.call_id, one.index, one.function_id, int(one.attached), 1 if one.fence else 0,
         one.fence, one.ready_at, one.retries, one.losses, one.container_id,
         None if blob is None else blob.blob_id, None if blob is None else blob.size, one.data,
+        one.method,
     )  # fmt: skip
 
 
@@ -35,7 +37,7 @@ def call_row(one: CallRecord) -> Row:
     """In the order of `CALL_COLUMNS`."""
     return (
         one.call_id, one.function_id, one.app_id, one.kind, int(one.attached), one.caller, one.parent_input_id,
-        one.created_at, one.inputs, one.total, int(one.cancelled),
+        one.created_at, one.inputs, one.total, int(one.cancelled), one.method,
     )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def entry(row: Row) -> Entry:
     return Entry(
         seq=row[0], input_id=row[1], call_id=row[2], index=row[3], function_id=row[4], attached=bool(row[5]),
         fence=row[6], ready_at=row[7], retries=row[8], losses=row[9], container_id=row[10],
-        blob=None if row[11] is None else BlobRef(row[11], row[12]), data=row[13],
+        blob=None if row[11] is None else BlobRef(row[11], row[12]), data=row[13], method=row[14],
     )  # fmt: skip
 
 
@@ -68,6 +70,7 @@ def record(row: Row) -> CallRecord:
     return CallRecord(
         call_id=row[0], function_id=row[1], app_id=row[2], kind=row[3], attached=bool(row[4]), caller=row[5],
         parent_input_id=row[6], created_at=row[7], inputs=row[8], total=row[9], cancelled=bool(row[10]),
+        method=row[11],
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ ELSEWHERE = {
     ],
     16: ["control/test_control_apps.py::test_a_detached_app_needs_work_once_its_client_has_left"],
     27: ["sdk/test_sdk_function.py::test_handles_travel_as_references_and_unhydrated_ones_do_not"],
-    28: ["sdk/test_sdk_secret.py::test_the_later_wins_and_env_wins_over_all"],
+    28: ["sdk/test_sdk_secret.py::test_the_later_wins"],
     30: [
         "test_semantics_34.py::test_row",
         "sdk/test_sdk_function.py::test_from_name_is_lazy_and_finds_at_first_use",

@@ -279,7 +279,7 @@ def spec(container_id: str = "ta-1", **function: Any) -> ContainerSpec:
     settings = {"name": "f", "module": "m", "qualname": "f", **function}
     return ContainerSpec(
         container_id, "ap-1", "app", "fu-1", FunctionSpec(**settings), "im-1", "standard",
-        wanted_at=now - 0.2, placed_at=now - 0.1,
+        env=dict(settings.get("env", {})), wanted_at=now - 0.2, placed_at=now - 0.1,
     )  # fmt: skip
 
 

@@ -395,7 +395,12 @@ def test_secrets_of_an_ended_app_are_not_on_disk(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         client = await world.client()
         app_id = (await client.ask("app.create", {}))["app_id"]
-        spec = {"name": "f", "module": "m", "qualname": "echo", "env": {"KEY": "S3CRET-VALUE"}, "secret_keys": ["KEY"]}
+        spec = {
+            "name": "f",
+            "module": "m",
+            "qualname": "echo",
+            "secrets": [{"values": {"KEY": "S3CRET-VALUE"}, "keys": ["KEY"]}],
+        }
         await client.ask("app.publish", {"app_id": app_id, "functions": [spec]})
         await client.ask("app.finish", {"app_id": app_id})
         client.close()

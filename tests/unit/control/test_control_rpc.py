@@ -30,13 +30,13 @@ from cadenza.control.rpc import Rpc
 from cadenza.protocol.calls import OutputItem, ValueRef
 from cadenza.protocol.frame import MAX_HEADER_BYTES, PROTOCOL, STREAM_CREDIT_BYTES, Decoder, encode
 from cadenza.protocol.objects import AppInfo
+from cadenza.protocol.functions import FunctionInfo
 from cadenza.protocol.methods import (
     AppCreated,
     Apps,
     CallOutput,
     Empty,
     ExecOutput,
-    FunctionInfo,
     LogBatch,
     Missing,
 )

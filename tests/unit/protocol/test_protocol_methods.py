@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from cadenza.protocol.methods import CLIENT, CONTAINER, METHODS
+from cadenza.protocol.method import CLIENT, CONTAINER
+from cadenza.protocol.table import METHODS
 
 
 def test_rows_are_named_by_noun_and_verb() -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from cadenza.protocol.calls import BlobRef, NewInput, ValueRef
-from cadenza.protocol.methods import METHODS, CallOutputs, LogQuery, MapPut, ServerKeep
+from cadenza.protocol.methods import CallOutputs, LogQuery, MapPut, ServerKeep
+from cadenza.protocol.table import METHODS
 from cadenza.protocol.objects import AppInfo, FileEntry, FunctionSpec, ImageSpec, ImageStep, RetryPolicy, to_json
 from cadenza.protocol.plain import from_plain, to_plain
 

@@ -284,8 +284,8 @@ def test_variables_of_app_and_function() -> None:
     app = App(secrets=[Secret.from_dict({"A": "app", "B": "app", "C": "app"})])
     app.function(secrets=[Secret.from_dict({"B": "own", "D": "own"})], env={"D": "env"})(plain)
     spec = prepare(app._declarations["plain"]).spec
-    assert spec.env == {"A": "app", "B": "own", "C": "app", "D": "env"}
-    assert spec.secret_keys == ("A", "B", "C")
+    assert spec.env == {"D": "env"}
+    assert [one.values for one in spec.secrets] == [{"A": "app", "B": "app", "C": "app"}, {"B": "own", "D": "own"}]
 
 
 def test_source_is_mounted_unless_it_is_turned_off() -> None:

@@ -11,7 +11,7 @@ import pytest
 from cadenza import Secret
 from cadenza.exception import InvalidError, UnimplementedError
 from cadenza.runner import context
-from cadenza.sdk.secret import check_secrets, merge
+from cadenza.sdk.secret import check_secrets, merge, references
 
 
 @pytest.fixture
@@ -79,13 +79,14 @@ def test_from_dotenv_without_a_file_or_package(tmp_path: Path, monkeypatch: pyte
         Secret.from_dotenv(tmp_path)
 
 
-def test_the_later_wins_and_env_wins_over_all() -> None:
+def test_the_later_wins() -> None:
     app = Secret.from_dict({"A": "app", "B": "app", "C": "app"})
     one = Secret.from_dict({"B": "one", "C": "one", "D": "one"})
     two = Secret.from_dict({"C": "two"})
-    variables, secret = merge([app], [one, two], env={"D": "env", "E": "env"})
-    assert variables == {"A": "app", "B": "one", "C": "two", "D": "env", "E": "env"}
-    assert secret == ("A", "B", "C")
+    assert merge([app], [one, two]) == {"A": "app", "B": "one", "C": "two", "D": "one"}
+    named = references([app], [one, two, Secret.from_dict({})])
+    assert [one.keys for one in named] == [("A", "B", "C"), ("B", "C", "D"), ("C",)]
+    assert "two" not in repr(named)
 
 
 def test_values_are_never_shown() -> None:

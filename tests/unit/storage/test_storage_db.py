@@ -74,8 +74,8 @@ def test_a_full_disk_is_a_sentence_and_the_database_goes_on(tmp_path: Path) -> N
         pages = (await db.transaction(lambda t: t.run("PRAGMA page_count")))[0][0]
         await db.transaction(lambda t: t.run(f"PRAGMA max_page_count = {pages + 2}"))
         assert connection is not None
-        big = ("c", "fu", "ap", "spawn", 0, "x" * 100_000, "", 0.0, 0, None, 0)
-        sql = "INSERT INTO calls VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+        big = ("c", "fu", "ap", "spawn", 0, "x" * 100_000, "", 0.0, 0, None, 0, "")
+        sql = "INSERT INTO calls VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
         small = db.submit(bump("small"))
         with pytest.raises(ResourceExhaustedError, match=r"full.*nothing was changed"):
             await db.transaction(lambda t: t.run(sql, big))
