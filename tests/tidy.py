@@ -33,6 +33,11 @@ DOORS: dict[str, set[str]] = {
     "cloudpickle": {"runner", "sdk"},
     "dotenv": {"sdk"},
     "tomli": {"base"},
+    "cryptography": {"storage"},
+    "cronsim": {"scheduling"},
+    "watchfiles": {"cli"},
+    "prometheus_client": {"observe"},
+    "opentelemetry": {"observe"},
 }
 """Which packages may import a third-party library. Changing a library changes the files in its row."""
 
