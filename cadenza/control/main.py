@@ -13,6 +13,7 @@ from cadenza.base.clock import Clock
 from cadenza.base.config import Config
 from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
+from cadenza.control.access import Access
 from cadenza.control import apps, containers, images, invocations, logs, objects
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
@@ -302,6 +303,7 @@ class _Parts:
     ) -> None:
         self.ready = False
         self.db = db
+        self.access = Access(self._environment_of)
         self.lane_path = os.path.join(os.path.dirname(config.socket_path), "lane.sock")
         self.calls = Calls(config, db, clock, ids)
         self.blobs = Blobs(
@@ -347,6 +349,9 @@ class _Parts:
         self.calls.abandon(connection_id)
         self.apps.connection_closed(connection_id)
         self.blobs.connection_closed(connection_id)
+
+    def _environment_of(self, container_id: str) -> str:
+        return self.apps.find(self._app_of_container(container_id)).environment
 
     def _app_of_container(self, container_id: str) -> str:
         return next((one.app_id for one in self.calls.containers() if one.container_id == container_id), "")
