@@ -65,6 +65,10 @@ class Entry:
     """Monotonic seconds at which it began to wait; the engine's."""
     method: str = ""
     """Which method of a class; empty for a function."""
+    begun_at: float = -1.0
+    """Monotonic seconds at which its last attempt began; negative before the first. The engine's."""
+    took_s: float = -1.0
+    """How long its last attempt ran by its container's clock; negative when that is not known."""
 
 
 @dataclass(frozen=True)
