@@ -190,7 +190,7 @@ class Cluster:
 
     def _begin(self, container: ContainerState, attempt: AttemptState, now: float) -> None:
         container.begun += 1
-        attempt.begun_at = now
+        attempt.begun_at = attempt.entry.begun_at = now
         attempt.deadline = now + attempt.timeout_s
         self.arm(container, attempt.deadline)
         if container.lends:
@@ -251,7 +251,7 @@ class Cluster:
             if attempt is None:
                 continue
             if output.started_at and output.finished_at >= output.started_at and not attempt.zombie:
-                took = output.finished_at - output.started_at
+                attempt.entry.took_s = took = output.finished_at - output.started_at
                 old = function.average_s
                 function.average_s = took if old is None else old + AVERAGE_WEIGHT * (took - old)
             self._remove(container, attempt, now)
