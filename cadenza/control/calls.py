@@ -11,7 +11,7 @@ Detached calls have no state in memory: a hundred thousand of them cost nothing 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
@@ -73,6 +73,8 @@ class Calls:
         self._started = False
         self._stopped = False
         self._expiry: Optional[asyncio.TimerHandle] = None
+        self.watch: Optional[Callable[[Entry, str, str, Optional[ContainerState]], None]] = None
+        """Told of each input that is decided: its status, error and last container. On the path of every call."""
 
     # --- life ---
 
@@ -326,6 +328,8 @@ class Calls:
         """
         if container is not None and container.ready_since > entry.since and container.report is not None:
             self._answers.started(entry.call_id, container.report.phases)
+        if self.watch is not None:
+            self.watch(entry, status, error, container)
         attached = entry.attached
         output = Output(
             entry.call_id, entry.index, entry.input_id, status, data, blob, error, items,
