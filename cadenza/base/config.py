@@ -47,6 +47,9 @@ class Config:
     """Warm generic containers kept ready for each recently used image; 0 turns the pool off."""
     durability: str = "process"
     """``process``: what was accepted survives any crash of ours. ``power``: also a loss of power (an fsync each)."""
+    secrets_key_command: str = ""
+    """A shell command that prints the key under which secrets are sealed; empty: the file ``secrets.key`` in the
+    configuration directory. See docs/operate/secrets.md."""
     data_dir: str = ""
     state_dir: str = ""
     runtime_dir: str = ""

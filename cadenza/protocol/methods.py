@@ -156,6 +156,8 @@ class ObjectPut:
 class ImageBuild:
     spec: ImageSpec
     force: bool = False
+    environment: str = ""
+    """Where secrets that are named without an environment are; empty: the caller's."""
 
 
 @dataclass(frozen=True)
@@ -448,7 +450,8 @@ _HOMES = {
     "app.rollback": "deployments", "app.rollover": "deployments", "app.promote": "deployments",
     "app.set_tags": "deployments", "app.explain": "functions", "call.graph": "functions", "function": "functions",
     "schedule": "schedules", "secret": "secrets", "account": "accounts", "environment": "accounts",
-    "role": "accounts", "user": "accounts", "token": "accounts", "stats": "stats", "metric": "stats",
+    "role": "accounts", "user": "accounts", "token": "accounts",
+    "workspace": "accounts", "stats": "stats", "metric": "stats",
 }  # fmt: skip
 """Which module of this package has the rows of a noun, or of a single method, where it is not this one."""
 

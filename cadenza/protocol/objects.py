@@ -49,6 +49,9 @@ class ImageStep:
     secret_keys: tuple[str, ...] = ()
     force: bool = False
     """Build this step and all after it again. No part of the digest."""
+    secret_refs: tuple[SecretRef, ...] = ()
+    """Secrets below ``secrets``, some of which the server keeps: it puts their values into ``secrets`` before the build
+    is ordered."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ class SecretRef:
     values: dict[str, str] = field(default_factory=dict, repr=False)
     keys: tuple[str, ...] = ()
     """The names of its variables, as far as they are known."""
+    name: str = ""
+    """Of a stored secret: the server finds it by this name, in ``environment`` or else in the app's."""
+    environment: str = ""
+    required: tuple[str, ...] = ()
+    """Variables that a secret found by name must have."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from cadenza.protocol.method import CLIENT, READ, Empty, Method
+from cadenza.protocol.method import ADMIN, CLIENT, READ, Empty, Method
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,27 @@ class Secrets:
     """Newest first."""
 
 
+@dataclass(frozen=True)
+class SecretRekey:
+    """Seal all secrets anew under a new key. ``discard``: let go of those that no key here opens, else they are an
+    error and nothing changes."""
+
+    discard: bool = False
+
+
+@dataclass(frozen=True)
+class SecretRekeyed:
+    sealed: int
+    discarded: tuple[str, ...] = ()
+    """Names of what is gone."""
+    key_id: str = ""
+
+
 ROWS = (
     Method("secret.create", SecretCreate, SecretInfo),
     Method("secret.find", SecretFind, SecretInfo, needs=READ),
     Method("secret.update", SecretUpdate, SecretInfo),
     Method("secret.delete", SecretDelete, Empty),
     Method("secret.list", SecretList, Secrets, callers=(CLIENT,), needs=READ),
+    Method("secret.rekey", SecretRekey, SecretRekeyed, callers=(CLIENT,), needs=ADMIN),
 )
