@@ -191,6 +191,7 @@ class Cluster:
     def _begin(self, container: ContainerState, attempt: AttemptState, now: float) -> None:
         container.begun += 1
         attempt.begun_at = attempt.entry.begun_at = now
+        attempt.entry.took_s = -1.0
         attempt.deadline = now + attempt.timeout_s
         self.arm(container, attempt.deadline)
         if container.lends:
