@@ -14,7 +14,7 @@ from cadenza.base.config import Config
 from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.access import Access
-from cadenza.control import apps, containers, images, invocations, logs, objects
+from cadenza.control import apps, containers, environments, images, invocations, logs, objects
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
 from cadenza.control.lane import LaneServer
@@ -81,6 +81,7 @@ class ControlPlane:
         for say in waiting:
             say(parts.calls)
         await parts.log_store.start()
+        await parts.environments.start()
         await parts.apps.start()  # first: containers of functions that are known may be kept
         await parts.calls.start(node)
         parts.ready = True
@@ -303,7 +304,10 @@ class _Parts:
     ) -> None:
         self.ready = False
         self.db = db
-        self.access = Access(self._environment_of)
+        self.access = Access(self._environment_of, now=clock.now)
+        self.environments = environments.Environments(
+            db, clock, ids, self.access, lambda name: sum(one.environment == name for one in self.apps.alive)
+        )
         self.lane_path = os.path.join(os.path.dirname(config.socket_path), "lane.sock")
         self.calls = Calls(config, db, clock, ids)
         self.blobs = Blobs(
@@ -338,6 +342,7 @@ class _Parts:
             **images.handlers(images.Images(node, store.missing)),
             **objects.handlers(objects.Objects(store, self.blobs)),
             **logs.handlers(self.logs),
+            **environments.handlers(self.environments),
             "server.status": home.status,
             "server.keep": home.keep,
             "server.stop": home.stop,

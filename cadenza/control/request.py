@@ -31,6 +31,10 @@ class Caller:
 
     connection_id: str
     container_id: str = ""
+    token_id: str = ""
+    """The token that was shown and checked. Empty on the host: the server's own user, of whom the kernel told."""
+    environment: str = ""
+    """Which environment the client means where it names none; empty: the workspace's default."""
 
 
 @dataclass(frozen=True)

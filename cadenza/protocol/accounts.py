@@ -212,6 +212,22 @@ class Identity:
     container_id: str = ""
 
 
+@dataclass(frozen=True)
+class WorkspaceSettings:
+    default_environment: str
+    """Which environment a client means that names none."""
+    image_builder_version: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class WorkspaceSet:
+    """``name``: default_environment or image_builder_version."""
+
+    name: str
+    value: str
+
+
 ROWS = (
     Method("account.whoami", Empty, Identity, needs=READ),
     Method("environment.list", EnvironmentList, Environments, callers=(CLIENT,), needs=READ),
@@ -229,4 +245,6 @@ ROWS = (
     Method("token.list", TokenList, Tokens, callers=(CLIENT,), needs=READ),
     Method("token.delete", TokenRef, Empty, callers=(CLIENT,), needs=ADMIN),
     Method("token.disable", TokenDisable, Empty, callers=(CLIENT,), needs=ADMIN),
+    Method("workspace.get", Empty, WorkspaceSettings, callers=(CLIENT,), needs=READ),
+    Method("workspace.set", WorkspaceSet, WorkspaceSettings, callers=(CLIENT,), needs=ADMIN),
 )
