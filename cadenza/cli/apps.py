@@ -1,4 +1,4 @@
-"""``cadenza app``: list, logs, stop."""
+"""``cadenza app``: list, info, logs, stop, and what `deployments` and `explain` add."""
 
 from __future__ import annotations
 
@@ -6,38 +6,86 @@ from typing import Any
 
 import click
 
-from cadenza.cli import show
+from cadenza.cli import completion, show
 from cadenza.cli.connection import ask
-from cadenza.cli.environment import environment_option
+from cadenza.cli.deployments import history, promote, rollback, rollover
+from cadenza.cli.environment import environment_option, wanted
+from cadenza.cli.explain import explain
 from cadenza.cli.logs import log_options, print_logs
 from cadenza.protocol import methods
+from cadenza.protocol.functions import FunctionList
+
+app_argument = click.argument("app_identifier", shell_complete=completion.apps)
+"""An app's id or name."""
 
 
-@click.group(help="Look at apps, read their logs, stop them.")
+@click.group(help="Look at apps, read their logs, change which version runs, stop them.")
 def app() -> None:
     pass
 
 
-@app.command("list", help="List apps that run or ran.")
+for _one in (history, promote, rollback, rollover, explain):
+    app.add_command(_one)
+
+
+@app.command("list", help="List apps that run, are deployed, or ran.")
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many; 0 for all.")
 @environment_option
 def list_apps(json_output: bool, limit: int, env: str | None) -> None:
-    found = ask("app.list", methods.AppList(limit=limit)).apps
+    found = ask("app.list", methods.AppList(limit=limit, environment=wanted(env))).apps
     show.table(
         "Apps",
-        ["App ID", "Name", "State", "Containers", "Created at", "Stopped at", "Stop reason"],
+        ["App ID", "Name", "State", "Version", "Containers", "Created at", "Stopped at", "Stop reason", "Note"],
         [
-            (one.app_id, one.name, one.state, one.containers, show.when(one.created_at),
-             show.when(one.stopped_at), one.stop_reason)
+            (one.app_id, one.name, one.state, show.number(one.version), one.containers, show.when(one.created_at),
+             show.when(one.stopped_at), one.stop_reason, one.note)
             for one in found
         ],
         json_output,
     )  # fmt: skip
 
 
+@app.command(help="Show how an app stands: its state, its version, its functions.")
+@app_argument
+@click.option("--json", "json_output", is_flag=True, help="Print JSON.")
+@show.color_option
+@environment_option
+def info(app_identifier: str, json_output: bool, no_color: bool, env: str | None) -> None:
+    found = ask("app.get", methods.AppRef(app_identifier, wanted(env)))
+    stopped = found.state in ("stopped", "stopping")
+    functions = () if stopped else ask("function.list", FunctionList(found.app_id)).functions
+    facts = [
+        ("App ID", found.app_id),
+        ("Name", found.name),
+        ("Environment", found.environment),
+        ("State", found.state),
+        ("Version", show.number(found.version)),
+        ("Containers", found.containers),
+        ("Created at", show.when(found.created_at)),
+        ("Deployed at", show.when(found.deployed_at)),
+        ("Stopped at", show.when(found.stopped_at)),
+        ("Stop reason", found.stop_reason),
+        ("Tags", show.tags(found.tags)),
+        ("Note", found.note),
+    ]
+    columns = ["Function ID", "Name", "Kind", "Containers", "Waiting", "Running", "Schedule", "Web URL"]
+    rows = [
+        (one.function_id, one.name.removesuffix(".*"), "class" if one.is_class else "function", one.containers,
+         one.backlog, one.running, one.schedule, one.web_url)
+        for one in functions
+    ]  # fmt: skip
+    if json_output:
+        show.as_json({**show.facts_as_json(facts), "functions": show.rows_as_json(columns, rows)})
+        return
+    show.facts(facts, no_color)
+    if rows:
+        click.echo()
+        show.table("Functions", columns, rows, False, no_color)
+
+
 @app.command(help="Print an app's logs, or follow them.")
-@click.argument("app_identifier")
+@app_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the app stops.")
 @click.option("--function", default="", help="Only this function (fu-...).")
 @click.option("--function-call", default="", help="Only this call (fc-...).")
@@ -48,17 +96,33 @@ def list_apps(json_output: bool, limit: int, env: str | None) -> None:
 @environment_option
 @log_options
 def logs(app_identifier: str, function: str, function_call: str, container: str, env: str | None, **rest: Any) -> None:
-    ask("app.get", methods.AppRef(app_identifier))
-    print_logs(app=app_identifier, function=function, call=function_call, container=container, **rest)
+    found = ask("app.get", methods.AppRef(app_identifier, wanted(env)))
+    print_logs(app=found.app_id, function=function, call=function_call, container=container, **rest)
 
 
-@app.command(help="Stop an app for good and end its containers.")
-@click.argument("app_identifier")
+@app.command(help="Stop an app for good and end its containers. Its name may be deployed anew.")
+@app_argument
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @environment_option
 def stop(app_identifier: str, yes: bool, env: str | None) -> None:
-    info = ask("app.get", methods.AppRef(app_identifier))
+    found = ask("app.get", methods.AppRef(app_identifier, wanted(env)))
+    name = f"{found.name} ({found.app_id})" if found.name else found.app_id
+    if found.state == "stopped":
+        click.echo(f"The app {name} is stopped already.")
+        return
     if not yes:
-        click.confirm(f"Stop app {info.name or info.app_id} and its {info.containers} containers?", abort=True)
-    ask("app.stop", methods.AppRef(info.app_id))
-    click.echo(f"Stopped {info.app_id}.")
+        many = f"its {found.containers} containers" if found.containers != 1 else "its container"
+        click.confirm(f"Stop app {name}{' and ' + many if found.containers else ''}?", abort=True)
+    ask("app.stop", methods.AppRef(found.app_id))
+    click.echo(f"Stopped {name}.")
+
+
+@app.command(help="Open an app's web page. There is none yet: this says where else to look.")
+@app_argument
+@environment_option
+def dashboard(app_identifier: str, env: str | None) -> None:
+    found = ask("app.get", methods.AppRef(app_identifier, wanted(env)))
+    name = found.name or found.app_id
+    raise click.ClickException(
+        f"there is no web page yet. `cadenza app info {name}` and `cadenza app explain {name}` show how it stands"
+    )

@@ -8,12 +8,15 @@ from typing import Any
 
 import click
 
-from cadenza.cli import show
+from cadenza.cli import completion, show
 from cadenza.cli.connection import ask
-from cadenza.cli.environment import environment_option
+from cadenza.cli.environment import environment_option, wanted
 from cadenza.cli.logs import log_options, print_logs
 from cadenza.protocol import methods
 from cadenza.protocol.nodes import PHASES
+
+
+container_argument = click.argument("container_id", shell_complete=completion.containers)
 
 
 @click.group(help="Look at containers, enter them, stop them.")
@@ -22,12 +25,12 @@ def container() -> None:
 
 
 @container.command("list", help="List running containers.")
-@click.option("--app-id", default="", help="Only this app's.")
+@click.option("--app-id", default="", shell_complete=completion.apps, help="Only this app's.")
 @click.option("--timings", is_flag=True, help="Show how long each phase of the start took, in milliseconds.")
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 @environment_option
 def list_containers(app_id: str, timings: bool, json_output: bool, env: str | None) -> None:
-    found = ask("container.list", methods.ContainerList(app=app_id)).containers
+    found = ask("container.list", methods.ContainerList(app=app_id, environment=wanted(env))).containers
     if timings:
         columns = ["Container ID", "Function", "Start", *[f"{one} ms" for one in PHASES], "Total ms"]
         rows = [
@@ -48,7 +51,7 @@ def list_containers(app_id: str, timings: bool, json_output: bool, env: str | No
 
 
 @container.command(help="Print a container's logs, or follow them.")
-@click.argument("container_id")
+@container_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
 @click.option("--all", "everything", is_flag=True, help="All that is kept.")
 @log_options
@@ -57,7 +60,7 @@ def logs(container_id: str, **rest: Any) -> None:
 
 
 @container.command(help="End a running container. Its inputs run again elsewhere.")
-@click.argument("container_id")
+@container_argument
 @click.option("--graceful", is_flag=True, help="Let it finish the inputs that it runs.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def stop(container_id: str, graceful: bool, yes: bool) -> None:
@@ -74,7 +77,7 @@ def stop(container_id: str, graceful: bool, yes: bool) -> None:
     help="Run a command in a container.",
 )
 @click.option("--pty/--no-pty", default=None, help="With a terminal; by default when there is one here.")
-@click.argument("container_id")
+@container_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_command(pty: bool | None, container_id: str, command: tuple[str, ...]) -> None:
     from cadenza.cli.terminal import run_in_container

@@ -1,4 +1,4 @@
-"""The option ``-e/--env`` that many commands share."""
+"""The option ``-e/--env`` that many commands share, and what it means when it is not given."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from typing import Any
 
 import click
 
-ONLY = "main"
-
-
-def _check(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value not in (None, ONLY):
-        raise click.BadParameter(f"there is no environment {value!r}: this version has one, {ONLY!r}")
-    return value
+from cadenza.cli import completion
 
 
 def environment_option(command: Any) -> Any:
-    """``-e/--env NAME``. A name that does not exist is refused, never ignored."""
-    return click.option("-e", "--env", default=None, callback=_check, help="Environment.")(command)
+    """``-e/--env NAME``. The server refuses a name that does not exist."""
+    return click.option(
+        "-e",
+        "--env",
+        default=None,
+        metavar="NAME",
+        shell_complete=completion.environments,
+        help="Environment. Else: CADENZA_ENVIRONMENT, then the profile's, then main.",
+    )(command)
+
+
+def wanted(env: str | None) -> str:
+    """The environment that a command means: what was given, else the configured one."""
+    from cadenza.base.config import load
+
+    return env or load().environment

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -51,10 +52,15 @@ def print_logs(
     show_function_call_id: bool = False,
     show_container_id: bool = False,
     everything: bool = False,
+    functions: set[str] | None = None,
 ) -> None:
-    """Print what matches, oldest first; with ``follow``, go on until the app or container ends."""
+    """Print what matches, oldest first; with ``follow``, go on until the app or container ends.
+
+    ``functions``: only lines of these (ids). The server filters by one; of several, the last lines are chosen here.
+    """
     now = time.time()
     ranged = since is not None or until is not None
+    last = tail or (0 if ranged or everything else DEFAULT_TAIL_ENTRIES)
     query = methods.LogQuery(
         app=app,
         container=container,
@@ -62,33 +68,43 @@ def print_logs(
         call=call,
         since=show.parse_time(since, now) if since else 0.0,
         until=show.parse_time(until, now) if until else 0.0,
-        tail=tail or (0 if ranged or everything else DEFAULT_TAIL_ENTRIES),
+        tail=0 if functions else last,
         search=search,
         source=source or "",
         follow=follow,
     )
+    entries = _entries(query)
+    if functions:
+        entries = (one for one in entries if one[0].function_id in functions)
+        if not follow and last:
+            entries = iter(deque(entries, last))
+    for entry, text in entries:
+        if json_output:
+            show_json_line(entry, text)
+            continue
+        prefix = ""
+        if timestamps:
+            prefix += time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(entry.time)) + " "
+        if show_function_id:
+            prefix += entry.function_id + " "
+        if show_function_call_id:
+            prefix += entry.call_id + " "
+        if show_container_id:
+            prefix += entry.container_id + " "
+        stream = sys.stderr if entry.fd == 2 else sys.stdout
+        stream.write(prefix + text if not prefix else "".join(prefix + one for one in text.splitlines(True)))
+        stream.flush()
+
+
+def _entries(query: methods.LogQuery) -> Iterator[tuple[methods.LogEntry, str]]:
+    """What matches, as it comes."""
     for batch, payload in listen("log.read", query):
         if batch.dropped_bytes:
             print(f"... {show.size_text(batch.dropped_bytes)} left out: this reader was too slow", file=sys.stderr)
         at = 0
         for entry in batch.entries:
-            text = bytes(payload[at : at + entry.size]).decode("utf-8", "replace")
+            yield entry, bytes(payload[at : at + entry.size]).decode("utf-8", "replace")
             at += entry.size
-            if json_output:
-                show_json_line(entry, text)
-                continue
-            prefix = ""
-            if timestamps:
-                prefix += time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(entry.time)) + " "
-            if show_function_id:
-                prefix += entry.function_id + " "
-            if show_function_call_id:
-                prefix += entry.call_id + " "
-            if show_container_id:
-                prefix += entry.container_id + " "
-            stream = sys.stderr if entry.fd == 2 else sys.stdout
-            stream.write(prefix + text if not prefix else "".join(prefix + one for one in text.splitlines(True)))
-            stream.flush()
 
 
 def show_json_line(entry: methods.LogEntry, text: str) -> None:

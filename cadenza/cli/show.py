@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from datetime import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -29,32 +30,106 @@ def _raw(cell: Any) -> Any:
     return cell.raw if isinstance(cell, Cell) else cell
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], json_output: bool) -> None:
+def _shown(cell: Any) -> str:
+    return cell.shown if isinstance(cell, Cell) else str(cell)
+
+
+def key(name: str) -> str:
+    """A column's name as a key of JSON: snake_case."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def rows_as_json(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """A list of things as scripts get it."""
+    keys = [key(name) for name in columns]
+    return [{name: _raw(one) for name, one in zip(keys, row)} for row in rows]
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], json_output: bool, no_color: bool = False
+) -> None:
     """A list of things. As JSON: a list of objects whose keys are the columns in snake_case.
 
-    A cell may be a `Cell`, which looks one way to people and another to scripts.
+    A cell may be a `Cell`, which looks one way to people and another to scripts. A terminal is spared columns in which
+    nothing stands; pipes and JSON always have all.
     """
     cells = [list(row) for row in rows]
     if json_output:
-        keys = ["".join(c if c.isalnum() else "_" for c in name.lower()) for name in columns]
-        as_json([{key: _raw(one) for key, one in zip(keys, row)} for row in cells])
+        as_json(rows_as_json(columns, cells))
         return
-    shown = [[one.shown if isinstance(one, Cell) else str(one) for one in row] for row in cells]
+    shown = [[_shown(one) for one in row] for row in cells]
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
+        kept = [at for at in range(len(columns)) if not shown or any(line[at] for line in shown)]
         view = Table(title=title if shown else None, box=box.SIMPLE_HEAD, title_justify="left")
-        for name in columns:
-            view.add_column(name, overflow="fold")
+        for at in kept:
+            view.add_column(columns[at], overflow="fold")
         for line in shown:
-            view.add_row(*line)
-        Console().print(view)
+            view.add_row(*[Text(line[at]) for at in kept])
+        Console(no_color=no_color or None).print(view)
         return
     click.echo("\t".join(columns))
     for line in shown:
         click.echo("\t".join(line))
+
+
+def facts(pairs: Sequence[tuple[str, Any]], no_color: bool = False) -> None:
+    """One thing: a line for each fact that is known."""
+    known = [(name, _shown(one)) for name, one in pairs if _shown(one)]
+    width = max((len(name) for name, _ in known), default=0)
+    bold = sys.stdout.isatty() and not no_color and "NO_COLOR" not in os.environ
+    for name, value in known:
+        click.echo(f"{click.style(name, bold=True) if bold else name}{' ' * (width - len(name))}  {value}")
+
+
+def facts_as_json(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """One thing as scripts get it: all facts, known or not."""
+    return {key(name): _raw(one) for name, one in pairs}
+
+
+color_option = click.option("--no-color", is_flag=True, help="Without colors.")
+
+
+def number(count: int) -> Cell:
+    """A number of which 0 means that there is none."""
+    return Cell(str(count) if count else "", count or None)
+
+
+def yes(value: bool) -> Cell:
+    """A mark for what is true."""
+    return Cell("yes" if value else "", value)
+
+
+def listed(words: Sequence[str]) -> Cell:
+    """Several words in one place."""
+    return Cell(", ".join(words), list(words))
+
+
+def tags(values: Mapping[str, str]) -> Cell:
+    """Names with values."""
+    return Cell(", ".join(f"{name}={value}" for name, value in sorted(values.items())), dict(values))
+
+
+def limit(value: float | None, unit: str = "") -> Cell:
+    """A limit, or that there is none."""
+    return Cell("none" if value is None else f"{value:g}{unit}", value)
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: two units at most."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172800:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 86400:.0f} days"
 
 
 def when(seconds: float | None) -> Cell:
