@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cadenza.sdk.app import App as App
     from cadenza.sdk.call import FunctionCall as FunctionCall
     from cadenza.sdk.client import Client as Client
+    from cadenza.sdk.cls import Cls as Cls
     from cadenza.sdk.context_api import current_function_call_id as current_function_call_id
     from cadenza.sdk.context_api import current_input_id as current_input_id
     from cadenza.sdk.context_api import interact as interact
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from cadenza.sdk.function import Function as Function
     from cadenza.sdk.image import Image as Image
     from cadenza.sdk.later import clustered as clustered
-    from cadenza.sdk.later import parameter as parameter
     from cadenza.sdk.later import sessioned as sessioned
     from cadenza.sdk.output import enable_output as enable_output
+    from cadenza.sdk.parameter import parameter as parameter
     from cadenza.sdk.patterns import FilePatternMatcher as FilePatternMatcher
     from cadenza.sdk.retries import Retries as Retries
     from cadenza.sdk.schedule import Cron as Cron
@@ -47,6 +48,7 @@ _HOMES = {
     "App": "app",
     "FunctionCall": "call",
     "Client": "client",
+    "Cls": "cls",
     "current_function_call_id": "context_api",
     "current_input_id": "context_api",
     "interact": "context_api",
@@ -64,9 +66,9 @@ _HOMES = {
     "Function": "function",
     "Image": "image",
     "clustered": "later",
-    "parameter": "later",
     "sessioned": "later",
     "enable_output": "output",
+    "parameter": "parameter",
     "FilePatternMatcher": "patterns",
     "Retries": "retries",
     "Cron": "schedule",
@@ -78,7 +80,7 @@ _HOMES = {
 _MODULES = {"config": "cadenza.sdk.settings", "exception": "cadenza.exception"}
 
 _UNBUILT = (
-    "CloudBucketMount", "Cls", "Cluster", "Dict", "Environment", "NetworkFileSystem", "Probe", "Proxy", "Queue",
+    "CloudBucketMount", "Cluster", "Dict", "Environment", "NetworkFileSystem", "Probe", "Proxy", "Queue",
     "Sandbox", "SandboxSnapshot", "SchedulerPlacement", "Server", "Tunnel", "Volume", "Workspace", "experimental",
     "forward",
 )  # fmt: skip

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from cadenza.base.errors import DeprecationError, InvalidError, UnimplementedError
 from cadenza.sdk import _dual, shape
-from cadenza.sdk._light import cast, look_like
+from cadenza.sdk._light import cast
+from cadenza.sdk.app_classes import AppClasses
 from cadenza.sdk.context_api import container
 from cadenza.sdk.declaration import Declaration
 from cadenza.sdk.decorators import PartialFunction
+from cadenza.sdk.decorators import strict as _strict
 from cadenza.sdk.function import Definition, Function
 from cadenza.sdk.image import Image
 from cadenza.sdk.later import LaterApp
@@ -68,28 +70,6 @@ if TYPE_CHECKING:
 else:
     P = T = None
 
-_RENAMED = {
-    "keep_warm": "min_containers",
-    "concurrency_limit": "max_containers",
-    "container_idle_timeout": "scaledown_window",
-    "allow_concurrent_inputs": "the decorator @concurrent(max_inputs=...)",
-}
-
-
-def _strict(factory: F) -> F:
-    """Refuse parameters that were renamed, and a decorator without its parentheses, with a sentence."""
-
-    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for old, new in _RENAMED.items():
-            if old in kwargs:
-                raise DeprecationError(f"the parameter {old} was replaced: use {new}")
-        if len(args) == 1 and callable(args[0]) and not kwargs:
-            raise InvalidError(f"@app.{factory.__name__} takes parentheses: write @app.{factory.__name__}()")
-        return factory(self, *args, **kwargs)
-
-    return cast("F", look_like(checked, factory))
-
-
 class _Runs(_dual.context[P, T]):
     """A context manager method that also has ``.aio``."""
 
@@ -126,7 +106,7 @@ class _RunMethod(_dual.BothContextMethod[P, T]):
         return self(*args, **kwargs)
 
 
-class App(LaterApp):
+class App(AppClasses, LaterApp):
     """A group of functions with shared defaults.
 
     ``image``, ``secrets`` and ``volumes`` hold for functions that do not say otherwise: an app's secrets come before a
@@ -208,12 +188,6 @@ class App(LaterApp):
         """Deprecated: the app's functions by name."""
         _deprecated("registered_functions")
         return dict(self._functions)
-
-    @property
-    def registered_classes(self) -> dict[str, Any]:
-        """Deprecated: the app's classes by name."""
-        _deprecated("registered_classes")
-        return {}
 
     @property
     def registered_entrypoints(self) -> dict[str, LocalEntrypoint[Any, Any]]:

@@ -9,9 +9,13 @@ from cadenza.sdk import _dual
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Any, Optional
 
-__all__ = ["container", "current_function_call_id", "current_input_id", "interact", "is_local"]
+__all__ = ["apps_here", "container", "current_function_call_id", "current_input_id", "interact", "is_local"]
+
+
+apps_here: list[Any] = []
+"""In a container: the apps that the program has made so far. Each container belongs to one of them."""
 
 
 def is_local() -> bool:

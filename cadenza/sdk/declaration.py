@@ -1,4 +1,4 @@
-"""`Declaration`: one function as its decorators describe it."""
+"""`Declaration`: one function, or class, as its decorators describe it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,27 @@ if TYPE_CHECKING:
 
 
 @record
+class Method:
+    """One method of a class that runs in containers."""
+
+    name: str
+    is_generator: bool
+    is_async: bool
+
+
+@record
+class Parameter:
+    """One parameter of a class; ``type`` is str, int, bool or bytes. Without ``has_default``, ``default`` is None."""
+
+    name: str
+    type: str
+    has_default: bool
+    default: Any = None
+
+
+@record
 class Declaration:
-    """One function as its decorators describe it. Nothing is read from disk before
+    """One function, or class, as its decorators describe it. Nothing is read from disk before
     `cadenza.sdk.publish.prepare`."""
 
     name: str
@@ -29,3 +48,6 @@ class Declaration:
     marks: Marks
     image: Callable[[], Image]
     app_secrets: Callable[[], Sequence[Secret]]
+    methods: tuple[Method, ...] = ()
+    """Of a class, which is called ``Name.*``."""
+    parameters: tuple[Parameter, ...] = ()

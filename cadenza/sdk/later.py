@@ -260,44 +260,6 @@ class LaterApp:
 
     _name: Optional[str]
 
-    def cls(
-        self,
-        *,
-        image: Optional[Image] = None,
-        env: Optional[Mapping[str, Optional[str]]] = None,
-        secrets: Optional[Sequence[Secret]] = None,
-        gpu: Union[str, Sequence[Optional[str]], None] = None,
-        serialized: bool = False,
-        network_file_systems: Mapping[Any, Any] = {},
-        volumes: Mapping[Any, Any] = {},
-        cpu: Union[float, tuple[float, float], None] = None,
-        memory: Union[int, tuple[int, int], None] = None,
-        ephemeral_disk: Optional[int] = None,
-        min_containers: Optional[int] = None,
-        max_containers: Optional[int] = None,
-        buffer_containers: Optional[int] = None,
-        scaledown_window: Optional[int] = None,
-        proxy: Any = None,
-        retries: Union[int, Retries, None] = None,
-        timeout: int = DEFAULT_TIMEOUT_S,
-        startup_timeout: Optional[int] = None,
-        cloud: Optional[str] = None,
-        region: Union[str, Sequence[str], None] = None,
-        routing_region: Optional[str] = None,
-        nonpreemptible: bool = False,
-        enable_memory_snapshot: bool = False,
-        block_network: bool = False,
-        restrict_modal_access: bool = False,
-        single_use_containers: bool = False,
-        i6pn: Optional[bool] = None,
-        include_source: Optional[bool] = None,
-        experimental_options: Optional[Mapping[str, Any]] = None,
-        _experimental_restrict_output: bool = False,
-        max_inputs: Optional[int] = None,
-    ) -> Callable[[Any], Any]:
-        """Not built yet."""
-        raise UnimplementedError("@app.cls is not built yet: use @app.function with a function for now")
-
     def server(
         self,
         *,
@@ -365,16 +327,6 @@ class LaterApp:
     ) -> App:
         """Not built yet."""
         raise UnimplementedError("App.lookup is not built yet: it comes with deployed apps")
-
-
-class _NoDefault:
-    def __repr__(self) -> str:
-        return "modal.cls._NO_DEFAULT()"
-
-
-def parameter(*, default: Any = _NoDefault(), init: bool = True) -> Any:
-    """A parameter of a class. Not built yet."""
-    raise UnimplementedError("parameter() is not built yet: classes under @app.cls come later; use functions for now")
 
 
 def clustered(*, size: int, rdma: bool = False) -> Callable[[Any], Any]:
