@@ -147,6 +147,17 @@ class LogChunk:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a container uses. ``cpu_s``: CPU seconds since it began; ``time``: when it was read, in epoch seconds."""
+
+    container_id: str
+    time: float
+    cpu_s: float
+    memory_bytes: int
+    pids: int = 0
+
+
+@dataclass(frozen=True)
 class BuildOrder:
     """Make an image. ``objects`` of the recipe's files are in the object store when this is given."""
 
@@ -241,6 +252,9 @@ class Control(Protocol):
     def items(self, container_id: str, items: Sequence[GeneratorItem]) -> None: ...
 
     def logs(self, chunks: Sequence[LogChunk]) -> None: ...
+
+    def usage(self, samples: Sequence[Usage]) -> None:
+        """What the node's containers use, now and then."""
 
     def object_path(self, digest: str) -> Optional[str]:
         """The path of an uploaded object on this machine's disk, or None. (A fleet's agents fetch it instead.)"""
