@@ -202,6 +202,7 @@ class Answers:
             finished,
             statuses,
             self._starts.get(record.call_id, {}) if record.inputs == 1 else {},
+            record.method,
         )
 
 
@@ -217,7 +218,7 @@ def described(one: ContainerState, wall: float, isolation: str) -> ContainerInfo
         state=one.state if one.stop is None else "stopping",
         started_at=wall + one.placed_at,
         runtime="" if report is None else report.runtime,
-        isolation=function.spec.isolation or isolation,
+        isolation=one.spec.isolation or isolation,
         warm=False if report is None else report.warm,
         running_inputs=one.begun,
         phases={} if report is None else dict(report.phases),

@@ -11,7 +11,7 @@ Detached calls have no state in memory: a hundred thousand of them cost nothing 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
@@ -22,15 +22,14 @@ from cadenza.control.attached import Attached, OnItem, OnOutput, Value, input_id
 from cadenza.control.intake import Intake
 from cadenza.control.limits import Limits
 from cadenza.control.loop import EPOCH_FENCES, Loop
+from cadenza.control.published import APP_ENDED, Published
 from cadenza.control.results import Results
 from cadenza.protocol.calls import (
     CALL_KINDS, CALLER_GONE_GRACE_S, DETACHED_KINDS, RESULT_KEPT_S, TERMINATED, AttemptOutput, BlobRef, GeneratorItem,
     OutputItem,
 )  # fmt: skip
-from cadenza.protocol.functions import FunctionStats
 from cadenza.protocol.methods import CallInfo, ContainerInfo
 from cadenza.protocol.nodes import Node, NodeReport
-from cadenza.protocol.objects import FunctionSpec
 from cadenza.scheduling.states import ContainerState
 from cadenza.storage.db import Database
 from cadenza.storage.entry import CallRecord, Entry, Output
@@ -40,12 +39,9 @@ from cadenza.storage.queue_sqlite import SqliteQueue
 EXPIRE_EVERY_S = 600.0
 FIRST_REPORT_S = 1.0
 """How long after a start a node may take to say which of the containers that it had are still there."""
-APP_ENDED = "the app has ended"
-DROP_ROWS = 5_000
-"""How many waiting inputs of an ended app are dropped in one transaction."""
 
 
-class Calls:
+class Calls(Published):
     """Every call of this control plane."""
 
     def __init__(
@@ -144,44 +140,6 @@ class Calls:
         except Error:
             pass  # the disk is full; there is another time
         self._expire_later()
-
-    # --- functions and apps ---
-
-    def add_function(
-        self, function_id: str, app_id: str, app_name: str, spec: FunctionSpec, layout: Mapping[str, str]
-    ) -> None:
-        """Make a function callable (again). InvalidError when no node can ever hold its containers."""
-        self.loop.add_function(function_id, app_id, app_name, spec, layout)
-
-    def remove_app(self, app_id: str, reason: str) -> None:
-        """End an app: its unfinished inputs become TERMINATED, its containers stop."""
-        text = f"{APP_ENDED}: {reason}" if reason else APP_ENDED
-        for function in list(self.loop.cluster.functions.values()):
-            if function.app_id == app_id and not function.removed:
-                self.loop.post(self.loop.remove_function, function.function_id, text)
-                self._spawn(self._drop_function(function.function_id, text))
-
-    async def _drop_function(self, function_id: str, reason: str) -> None:
-        while True:
-            expires_at = self._clock.now() + RESULT_KEPT_S
-            try:
-                dropped = await self._queue.drop_function(function_id, reason, expires_at, DROP_ROWS)
-            except Error:
-                await asyncio.sleep(1.0)
-                continue
-            for call_id, index, name in dropped:
-                self._ended(Output(call_id, index, name, TERMINATED, error=reason), function_id, True)
-            self.loop.post(self.loop.removed, function_id, len(dropped))
-            if len(dropped) < DROP_ROWS:
-                return
-
-    def app_busy(self, app_id: str) -> bool:
-        """Whether any input of the app is not finished."""
-        return self._limits.busy(app_id)
-
-    def forgotten(self, function_id: str) -> None:
-        """`cadenza.control.round.Sink`: a function is gone."""
-        self._limits.forget(function_id)
 
     # --- calls ---
 
@@ -462,14 +420,6 @@ class Calls:
             self._spawn(self._cancel(state.record, False, "its caller is gone"))
 
     # --- containers ---
-
-    def stats(self, function_id: str) -> FunctionStats:
-        """How many inputs wait and how many containers there are. NotFoundError for an unknown function."""
-        function = self.loop.cluster.functions.get(function_id)
-        if function is None:
-            raise NotFoundError(f"there is no function {function_id}, or its app has ended")
-        alive = sum(1 for one in function.containers.values() if one.stop is None)
-        return FunctionStats(len(function.ready) + function.backlog, alive)
 
     def containers(self, app_id: str = "") -> list[ContainerInfo]:
         """The containers that are not gone, each with the reason for its present state."""

@@ -129,7 +129,7 @@ class Loop(Pools):
         outlived = report.reason == nodes.NODE_LOST and not container.revision
         if not was_ready and container.stop is None and not outlived:
             self._start_failed(function, report)
-        spec = function.spec
+        spec = container.spec
         back: list[Entry] = []
         for attempt in lost:
             if attempt.zombie:
@@ -168,7 +168,7 @@ class Loop(Pools):
         for output in outputs:
             said.setdefault(output.attempt_id, output)
         function = container.function
-        spec = function.spec
+        spec = container.spec
         back: list[Entry] = []
         for attempt in self.cluster.apply(events.Settle(container_id, outputs), self._now):
             if attempt.zombie:
@@ -267,7 +267,7 @@ class Loop(Pools):
 
     def _timed_out(self, container: ContainerState, attempt: AttemptState) -> None:
         function = container.function
-        spec = function.spec
+        spec = container.spec
         text = f"the input ran longer than its timeout of {attempt.timeout_s:g} s"
         verdict = dispatch.after_failure(attempt.entry, spec, TIMEOUT, text)
         name = attempt.attempt_id

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import OrderedDict
-from typing import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
-from cadenza.base.errors import InvalidError
+from cadenza.base.errors import Error, InvalidError
 from cadenza.base.ids import IdSource
 from cadenza.base.resources import Gpu
 from cadenza.control.inputs import Inputs
@@ -16,16 +18,19 @@ from cadenza.control.round import Sink
 from cadenza.protocol.calls import (
     Attempt,
 )
-from cadenza.protocol.nodes import ContainerSpec, Desired, Node, StopOrder
-from cadenza.protocol.objects import FunctionSpec
+from cadenza.protocol.nodes import GONE, INIT_FAILED, ContainerReport, ContainerSpec, Desired, Node, StopOrder
+from cadenza.protocol.objects import AutoscalerPatch, FunctionSpec, to_json
 from cadenza.scheduling import autoscale, dispatch, events, placement
-from cadenza.scheduling.states import AttemptState, ContainerState, FunctionState
+from cadenza.scheduling.states import NO_LIMITS, AttemptState, ContainerState, FunctionState
 from cadenza.storage.entry import Entry
 from cadenza.storage.queue import Queue
 
 IMAGES_NAMED = 8
 EXIT_GRACE_S = 30.0
 """What exit hooks may take. Source: semantics.md section 12.1."""
+ROLLING, RECREATE = "rolling", "recreate"
+STRATEGIES = (ROLLING, RECREATE)
+REPLACED = "a new version of its function is in force"
 
 
 class Pools(Inputs):
@@ -33,6 +38,8 @@ class Pools(Inputs):
 
     def __init__(self, isolation: str, queue: Queue, clock: Clock, ids: IdSource, sink: Sink) -> None:
         super().__init__(isolation, queue, clock, ids, sink)
+        self.variables: Callable[[FunctionSpec, str], dict[str, str]] = lambda spec, environment: variables(spec)
+        """What a container of the environment sees, in clear. An `Error` fails the start, with its text."""
         self._nodes: dict[str, Node] = {}
         self._stuck: set[str] = set()
         self._specs: dict[str, ContainerSpec] = {}
@@ -62,14 +69,57 @@ class Pools(Inputs):
         return placement.refusal(spec.resources, infos) if infos else ""
 
     def add_function(
-        self, function_id: str, app_id: str, app_name: str, spec: FunctionSpec, layout: Mapping[str, str]
+        self,
+        function_id: str,
+        app_id: str,
+        app_name: str,
+        spec: FunctionSpec,
+        layout: Mapping[str, str],
+        *,
+        ephemeral: bool = True,
+        environment: str = "main",
+        base_id: str = "",
+        renew: bool = False,
+        strategy: str = ROLLING,
     ) -> None:
-        """InvalidError when no node can ever hold its containers."""
+        """Publish a function, or replace it: `cadenza.control.published` says how."""
         refused = self.refusal(spec)
         if refused:
             raise InvalidError(f"{spec.name}: {refused}")
-        event = events.FunctionAdded(function_id, app_id, app_name, spec, layout)
+        if strategy not in STRATEGIES:
+            raise InvalidError(f"there is no strategy {strategy!r}; known are {', '.join(STRATEGIES)}")
+        before = self.cluster.functions.get(function_id)
+        generation = 0 if before is None else before.generation
+        event = events.FunctionAdded(
+            function_id, app_id, app_name, spec, layout, ephemeral, environment, base_id, renew
+        )
         self.cluster.apply(event, self._clock.monotonic())
+        if before is not None and before.generation != generation:
+            self.post(self._replace, function_id, strategy)
+        self.post(self.touch, function_id)
+
+    def _replace(self, function_id: str, strategy: str) -> None:
+        """Containers of an earlier generation end: after what runs in them, or at once."""
+        function = self.cluster.functions.get(function_id)
+        if function is None:
+            return
+        for container in list(function.containers.values()):
+            if container.generation == function.generation:
+                continue
+            if strategy == RECREATE:
+                self._stop(container, EXIT_GRACE_S, False, REPLACED, free=True)
+            elif container.stop is None:
+                self._stop(container, self._patience_s(container), True, REPLACED)
+        self.touch(function_id)
+
+    @staticmethod
+    def _patience_s(container: ContainerState) -> float:
+        """How long an orderly end may take: what runs may go on to its timeout."""
+        return EXIT_GRACE_S + (container.spec.timeout_s if container.attempts else 0.0)
+
+    def limit(self, function_id: str, patch: Optional[AutoscalerPatch], unset: Sequence[str]) -> None:
+        """Limits over those that are declared; ``patch`` None: those that are declared."""
+        self.cluster.apply(events.Limited(function_id, patch, unset), self._clock.monotonic())
         self.post(self.touch, function_id)
 
     def nested(self, input_id: str, change: int) -> None:
@@ -143,7 +193,7 @@ class Pools(Inputs):
                 continue
             container = autoscale.reclaim(holder, function, self.cluster.nodes)
             if container is not None:
-                grace_s = EXIT_GRACE_S + (holder.spec.timeout_s if container.attempts else 0.0)
+                grace_s = self._patience_s(container)
                 text = (
                     f"{name} has {count} containers, and {function.app_name}/{function.spec.name} waits for its first"
                 )
@@ -151,35 +201,47 @@ class Pools(Inputs):
 
     def _start(self, function: FunctionState, node_id: str, gpus: tuple[Gpu, ...]) -> None:
         container_id = self._ids.new("container")
+        try:
+            env = self.variables(function.spec, function.environment)
+        except Error as error:
+            failed = ContainerReport(container_id, GONE, INIT_FAILED, str(error))
+            self._start_failed(function, failed)
+            self.touch(function.function_id)
+            return
         event = events.StartContainer(
             container_id, function.function_id, node_id, gpus, function.why, self._revision + 1
         )
         self.cluster.apply(event, self._now)
         container = self.cluster.containers[container_id]
-        spec = self._describe(container)
+        spec = self._describe(container, env)
         self._specs[container_id] = spec
         self._images[spec.image_id] = None
         self._images.move_to_end(spec.image_id)
         while len(self._images) > IMAGES_NAMED:
             self._images.popitem(last=False)
-        kept = {"gpus": [[one.type, one.count] for one in gpus], "why": container.why}
+        kept = {"gpus": [[one.type, one.count] for one in gpus], "why": container.why, "spec": _noted(container.spec)}
         self._queue.put_container(container_id, node_id, function.function_id, json.dumps(kept))
         self._changed.add(node_id)
 
-    def _describe(self, container: ContainerState) -> ContainerSpec:
-        function = container.function
+    def _start_failed(self, function: FunctionState, report: ContainerReport) -> None:
+        """A container ended before it was ready."""
+        raise NotImplementedError
+
+    def _describe(self, container: ContainerState, env: dict[str, str]) -> ContainerSpec:
+        function, spec = container.function, container.spec
         wall = self._clock.now() - self._now
         return ContainerSpec(
             container_id=container.container_id,
             app_id=function.app_id,
             app_name=function.app_name,
             function_id=function.function_id,
-            function=function.spec,
-            image_id=function.spec.image.image_id(),
-            isolation=function.spec.isolation or self.isolation,
+            function=spec,
+            image_id=spec.image.image_id(),
+            isolation=spec.isolation or self.isolation,
             gpus=container.gpus,
-            layout=function.layout,
-            env=variables(function.spec),
+            layout=container.layout,
+            env=env,
+            environment=function.environment,
             wanted_at=wall + container.wanted_at,
             placed_at=wall + container.placed_at,
         )
@@ -188,12 +250,16 @@ class Pools(Inputs):
         """A container of an earlier control plane, which its node may still have, with the attempts it was given."""
         described = json.loads(kept)
         gpus = tuple(Gpu(kind, count) for kind, count in described["gpus"])
-        event = events.StartContainer(container_id, function_id, node_id, gpus, described["why"], 0)
+        former = _former(self.cluster.functions[function_id].spec, described.get("spec"))
+        event = events.StartContainer(container_id, function_id, node_id, gpus, described["why"], 0, former)
         self.cluster.apply(event, self._now)
-        self._specs[container_id] = self._describe(self.cluster.containers[container_id])
+        container = self.cluster.containers[container_id]
+        self._specs[container_id] = self._describe(container, {})  # it has its variables already
         for entry in entries:
             self.cluster.apply(events.Adopt(container_id, entry), self._now)
         self._changed.add(node_id)
+        if former is not None:
+            self._stop(container, self._patience_s(container), True, REPLACED)
 
     def stop_container(self, container_id: str, graceful: bool) -> bool:
         """By a user's wish. False when there is no such container."""
@@ -206,11 +272,12 @@ class Pools(Inputs):
     def _stop_by_user(self, container_id: str, graceful: bool) -> None:
         container = self.cluster.containers.get(container_id)
         if container is not None:
-            grace = container.function.spec.timeout_s + EXIT_GRACE_S if graceful else 0.0
+            grace = container.spec.timeout_s + EXIT_GRACE_S if graceful else 0.0
             self._stop(container, grace, graceful, "stopped by a user")
 
-    def _stop(self, container: ContainerState, grace_s: float, drain: bool, why: str) -> None:
-        """Order a container to end; unless it is drained, its inputs go elsewhere now."""
+    def _stop(self, container: ContainerState, grace_s: float, drain: bool, why: str, free: bool = False) -> None:
+        """Order a container to end; unless it is drained, its inputs go elsewhere now: with ``free`` as if they had
+        never run, however often that happens."""
         name = container.container_id
         if name not in self.cluster.containers:
             return
@@ -226,7 +293,8 @@ class Pools(Inputs):
         alive = [one.attempt_id for one in container.attempts.values() if not one.zombie]
         back: list[Entry] = []
         for attempt in self.cluster.apply(events.Detach(name, alive), self._now):
-            self._again(attempt, dispatch.after_loss(attempt, function.spec, why), container, back)
+            verdict = dispatch.after_loss(attempt, container.spec, why, free)
+            self._again(attempt, verdict, container, back, False if free else None)
         self._return(function, back)
 
     # --- what nodes are told ---
@@ -283,6 +351,30 @@ class Pools(Inputs):
                 tuple(reversed(self._images)),
             )
         )
+
+
+def _noted(spec: FunctionSpec) -> dict[str, Any]:
+    """What must be known of a container's specification after a restart: whether it is the one in force, and else
+    what its end has to do with."""
+    limits = replace(spec, **NO_LIMITS)
+    asked = spec.resources
+    return {
+        "digest": hashlib.sha256(to_json(limits).encode()).hexdigest(),
+        "cpu_milli": asked.cpu_milli, "memory_mib": asked.memory_mib, "disk_mib": asked.disk_mib,
+        "timeout_s": spec.timeout_s, "max_concurrent": spec.max_concurrent,
+    }  # fmt: skip
+
+
+def _former(spec: FunctionSpec, noted: Optional[dict[str, Any]]) -> Optional[FunctionSpec]:
+    """What a container was started for, as far as it was noted; None when that is ``spec``."""
+    if noted is None or noted["digest"] == _noted(spec)["digest"]:
+        return None
+    asked = replace(
+        spec.resources, cpu_milli=noted["cpu_milli"], memory_mib=noted["memory_mib"], disk_mib=noted["disk_mib"]
+    )
+    return replace(
+        spec, resources=asked, timeout_s=noted["timeout_s"], max_concurrent=noted["max_concurrent"], single_use=False
+    )
 
 
 def variables(spec: FunctionSpec) -> dict[str, str]:

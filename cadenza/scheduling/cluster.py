@@ -24,11 +24,15 @@ from cadenza.base.errors import Bug
 from cadenza.base.resources import Resources
 from cadenza.protocol.calls import attempt_id
 from cadenza.protocol.nodes import GONE, READY
+from cadenza.protocol.objects import AutoscalerPatch
 from cadenza.scheduling.events import (
     Adopt, Arrived, Assign, BacklogChanged, Bury, CallBack, ContainerSeen, Detach, Event, FailingOver, FunctionAdded,
-    FunctionRemoved, Nested, NodeAway, NodeSeen, Settle, StartContainer, StartFailed, StopContainer, Wanting, Withdrawn,
+    FunctionRemoved, Limited, Nested, NodeAway, NodeSeen, Settle, StartContainer, StartFailed, StopContainer, Wanting,
+    Withdrawn,
 )  # fmt: skip
-from cadenza.scheduling.states import MOVES, AttemptState, ContainerState, FunctionState, NodeState
+from cadenza.scheduling.states import (
+    MOVES, NO_LIMITS, AttemptState, ContainerState, FunctionState, NodeState, limited, runs_alike,
+)  # fmt: skip
 
 AVERAGE_WEIGHT = 0.3
 """How much the newest execution counts in a function's moving average."""
@@ -103,17 +107,39 @@ class Cluster:
     def _function_added(self, event: FunctionAdded, now: float) -> list[AttemptState]:
         old = self.functions.get(event.function_id)
         if old is None:
-            self.functions[event.function_id] = FunctionState(
+            old = self.functions[event.function_id] = FunctionState(
                 event.function_id, event.app_id, event.app_name, event.spec, dict(event.layout), event.ephemeral
             )
         else:
-            old.app_id, old.app_name, old.spec, old.layout = (
+            other = event.renew or not runs_alike(old.declared, event.spec)
+            if other or old.declared != event.spec:
+                old.limits, old.unset = AutoscalerPatch(), ()
+            if other or any(event.layout.get(name, value) != value for name, value in old.layout.items()):
+                old.generation += 1
+                old.average_s = None if other and not event.renew else old.average_s
+                old.start_failures, old.blocked_until, old.failing = 0, 0.0, None
+            old.app_id, old.app_name, old.declared, old.layout = (
                 event.app_id,
                 event.app_name,
                 event.spec,
                 dict(event.layout),
             )
-            old.removed, old.start_failures, old.blocked_until, old.failing = False, 0, 0.0, None
+            old.spec = limited(event.spec, old.limits, old.unset)
+            old.removed, old.ephemeral = False, event.ephemeral
+        old.environment, old.base_id = event.environment, event.base_id
+        return []
+
+    def _limited(self, event: Limited, now: float) -> list[AttemptState]:
+        function = self.functions[event.function_id]
+        if event.patch is None:
+            function.limits, function.unset = AutoscalerPatch(), ()
+        else:
+            given = {name: getattr(event.patch, name) for name in NO_LIMITS}
+            unset = {*function.unset, *event.unset} - {name for name, value in given.items() if value is not None}
+            kept = {name: None if name in unset else getattr(function.limits, name) for name in NO_LIMITS}
+            kept.update({name: value for name, value in given.items() if value is not None})
+            function.limits, function.unset = AutoscalerPatch(**kept), tuple(sorted(unset))
+        function.spec = limited(function.declared, function.limits, function.unset)
         return []
 
     def _function_removed(self, event: FunctionRemoved, now: float) -> list[AttemptState]:
@@ -160,7 +186,7 @@ class Cluster:
     def _assign(self, event: Assign, now: float) -> list[AttemptState]:
         container = self.containers[event.container_id]
         function = container.function
-        spec = function.spec
+        spec = container.spec
         given = []
         for _ in range(event.count):
             if not function.ready:
@@ -207,7 +233,7 @@ class Cluster:
             container.begun -= 1
         else:
             container.queued.remove(attempt)
-        while container.queued and container.begun < function.spec.max_concurrent:
+        while container.queued and container.begun < container.spec.max_concurrent:
             self._begin(container, container.queued.popleft(), now)
         if self._holders.get(attempt.entry.input_id) is container:
             del self._holders[attempt.entry.input_id]
@@ -295,12 +321,12 @@ class Cluster:
         function = container.function
         entry = event.entry
         entry.attempts += 1
-        attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, function.spec.timeout_s)
+        attempt = AttemptState(attempt_id(entry.input_id, entry.fence), entry, now, container.spec.timeout_s)
         container.attempts[attempt.attempt_id] = attempt
         self._holders[entry.input_id] = container
         container.taken += 1
         function.running += 1
-        if container.begun < function.spec.max_concurrent:
+        if container.begun < container.spec.max_concurrent:
             self._begin(container, attempt, now)
         else:
             container.queued.append(attempt)
@@ -321,8 +347,10 @@ class Cluster:
         node = self.nodes[event.node_id]
         container = ContainerState(
             event.container_id, function, event.node_id, function.wanted_since or now, now, event.why,
-            function.spec.resources, event.gpus, revision=event.revision, idle_since=now,
+            (event.former or function.spec).resources, event.gpus, revision=event.revision, idle_since=now,
         )  # fmt: skip
+        if event.former is not None:
+            container.spec, container.generation = event.former, 0
         self.containers[container.container_id] = container
         function.containers[container.container_id] = container
         node.containers[container.container_id] = container
@@ -333,9 +361,10 @@ class Cluster:
 
     def _stop_container(self, event: StopContainer, now: float) -> list[AttemptState]:
         container = self.containers[event.container_id]
-        if container.stop is None or now + event.grace_s < container.stop_at:
+        order = container.stop
+        if order is None or now + event.grace_s < container.stop_at or (order.drain and not event.drain):
             container.stop = event
-            container.stop_at = now + event.grace_s
+            container.stop_at = min(container.stop_at, now + event.grace_s)
             container.why = event.why
         return []
 
@@ -398,6 +427,7 @@ _HANDLERS = {
     NodeSeen: Cluster._node_seen,
     NodeAway: Cluster._node_away,
     FunctionAdded: Cluster._function_added,
+    Limited: Cluster._limited,
     FunctionRemoved: Cluster._function_removed,
     Arrived: Cluster._arrived,
     BacklogChanged: Cluster._backlog_changed,

@@ -166,11 +166,11 @@ def after_failure(entry: Entry, spec: FunctionSpec, status: str, error: str) -> 
     return Verdict(retry_delay_s(spec, entry.retries + 1), status, error, charged=True)
 
 
-def after_loss(attempt: AttemptState, spec: FunctionSpec, error: str) -> Verdict:
-    """After the platform lost an attempt: again at once and for nothing, but not for ever."""
+def after_loss(attempt: AttemptState, spec: FunctionSpec, error: str, free: bool = False) -> Verdict:
+    """After the platform lost an attempt: again at once and for nothing, but unless it is ``free`` not for ever."""
     if spec.is_generator and attempt.next_item:
         return Verdict(None, INTERNAL_FAILURE, f"{error}; the generator had given {attempt.next_item} values already")
-    if attempt.entry.losses >= MAX_INTERNAL_FAILURES:
+    if attempt.entry.losses >= MAX_INTERNAL_FAILURES and not free:
         return Verdict(None, INTERNAL_FAILURE, f"{error}; it was tried {attempt.entry.losses + 1} times")
     return Verdict(0.0, INTERNAL_FAILURE, error)
 

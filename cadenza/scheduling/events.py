@@ -8,7 +8,7 @@ from typing import Mapping, Optional, Sequence, Union
 from cadenza.base.resources import Gpu
 from cadenza.protocol.calls import AttemptOutput
 from cadenza.protocol.nodes import ContainerReport, NodeInfo
-from cadenza.protocol.objects import FunctionSpec
+from cadenza.protocol.objects import AutoscalerPatch, FunctionSpec
 from cadenza.storage.entry import Entry
 
 
@@ -40,7 +40,8 @@ class NodeAway:
 
 @dataclass(frozen=True)
 class FunctionAdded:
-    """A function may be called; or is published again."""
+    """A function may be called; or is published again: then with another specification, or with ``renew``, its present
+    containers are of an earlier generation."""
 
     function_id: str
     app_id: str
@@ -48,6 +49,20 @@ class FunctionAdded:
     spec: FunctionSpec
     layout: Mapping[str, str]
     ephemeral: bool = True
+    environment: str = "main"
+    base_id: str = ""
+    """For a variant: the function that it is a variant of."""
+    renew: bool = False
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Limits set at run time over those that are declared: fields of ``patch`` that are set, and fields named in
+    ``unset`` that have none. ``patch`` None: back to what is declared."""
+
+    function_id: str
+    patch: Optional[AutoscalerPatch]
+    unset: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,8 @@ class StartContainer:
     gpus: tuple[Gpu, ...]
     why: str
     revision: int = 0
+    former: Optional[FunctionSpec] = None
+    """For a container of an earlier control plane that was started for another specification: what is known of it."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +214,6 @@ class FailingOver:
 
 
 Event = Union[
-    NodeSeen, NodeAway, FunctionAdded, FunctionRemoved, Arrived, BacklogChanged, Withdrawn, Assign, Settle, Detach,
-    Bury, CallBack, Adopt, Nested, Wanting, StartContainer, StopContainer, ContainerSeen, StartFailed, FailingOver,
+    NodeSeen, NodeAway, FunctionAdded, Limited, FunctionRemoved, Arrived, BacklogChanged, Withdrawn, Assign, Settle,
+    Detach, Bury, CallBack, Adopt, Nested, Wanting, StartContainer, StopContainer, ContainerSeen, StartFailed, FailingOver,
 ]  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional, Sequence
 
 from cadenza.base.resources import Gpu, Resources
 from cadenza.protocol.nodes import GONE, PREPARING, READY, STARTING, STOPPING, ContainerReport, NodeInfo
-from cadenza.protocol.objects import FunctionSpec
+from cadenza.protocol.objects import AutoscalerPatch, FunctionSpec
 from cadenza.scheduling.events import FailedStart, StopContainer
 from cadenza.storage.entry import Entry
 
@@ -79,6 +79,24 @@ class ContainerState:
     stop_at: float = math.inf
     """When the order to stop runs out."""
     report: Optional[ContainerReport] = None
+    spec: FunctionSpec = field(init=False)
+    """What it was started for. Its function may have been published anew since."""
+    layout: dict[str, str] = field(init=False)
+    generation: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spec, self.layout = self.function.spec, self.function.layout
+        self.generation = self.function.generation
+
+    @property
+    def replaced(self) -> bool:
+        """Whether it was started for what its function is no more."""
+        return self.generation != self.function.generation or self.function.removed
+
+    @property
+    def target(self) -> int:
+        """How many inputs at once it should have."""
+        return max(1, min(self.spec.target_concurrent, self.spec.max_concurrent))
 
     @property
     def usable(self) -> bool:
@@ -88,13 +106,13 @@ class ContainerState:
     @property
     def room(self) -> int:
         """How many more attempts it should have, by the function's target."""
-        return self.room_to(self.function.target)
+        return self.room_to(self.target)
 
     def room_to(self, concurrent: int) -> int:
         """How many more attempts make ``concurrent`` of them."""
         if not self.usable:
             return 0
-        if self.function.spec.single_use:
+        if self.spec.single_use:
             return 1 if self.taken == 0 else 0
         return max(0, concurrent - len(self.attempts))
 
@@ -134,6 +152,19 @@ class FunctionState:
     alarm_at: float = math.inf
     why: str = ""
     """The autoscaler's last reason."""
+    environment: str = "main"
+    base_id: str = ""
+    generation: int = 1
+    """Grows when it is published with another specification."""
+    declared: FunctionSpec = field(init=False)
+    """As it was published; ``spec`` is that with ``limits`` over it."""
+    limits: AutoscalerPatch = field(default_factory=AutoscalerPatch)
+    """Limits set at run time."""
+    unset: tuple[str, ...] = ()
+    """Fields of the limits that were taken away at run time."""
+
+    def __post_init__(self) -> None:
+        self.declared = self.spec
 
     @property
     def target(self) -> int:
@@ -170,3 +201,27 @@ class NodeState:
     free_gpus: dict[str, int]
     connected: bool = True
     containers: dict[str, ContainerState] = field(default_factory=dict)
+
+
+NO_LIMITS: dict[str, Any] = {
+    "min_containers": 0,
+    "max_containers": 0,
+    "buffer_containers": 0,
+    "scaledown_window_s": 60.0,
+}
+"""The fields of `AutoscalerPatch` where nothing is declared. Source: semantics.md section 11.1."""
+
+
+def limited(declared: FunctionSpec, patch: AutoscalerPatch, unset: Sequence[str]) -> FunctionSpec:
+    """A declaration with the limits that were set at run time."""
+    changes: dict[str, Any] = {name: NO_LIMITS[name] for name in unset}
+    for name in NO_LIMITS:
+        value = getattr(patch, name)
+        if value is not None:
+            changes[name] = value
+    return replace(declared, **changes) if changes else declared
+
+
+def runs_alike(one: FunctionSpec, other: FunctionSpec) -> bool:
+    """Whether containers started for one may go on for the other: they differ in limits of the autoscaler alone."""
+    return one == other or replace(one, **NO_LIMITS) == replace(other, **NO_LIMITS)
