@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import click
@@ -80,12 +78,6 @@ def stop(container_id: str, graceful: bool, yes: bool) -> None:
 @container_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_command(pty: bool | None, container_id: str, command: tuple[str, ...]) -> None:
-    from cadenza.cli.terminal import run_in_container
+    from cadenza.cli import terminal
 
-    if pty is None:
-        pty = sys.stdin.isatty() and sys.stdout.isatty()
-    rows, columns = 24, 80
-    if pty:
-        columns, rows = os.get_terminal_size(sys.stdout.fileno()) if sys.stdout.isatty() else (80, 24)
-    code = run_in_container(methods.ContainerExec(container_id, command, pty, rows, columns))
-    raise click.exceptions.Exit(code)
+    raise click.exceptions.Exit(terminal.run_in_container(terminal.command(container_id, command, pty)))

@@ -14,6 +14,7 @@ from cadenza import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:object, one line of help)
     "run": ("cadenza.cli.run:run", "Run a function or a local entrypoint in containers on this machine."),
+    "shell": ("cadenza.cli.shell:shell", "Run a command or a shell in a container."),
     "app": ("cadenza.cli.apps:app", "Look at apps, read their logs, change which version runs, stop them."),
     "function": ("cadenza.cli.functions:function", "Look at functions, read their logs, change how they scale."),
     "container": ("cadenza.cli.containers:container", "Look at containers, enter them, stop them."),

@@ -131,6 +131,17 @@ def parse_arguments(
     return kwargs, ()
 
 
+def sink(timestamps: bool) -> Any:
+    """What shows progress and logs here: a moving picture at a terminal, else lines."""
+    from cadenza.sdk import output
+
+    if sys.stderr.isatty():
+        from cadenza.cli.screen import Screen
+
+        return Screen(timestamps)
+    return output.PlainSink(timestamps=timestamps)
+
+
 def execute(
     found: Any,
     rest: tuple[str, ...],
@@ -147,15 +158,10 @@ def execute(
 
     if found.app.name is None:
         found.app.set_description(os.path.basename(str(getattr(found.module, "__file__", found.module.__name__))))
-    sink: Any = None
+    shown: Any = None
     if not quiet:
-        if sys.stderr.isatty():
-            from cadenza.cli.screen import Screen
-
-            sink = Screen(timestamps)
-        else:
-            sink = output.PlainSink()
-        output.install(sink)
+        shown = sink(timestamps)
+        output.install(shown)
     try:
         with user_code():
             with found.app.run(name=name, detach=detach, interactive=interactive, environment_name=env):
@@ -171,9 +177,9 @@ def execute(
                     result = found.target.remote(*rest, **kwargs)
         return result
     finally:
-        if sink is not None:
-            output.remove(sink)
-            sink.close()
+        if shown is not None:
+            output.remove(shown)
+            shown.close()
 
 
 @contextmanager

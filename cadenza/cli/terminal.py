@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from cadenza.cli.connection import client
@@ -16,18 +17,48 @@ from cadenza.sdk import _dual
 READ_BYTES = 64 << 10
 
 
-def run_in_container(request: methods.ContainerExec) -> int:
-    """Run it, with standard input, output and error passed on; its exit code. NotFoundError, PermissionDeniedError."""
+TIMED_OUT = 124
+"""The exit code of a command whose time was over, as of coreutils' timeout."""
+
+_streams: list[Any] = []
+"""The command that this terminal is connected with, if any."""
+
+
+def has_terminal() -> bool:
+    """Whether a person sits at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def command(container_id: str, argv: tuple[str, ...], pty: bool | None) -> methods.ContainerExec:
+    """What the server is asked; ``pty`` None: with a terminal when there is one here."""
+    if pty is None:
+        pty = has_terminal()
+    rows, columns = 24, 80
+    if pty and sys.stdout.isatty():
+        columns, rows = os.get_terminal_size(sys.stdout.fileno())
+    return methods.ContainerExec(container_id, argv, pty, rows, columns)
+
+
+def watch_size() -> None:
+    """From now on a new size of this terminal is told to the command. To be called in the main thread."""
+    loop = _dual.background_loop()
+
+    def resized(signum: int, frame: Any) -> None:
+        asyncio.run_coroutine_threadsafe(_tell_size(_streams), loop)
+
+    signal.signal(signal.SIGWINCH, resized)
+
+
+def run_in_container(request: methods.ContainerExec, limit_s: float | None = None) -> int:
+    """Run it, with standard input, output and error passed on; its exit code. NotFoundError, PermissionDeniedError.
+
+    ``limit_s``: it is ended after so long, and the exit code is `TIMED_OUT`. May be called in any thread; the size of
+    the terminal follows only after `watch_size`.
+    """
     raw = request.pty and sys.stdin.isatty()
     saved: Any = None
-    streams: list[Any] = []
-    if request.pty:
-        loop = _dual.background_loop()
-
-        def resized(signum: int, frame: Any) -> None:
-            asyncio.run_coroutine_threadsafe(_tell_size(streams), loop)
-
-        signal.signal(signal.SIGWINCH, resized)
+    if request.pty and threading.current_thread() is threading.main_thread():
+        watch_size()
     if raw:
         import termios
         import tty
@@ -35,7 +66,7 @@ def run_in_container(request: methods.ContainerExec) -> int:
         saved = termios.tcgetattr(0)
         tty.setraw(0)
     try:
-        return _dual.run(_exec(request, streams))
+        return _dual.run(_limited(request, limit_s))
     finally:
         if saved is not None:
             import termios
@@ -43,9 +74,16 @@ def run_in_container(request: methods.ContainerExec) -> int:
             termios.tcsetattr(0, termios.TCSADRAIN, saved)
 
 
-async def _exec(request: methods.ContainerExec, streams: list[Any]) -> int:
+async def _limited(request: methods.ContainerExec, limit_s: float | None) -> int:
+    try:
+        return await asyncio.wait_for(_exec(request), limit_s)
+    except asyncio.TimeoutError:
+        return TIMED_OUT
+
+
+async def _exec(request: methods.ContainerExec) -> int:
     stream = await (await client(start=False))._stream("container.exec", request)
-    streams.append(stream)
+    _streams.append(stream)
     loop = asyncio.get_running_loop()
     typed: asyncio.Queue[bytes] = asyncio.Queue(maxsize=16)
     stop_reading = _pump_stdin(loop, typed)
@@ -63,14 +101,13 @@ async def _exec(request: methods.ContainerExec, streams: list[Any]) -> int:
     finally:
         sending.cancel()
         stop_reading()
-        streams.clear()
+        _streams.clear()
         stream.cancel()
 
 
 def _pump_stdin(loop: asyncio.AbstractEventLoop, typed: asyncio.Queue[bytes]) -> Any:
     """Read standard input in a thread of its own: files, pipes and terminals alike."""
     import select
-    import threading
 
     wake_read, wake_write = os.pipe()
 

@@ -59,6 +59,8 @@ class ImageSpec:
     """An image as a recipe: its steps, first to last."""
 
     steps: tuple[ImageStep, ...] = ()
+    built: str = ""
+    """The id of an image that is there, instead of steps."""
 
     def digests(self) -> tuple[str, ...]:
         """The digest of each prefix of the recipe, in hex: equal digests are one layer, built once."""
@@ -80,6 +82,8 @@ class ImageSpec:
 
     def image_id(self) -> str:
         """``im-`` and 22 characters that the recipe's digest determines."""
+        if self.built:
+            return self.built
         return image_id(self.digests()[-1] if self.steps else hashlib.sha256(b"").hexdigest())
 
 

@@ -15,12 +15,15 @@ import typing
 from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
-from typing import Any, Callable, Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Union
 
 from cadenza.base.errors import InvalidError
 from cadenza.sdk.app import App
 from cadenza.sdk.function import Function
 from cadenza.sdk.local_entrypoint import LocalEntrypoint
+
+if TYPE_CHECKING:
+    from cadenza.sdk.declaration import Declaration
 
 Runnable = Union["LocalEntrypoint[Any, Any]", "Function[Any, Any, Any]"]
 
@@ -320,6 +323,54 @@ def choose_in(app: App, module: ModuleType, reference: Reference) -> Found:
     )
 
 
-def _choices(reference: Reference, names: Sequence[str]) -> str:
+def _choices(reference: Reference, names: Sequence[str], verb: str = "run") -> str:
     flag = "-m " if reference.is_module else ""
-    return "\n".join(f"  cadenza run {flag}{reference.source}::{name}" for name in names)
+    return "\n".join(f"  cadenza {verb} {flag}{reference.source}::{name}" for name in names)
+
+
+def find_app(module: ModuleType, reference: Reference, verb: str) -> App:
+    """The app of a program that is imported; ``file.py::name`` names the variable that holds it. InvalidError lists
+    the choices, written with ``verb``, when there is none or more than one."""
+    apps = {name: thing for name, thing in vars(module).items() if isinstance(thing, App)}
+    if reference.name:
+        found = apps.get(reference.name)
+        if found is not None:
+            return found
+        raise InvalidError(
+            f"{reference.source} has no app named {reference.name!r}"
+            + (":\n" + _choices(reference, list(apps), verb) if apps else "")
+        )
+    if not apps:
+        raise InvalidError(f"no App in {reference.source}: define one in global scope, for example app = cadenza.App()")
+    different = {id(app): name for name, app in reversed(apps.items())}
+    if len(different) == 1:
+        return next(iter(apps.values()))
+    if "app" in apps:
+        return apps["app"]
+    raise InvalidError(
+        f"{reference.source} has more than one app; name one of them:\n" + _choices(reference, list(apps), verb)
+    )
+
+
+def find_declaration(module: ModuleType, reference: Reference, verb: str) -> Declaration:
+    """The declaration of the function, or the class, that ``reference`` names; without a name the only one there is.
+    InvalidError lists the choices, written with ``verb``."""
+    apps = {name: thing for name, thing in vars(module).items() if isinstance(thing, App)}
+    different = list({id(app): app for app in apps.values()}.values())
+    path, _, last = reference.name.rpartition(".")
+    searched, name = ([apps[path]], last) if path in apps else (different, reference.name)
+    declared = {key: one for app in searched for key, one in app._declarations.items()}
+    for key in (name, name + ".*", name.rpartition(".")[0] + ".*"):
+        if name and key in declared:
+            return declared[key]
+    if not declared:
+        raise InvalidError(f"no app with a function in {reference.source}")
+    if not name and len(declared) == 1:
+        return next(iter(declared.values()))
+    begin = (
+        f"{reference.source} has no function named {name!r}; there are"
+        if name
+        else f"{reference.source} has more than one function; name one of them"
+    )
+    names = [key[:-2] if key.endswith(".*") else key for key in declared]
+    raise InvalidError(f"{begin}:\n" + _choices(reference, names, verb))

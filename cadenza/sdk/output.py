@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Iterator, Optional, Protocol, TextIO
 
 from cadenza.base.errors import Error
@@ -58,8 +59,14 @@ class PlainSink:
     """Lines as they come: the app's own output to stdout and stderr, everything else to stderr."""
 
     def __init__(
-        self, show_progress: bool = True, stdout: Optional[TextIO] = None, stderr: Optional[TextIO] = None
+        self,
+        show_progress: bool = True,
+        stdout: Optional[TextIO] = None,
+        stderr: Optional[TextIO] = None,
+        timestamps: bool = False,
     ) -> None:
+        self._timestamps = timestamps
+        self._half_line = False
         self._show_progress = show_progress
         self._stdout = stdout
         self._stderr = stderr
@@ -104,10 +111,19 @@ class PlainSink:
         pass  # a moving picture: only for terminals
 
     def log(self, entry: LogEntry, text: str) -> None:
+        if self._timestamps:
+            text = self._stamped(entry.time, text)
         if entry.fd == STDOUT:
             self._write(self._stdout or sys.stdout, text)
         else:
             self._write(self._stderr or sys.stderr, text)
+
+    def _stamped(self, when: float, text: str) -> str:
+        """Each line with its local time; what goes on an unfinished line has it already."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S ", time.localtime(when))
+        begun, self._half_line = self._half_line, not text.endswith(("\n", "\r"))
+        lines = text.splitlines(True)
+        return "".join(one if begun and not number else stamp + one for number, one in enumerate(lines))
 
     def dropped(self, size_bytes: int) -> None:
         self._write(self._stderr or sys.stderr, f"[{size_bytes} bytes of logs were left out: they came too fast]\n")
