@@ -39,6 +39,7 @@ class User:
     role: str = MEMBER
     service_user: bool = False
     created_at: float = 0.0
+    created_by: str = ""
 
 
 @dataclass

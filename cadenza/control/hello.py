@@ -15,6 +15,13 @@ class Hello(msgspec.Struct):
     protocol: int
     version: str = ""
     role: str = ""
+    token_id: str = ""
+    token_secret: str = ""
+    environment: str = ""
+    """Which environment the client means where a request names none."""
+
+    def __repr__(self) -> str:
+        return f"Hello({self.version}, {self.token_id})"  # the secret is not for logs
 
 
 decode_hello = msgspec.json.Decoder(Hello).decode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from cadenza.protocol.method import ADMIN, CLIENT, READ, Empty, Method
@@ -99,6 +99,9 @@ class UserInfo:
     service_user: bool = False
     created_at: float = 0.0
     tokens: int = 0
+    created_by: str = ""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Those set directly, by environment."""
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ DELETE FROM account_role WHERE environment_id = ?;
 DELETE FROM account_role WHERE user_id = ?;
 
 -- name: user_all
-SELECT user_id, name, role, service_user, created_at FROM account_user ORDER BY created_at, name;
+SELECT user_id, name, role, service_user, created_at, created_by FROM account_user ORDER BY created_at, name;
 
 -- name: user_put
-INSERT INTO account_user (user_id, name, role, service_user, created_at) VALUES (?, ?, ?, ?, ?)
+INSERT INTO account_user (user_id, name, role, service_user, created_at, created_by) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (user_id) DO UPDATE SET role = excluded.role;
 
 -- name: user_delete

@@ -16,6 +16,7 @@ CREATE TABLE account_user (
     role         TEXT NOT NULL,
     service_user INTEGER NOT NULL,
     created_at   REAL NOT NULL,
+    created_by   TEXT NOT NULL DEFAULT '',
     UNIQUE (name, service_user)
 );
 

@@ -21,6 +21,7 @@ from hypothesis import given, settings, strategies as st
 
 from cadenza.base.errors import ConflictError, ImageBuildError, InvalidError, NotFoundError, ResourceExhaustedError
 from cadenza.base.ids import IdSource
+from cadenza.control import connection
 from cadenza.control import rpc as module
 from cadenza.control.limits import Limits
 from cadenza.control.listen import listen_private
@@ -433,7 +434,7 @@ def test_a_stream_up_is_typed_granted_again_and_bounded(tmp_path: Any) -> None:
 
 
 def test_too_many_requests_and_a_number_in_use(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_OPEN_REQUESTS", 5)
+    monkeypatch.setattr(connection, "MAX_OPEN_REQUESTS", 5)
 
     async def run(request: Request[Any]) -> Reply:
         await asyncio.Event().wait()
@@ -457,7 +458,7 @@ def test_too_many_requests_and_a_number_in_use(tmp_path: Any, monkeypatch: pytes
 
 
 def test_payloads_are_for_methods_with_values_and_bounded(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_OPEN_BYTES", 1000)
+    monkeypatch.setattr(connection, "MAX_OPEN_BYTES", 1000)
     go = asyncio.Event()
 
     async def run(request: Request[Any]) -> Reply:
