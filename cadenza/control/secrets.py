@@ -430,11 +430,11 @@ class Secrets:
 
             await self._db.transaction(write)
             self._seal, self._naming, self._naming_key = seal, (seal.key_id, sealed), naming
-            await asyncio.to_thread(self._ring.settle)
             for row in lost:
                 self._forget(row.secret_id)
             for row in new:
                 self._rows[row.secret_id] = row
+            await asyncio.to_thread(self._ring.settle)
             _log.info("sealed anew", count=len(new), key_id=seal.key_id)
             return SecretRekeyed(len(new), tuple(sorted(one.name or one.secret_id for one in lost)), seal.key_id)
 

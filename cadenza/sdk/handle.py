@@ -130,6 +130,7 @@ _HOMES = {
     "Function": "cadenza.sdk.function",
     "FunctionCall": "cadenza.sdk.call",
     "Obj": "cadenza.sdk.cls",
+    "Secret": "cadenza.sdk.secret",
 }
 """The modules to load when a handle comes whose class nobody has used here."""
 

@@ -12,14 +12,14 @@ import sys
 from cadenza.base import demand
 from cadenza.base.errors import InvalidError, UnimplementedError
 from cadenza.sdk._light import record
-from cadenza.sdk.secret import check_secrets, check_variables, merge
+from cadenza.sdk.secret import check_secrets, check_variables, merge, references
 
 TYPE_CHECKING = False  # what resolving needs, hashlib above all, is loaded when a chain is resolved
 if TYPE_CHECKING:
     from pathlib import PurePath
     from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
-    from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
+    from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep, SecretRef
     from cadenza.sdk.patterns import Ignore
     from cadenza.sdk.secret import Secret
     from cadenza.sdk.source import HashedFile, LocalFile
@@ -48,7 +48,9 @@ class StepOptions:
 
     def step(self, kind: str, args: Sequence[str] = (), options: Optional[dict[str, str]] = None) -> ImageStep:
         """A step with these options. A change of ``env`` makes another layer, a change of a secret's value does not."""
-        variables = {**merge(self.secrets), **self.env}
+        stored = [one for one in self.secrets if one._is_stored]
+        variables = {**({} if stored else merge(self.secrets)), **self.env}
+        keys = {*merge(self.secrets), *self.env, *(f"secret {one._environment}/{one.name}" for one in stored)}
         found = dict(options or {})
         if self.env:
             import hashlib
@@ -60,8 +62,9 @@ class StepOptions:
             tuple(args),
             options=found,
             secrets=variables,
-            secret_keys=tuple(sorted(variables)),
+            secret_keys=tuple(sorted(keys)),
             force=self.force,
+            secret_refs=references(self.secrets) if stored else (),
         )
 
 
@@ -74,10 +77,11 @@ def _step(
     secrets: Optional[dict[str, str]] = None,
     secret_keys: tuple[str, ...] = (),
     force: bool = False,
+    secret_refs: tuple[SecretRef, ...] = (),
 ) -> ImageStep:
     from cadenza.protocol.objects import ImageStep
 
-    return ImageStep(kind, args, options or {}, env or {}, files, secrets or {}, secret_keys, force)
+    return ImageStep(kind, args, options or {}, env or {}, files, secrets or {}, secret_keys, force, secret_refs)
 
 
 @record

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from _collections_abc import Mapping  # as os does: collections.abc would load collections
 
-from cadenza.base.errors import InvalidError, UnimplementedError
+from cadenza.base.errors import InvalidError
 from cadenza.runner.context import current as container
 from cadenza.sdk import _dual
-from cadenza.sdk.handle import Object
-from cadenza.sdk.namespaces import LaterNamespace
+from cadenza.sdk.handle import Object, travels
+from cadenza.sdk.names import check_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
     from typing import Any, Optional, Sequence, Union
 
+    from cadenza.protocol import secrets as protocol
     from cadenza.protocol.objects import SecretRef
+    from cadenza.sdk.client import Client
+    from cadenza.sdk.types import SecretInfo
 
 MAX_KEY_CHARS = 16_384
 MAX_VALUE_CHARS = 32_768
@@ -54,14 +58,105 @@ def check_variables(variables: object, where: str, *, drop_none: bool = False) -
     return found
 
 
-class Secret(Object):
-    """A set of variables. Made by `from_dict`, `from_dotenv`, `from_local_environ` or `from_name`, never directly."""
+async def _to(client: Optional[Client]) -> Client:
+    if client is not None:
+        return client
+    from cadenza.sdk.client import Client as Real
 
-    objects = LaterNamespace("Secret.objects", "use Secret.from_dict, from_dotenv or from_local_environ")
+    return await Real._environment()
+
+
+class SecretManager:
+    """The stored secrets of an environment, as a whole."""
+
+    @_dual.static_method
+    async def create(
+        name: str,
+        env_dict: dict[str, str],
+        *,
+        allow_existing: bool = False,
+        environment_name: Optional[str] = None,
+        client: Optional[Client] = None,
+    ) -> None:
+        """Store variables under a name. AlreadyExistsError when it is taken; with ``allow_existing`` what is there
+        stays as it is."""
+        from cadenza.protocol.secrets import SecretCreate
+
+        check_name(name, "Secret")
+        values = check_variables(env_dict, "Secret.objects.create")
+        request = SecretCreate(name, values, environment_name or "", allow_existing=allow_existing)
+        await (await _to(client))._request("secret.create", request)
+
+    @_dual.static_method
+    async def list(
+        *,
+        max_objects: Optional[int] = None,
+        created_before: Union[datetime, str, None] = None,
+        environment_name: str = "",
+        client: Optional[Client] = None,
+    ) -> list[Secret]:
+        """Handles of stored secrets, newest first. ``created_before``: a time, or one in ISO 8601."""
+        from cadenza.protocol.secrets import SecretList
+
+        if max_objects is not None and (isinstance(max_objects, bool) or not isinstance(max_objects, int)):
+            raise InvalidError("Secret.objects.list: max_objects is a number")
+        if max_objects is not None and max_objects < 0:
+            raise InvalidError("Secret.objects.list: max_objects cannot be negative")
+        if max_objects == 0:
+            return []
+        before = epoch_of(created_before, "Secret.objects.list")
+        to = await _to(client)
+        found = await to._request("secret.list", SecretList(environment_name, max_objects or 0, before))
+        return [Secret._from_info(one, to) for one in found.secrets]
+
+    @_dual.static_method
+    async def delete(
+        name: str,
+        *,
+        allow_missing: bool = False,
+        environment_name: Optional[str] = None,
+        client: Optional[Client] = None,
+    ) -> None:
+        """Remove a stored secret. Containers that run keep its variables; no new one starts with it. NotFoundError
+        unless ``allow_missing``."""
+        from cadenza.protocol.secrets import SecretDelete
+
+        check_name(name, "Secret")
+        request = SecretDelete(name, environment_name or "", allow_missing)
+        await (await _to(client))._request("secret.delete", request)
+
+
+def epoch_of(moment: Union[datetime, str, None], where: str) -> float:
+    """Epoch seconds; 0 for None. InvalidError for what is no time. A time without a zone is a local one."""
+    if moment is None:
+        return 0.0
+    from datetime import datetime as Moment
+
+    if isinstance(moment, str):
+        try:
+            moment = Moment.fromisoformat(moment[:-1] + "+00:00" if moment.endswith("Z") else moment)
+        except ValueError:
+            raise InvalidError(f"{where}: {moment!r} is no time in ISO 8601") from None
+    if not isinstance(moment, Moment):
+        raise InvalidError(f"{where}: created_before is a datetime or a string, not {type(moment).__name__}")
+    return moment.timestamp()
+
+
+@travels
+class Secret(Object):
+    """A set of variables. Made by `from_dict`, `from_dotenv`, `from_local_environ` or `from_name`, never directly.
+
+    One that is found by name is stored with the server, sealed; its values never come back to a program.
+    """
+
+    objects = SecretManager
     """Stored secrets."""
-    _values: Optional[dict[str, str]]
-    _name: Optional[str]
-    _made_by: str
+    _values: Optional[dict[str, str]] = None
+    _name: Optional[str] = None
+    _made_by: str = "stored"
+    _environment: str = ""
+    _required: tuple[str, ...] = ()
+    _information: Optional[protocol.SecretInfo] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError(
@@ -145,26 +240,109 @@ class Secret(Object):
         client: Any = None,
     ) -> Secret:
         """A stored secret by name. Nothing is asked of the server until it is first used."""
-        if not isinstance(name, str):
-            raise InvalidError(f"Secret.from_name takes a name, not {type(name).__name__}")
-        return Secret._make(None, f"Secret.from_name({name!r})", name)
-
-    def _variables(self) -> dict[str, str]:
-        """Its variables. UnimplementedError for a stored one."""
-        if self._values is None:
-            raise UnimplementedError(
-                f"{self._made_by}: stored secrets are not built yet; use Secret.from_dict, "
-                "Secret.from_dotenv or Secret.from_local_environ"
-            )
-        return self._values
-
-    @_dual.method
-    async def hydrate(self, client: Any = None) -> Secret:
-        """Ask the server for a stored secret. UnimplementedError for now; one that a program made needs no server."""
-        self._variables()
+        check_name(name, "Secret")
+        if not isinstance(required_keys, (list, tuple)) or not all(isinstance(one, str) for one in required_keys):
+            raise InvalidError("Secret.from_name: required_keys is a list of names of variables")
+        self = Secret._make(None, f"Secret.from_name({name!r})", name)
+        self._environment = environment_name or ""
+        self._required = tuple(required_keys)
+        self._client = client
         return self
 
+    @classmethod
+    def _from_info(cls, info: protocol.SecretInfo, client: Client) -> Secret:
+        """The handle of a stored secret that the server has just named."""
+        self = cls._make(None, f"Secret.from_name({info.name!r})", info.name)
+        self._environment = info.environment
+        self._information = info
+        self._hydrate(info.secret_id, client)
+        return self
+
+    @property
+    def _is_stored(self) -> bool:
+        return self._values is None
+
+    def _metadata(self) -> dict[str, Any]:
+        return {"name": self._name or "", "environment": self._environment}
+
+    def _take_metadata(self, metadata: dict[str, Any]) -> None:
+        self._name = metadata["name"] or None
+        self._environment = metadata["environment"]
+        self._made_by = f"Secret.from_name({self._name!r})"
+
+    def _variables(self) -> dict[str, str]:
+        """Its variables. InvalidError for a stored one: their values do not leave the server."""
+        if self._values is None:
+            raise InvalidError(f"{self._made_by}: the values of a stored secret are seen in containers only")
+        return self._values
+
+    async def _find(self, client: Client) -> None:
+        from cadenza.protocol.secrets import SecretFind
+
+        self._stored("be looked up")
+        self._take_info(
+            await client._request(
+                "secret.find", SecretFind(self._name or "", self._environment, "", tuple(self._required))
+            ),
+            client,
+        )
+
+    def _take_info(self, info: protocol.SecretInfo, client: Client) -> None:
+        self._information = info
+        self._hydrate(info.secret_id, client)
+
+    def _stored(self, verb: str) -> None:
+        if not self._is_stored:
+            raise InvalidError(
+                f"{self._made_by} is not stored with the server, so it cannot {verb}: use Secret.from_name"
+            )
+
+    @_dual.method
+    async def hydrate(self, client: Optional[Client] = None) -> Secret:
+        """Ask the server for a stored secret. NotFoundError when there is none of the name, InvalidError when it lacks
+        one of ``required_keys``. One that a program made needs no server."""
+        if client is not None:
+            self._client = client
+        if self._is_stored:
+            await self._ready()
+        return self
+
+    @_dual.method
+    async def update(self, env_dict: dict[str, Optional[str]]) -> None:
+        """Change single variables of a stored secret; None removes one, the others stay. New containers see it."""
+        from cadenza.protocol.secrets import SecretUpdate
+
+        self._stored("be updated")
+        where = "Secret.update"
+        changes: dict[str, Optional[str]] = dict(check_variables(env_dict, where, drop_none=True))
+        removed = [key for key, value in env_dict.items() if value is None]
+        check_variables(dict.fromkeys(removed, ""), where)
+        changes.update(dict.fromkeys(removed))
+        client = await self._ready()
+        self._take_info(await client._request("secret.update", SecretUpdate(self.object_id, changes)), client)
+
+    @_dual.method
+    async def info(self, *, refresh: bool = False) -> SecretInfo:
+        """What is known of a stored secret; asked once, and with ``refresh`` again. No values."""
+        from datetime import datetime as Moment
+        from datetime import timezone
+
+        from cadenza.protocol.secrets import SecretFind
+        from cadenza.sdk.types import SecretInfo as Info
+
+        self._stored("be described")
+        client = await self._ready()
+        if refresh or self._information is None:
+            self._take_info(await client._request("secret.find", SecretFind(secret_id=self.object_id)), client)
+        found = self._information
+        assert found is not None
+        used = Moment.fromtimestamp(found.used_at, timezone.utc) if found.used_at else None
+        created = Moment.fromtimestamp(found.created_at, timezone.utc)
+        return Info(found.name or None, found.environment, created, found.created_by or None, used)
+
     def _unhydrated_hint(self) -> str:
+        if self._is_stored:
+            return "call .hydrate() first"
         return "it is not stored; pass it to secrets=[...] of a function"
 
     def __repr__(self) -> str:
@@ -174,24 +352,28 @@ class Secret(Object):
 
 
 def references(*groups: Sequence[Secret]) -> tuple[SecretRef, ...]:
-    """Secrets as a declaration names them, in order: a later one wins. Empty ones are left out."""
+    """Secrets as a declaration names them, in order: a later one wins. Empty ones are left out.
+
+    Stored ones go by name: the server finds them, in the app's environment unless they name one.
+    """
     from cadenza.protocol.objects import SecretRef  # late: a container never needs it
 
     found = []
     for group in groups:
         for one in group:
-            values = one._variables()
-            if values:
-                found.append(SecretRef(values=values, keys=tuple(sorted(values))))
+            if one._values:
+                found.append(SecretRef(values=one._values, keys=tuple(sorted(one._values))))
+            elif one._name:
+                found.append(SecretRef(name=one._name, environment=one._environment, required=one._required))
     return tuple(found)
 
 
 def merge(*groups: Sequence[Secret]) -> dict[str, str]:
-    """All variables of secrets whose values this process has; the later wins."""
+    """All variables of secrets whose values this process has; the later wins. Stored ones are passed over."""
     merged: dict[str, str] = {}
     for group in groups:
         for one in group:
-            merged.update(one._variables())
+            merged.update(one._values or {})
     return merged
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Optional
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,15 @@ class FunctionCurrentStats:
     num_total_runners: int
     num_running_inputs: int = 0
     input_headroom: int = 0
+
+
+@dataclass(frozen=True)
+class SecretInfo:
+    """A stored secret, without its values. Times are in UTC."""
+
+    name: Optional[str]
+    environment_name: str
+    created_at: datetime
+    created_by: Optional[str]
+    last_used: Optional[datetime]
+    """When a container was last given it, within ten minutes."""

@@ -25,7 +25,7 @@ RESTORE = "if it is lost for good, `cadenza secret rekey --discard` lets go of w
 
 
 class Keyring:
-    """The key's places: the file ``path``, or ``command`` where that is set. All methods block: call them in threads."""
+    """The key's places: the file ``path``, or ``command`` if there is one. Its methods block: call them in threads."""
 
     def __init__(self, path: str, command: str = "", random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         self.path = path
