@@ -2,23 +2,40 @@
 
 An ephemeral app lives as long as its client: it stops when the client finishes it, when its connection has been gone
 for `CLIENT_GONE_S`, or when no heartbeat came for `HEARTBEAT_LIMIT_S`. A detached one outlives its client and stops
-when nothing is left to do. Source: semantics.md section 23.
+when nothing is left to do. A deployed one stays until it is stopped; what puts its versions in force is
+`cadenza.control.deployments`. Source: semantics.md section 23.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from typing import Any, Callable, Container, Iterable, List, Optional, Sequence
+import json
+from typing import Any, Callable, List, Optional, Sequence
 
 from cadenza.base.clock import Clock
-from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError
+from cadenza.base.errors import ConflictError, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
+from cadenza.control import appstate
+from cadenza.control.access import Access
+from cadenza.control.appstate import (
+    DEPLOYED as DEPLOYED,
+    DETACHED,
+    EPHEMERAL,
+    INITIALIZING,
+    STOPPED as STOPPED,
+    STOPPED_KEPT_S,
+    App as App,
+    forgotten,
+    keeps_running,
+    overdue,
+)
 from cadenza.control.calls import Calls
-from cadenza.control.declared import MAX_NAME_CHARS, check_functions, read_spec
-from cadenza.control.request import Request
+from cadenza.control.declared import MAX_NAME_CHARS, check_app_name, check_budget, check_tags
+from cadenza.control.functions import Function, Functions
+from cadenza.control.request import Caller, Request
 from cadenza.observe.log import Log
-from cadenza.protocol.functions import FunctionFind, FunctionInfo, FunctionRef, FunctionStats
+from cadenza.protocol.deployments import AppLookup, AppSetTags
+from cadenza.protocol.method import READ, WRITE
 from cadenza.protocol.methods import (
     AppCreate,
     AppCreated,
@@ -30,109 +47,44 @@ from cadenza.protocol.methods import (
     Apps as AppsReply,
     Empty,
 )
-from cadenza.protocol.objects import AppInfo, FunctionSpec, to_json
+from cadenza.protocol.objects import AppInfo, FunctionSpec
 from cadenza.storage.db import Database, Transaction
-
-CLIENT_GONE_S = 30.0
-"""How long an ephemeral app waits for its client's connection to come back."""
-HEARTBEAT_LIMIT_S = 300.0
-"""How long an ephemeral app goes on without a heartbeat from a client whose connection is still there."""
-STOPPED_KEPT_S = 30 * 24 * 3600.0
-MAX_STOPPED = 5_000
-"""So many apps that are stopped are kept, the newest, and none longer than `STOPPED_KEPT_S`."""
-
-INITIALIZING, EPHEMERAL, DETACHED, STOPPED, STOPPING = "initializing", "ephemeral", "detached", "stopped", "stopping"
 
 _log = Log("cadenza.control.apps")
 
 
-@dataclass
-class App:
-    """One app as the control plane knows it. ``*_at`` of the client are monotonic seconds, the others epoch seconds."""
-
-    app_id: str
-    name: str
-    environment: str
-    state: str
-    detached: bool
-    created_at: float
-    stopped_at: Optional[float] = None
-    stop_reason: str = ""
-    functions: dict[str, str] = field(default_factory=dict)
-    connection_id: str = ""
-    heartbeat_at: float = 0.0
-    gone_at: Optional[float] = None
-    """Since when its client is gone or has finished; None while it is there."""
-    was_idle: bool = False
-    publishing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function that can be called."""
-
-    function_id: str
-    app_id: str
-    name: str
-    is_generator: bool
-    spec: FunctionSpec
-
-
 class Apps:
-    """Every app of this control plane, and their functions by id."""
+    """Every app of this control plane."""
 
     def __init__(
-        self,
-        db: Database,
-        clock: Clock,
-        ids: IdSource,
-        calls: Calls,
-        missing: Callable[[Sequence[str]], list[str]],
-        images: Callable[[], Container[str]],
-        refusal: Callable[[FunctionSpec], str],
+        self, db: Database, clock: Clock, ids: IdSource, calls: Calls, functions: Functions, access: Access
     ) -> None:
-        """``missing(digests)`` gives those that are not uploaded, in a thread; ``images()`` the ids of the images that
-        are built; ``refusal(spec)`` why no node can ever hold a function's containers, or an empty string."""
         self._db = db
         self._clock = clock
         self._ids = ids
         self._calls = calls
-        self._missing = missing
-        self._images = images
-        self._refusal = refusal
+        self.functions = functions
+        self._access = access
         self._apps: dict[str, App] = {}
-        self._functions: dict[str, Function] = {}
+        self._naming: dict[tuple[str, str], asyncio.Lock] = {}
+        self.on_change: List[Callable[[App, bool], None]] = []
+        """Called with a deployed app after its functions have changed, and with True when that was a deploy (or
+        rollback, rollover, promotion) and not its end. `functions.declared` has what it declares now."""
 
     async def start(self) -> None:
-        """Load what was there: detached apps go on, ephemeral ones lost their client with the last process."""
+        """Load what was there: deployed and detached apps go on, ephemeral ones lost their client with the last
+        process."""
         await self._db.execute("erase_for_good")
-        await self._db.execute("function_forget")
-        for app_id, name, environment, state, detached, created_at, stopped_at, reason in await self._db.fetch(
-            "app_all"
-        ):
-            self._apps[app_id] = App(
-                app_id, name, environment, state, bool(detached), created_at, stopped_at, reason, gone_at=0.0
-            )
+        for row in await self._db.fetch("app_all"):
+            app = appstate.read(row)
+            self._apps[app.app_id] = app
         for app in list(self._apps.values()):
             if app.state == INITIALIZING or app.state == EPHEMERAL:
                 await self._save(app, "the server was restarted")
         await self.forget()
-        rows: dict[str, list[tuple[str, str, str]]] = {}
-        for function_id, app_id, name, raw in await self._db.fetch("function_all"):
-            rows.setdefault(app_id, []).append((function_id, name, raw))
-        for app_id, functions in rows.items():
-            app = self._apps[app_id]
-            app.functions = {name: function_id for function_id, name, _ in functions}
-            try:
-                for function_id, spec in [(one[0], read_spec(one[1], one[2])) for one in functions]:
-                    self._add(app, function_id, spec, app.functions)
-            except Error as error:
-                _log.error("an app cannot go on", app=app_id, reason=str(error))
-                await self.end(app, str(error))
-
-    def _add(self, app: App, function_id: str, spec: FunctionSpec, layout: dict[str, str]) -> None:
-        self._calls.add_function(function_id, app.app_id, app.name, spec, layout)
-        self._functions[function_id] = Function(function_id, app.app_id, spec.name, spec.is_generator, spec)
+        broken = await self.functions.load({one.app_id: one.place for one in self.alive})
+        for app_id, reason in broken.items():
+            await self.end(self._apps[app_id], reason)
 
     # --- methods ---
 
@@ -140,80 +92,62 @@ class Apps:
         body = request.body
         if len(body.name) > MAX_NAME_CHARS:
             raise InvalidError(f"an app's name has at most {MAX_NAME_CHARS} characters")
+        check_tags(body.tags)
+        check_budget(body.budget)
         app = App(
             app_id=self._ids.new("app"),
             name=body.name,
-            environment=body.environment,
+            environment=self._access.environment(request.caller, body.environment),
             state=INITIALIZING,
             detached=body.detach,
             created_at=self._clock.now(),
+            tags=dict(body.tags),
+            budget=body.budget,
             connection_id=request.caller.connection_id,
             heartbeat_at=self._clock.monotonic(),
         )
-        await self._db.execute(
-            "app_add", (app.app_id, app.name, app.environment, app.state, int(app.detached), app.created_at)
-        )
+        await self._db.execute("app_add", appstate.row(app))
         self._apps[app.app_id] = app
         return AppCreated(app.app_id)
 
     async def publish(self, request: Request[AppPublish]) -> AppPublished:
-        """Make functions callable: all of them, or none and an error."""
+        """Make functions callable: all of them, or none and an error. Those of an app that has some replace them."""
         app = self._alive(request.body.app_id)
+        self._access.check(request.caller, app.environment)
+        if app.state == DEPLOYED:
+            raise ConflictError(f"the app {app.name} is deployed: use app.deploy")
         self._seen(app, request.caller.connection_id)
-        async with app.publishing:
-            return await self._publish(app, request.body.functions)
+        specs: Sequence[FunctionSpec] = await self.functions.admit(request.body.functions, app.environment)
+        async with app.changing:
+            app = self._alive(app.app_id)
+            change = self.functions.plan(app.app_id, specs, app.version, self.who(request.caller))
+            state = DETACHED if app.detached else EPHEMERAL
 
-    async def _publish(self, app: App, specs: Sequence[FunctionSpec]) -> AppPublished:
-        check_functions(specs)
-        needed = [one.digest for spec in specs for one in spec.files] + [
-            one.serialized for one in specs if one.serialized
-        ]
-        missing = await asyncio.to_thread(self._missing, needed)
-        if missing:
-            raise ConflictError(
-                f"{len(missing)} files of the app are not uploaded, the first is {missing[0]}: upload them first"
-            )
-        built = self._images()
-        for spec in specs:
-            if spec.image.image_id() not in built:
-                raise ConflictError(f"the image of function {spec.name} is not built: build it first (image.build)")
-            refused = self._refusal(spec)
-            if refused:
-                raise InvalidError(f"{spec.name}: {refused}")
-        app = self._alive(app.app_id)  # it may have ended meanwhile
-        functions = {spec.name: app.functions.get(spec.name) or self._ids.new("function") for spec in specs}
-        dropped = [app.functions[name] for name in set(app.functions) - set(functions)]
-        state = DETACHED if app.detached else EPHEMERAL
-        rows = [(functions[spec.name], app.app_id, spec.name, to_json(spec)) for spec in specs]
+            def write(transaction: Transaction) -> None:
+                self.functions.write(transaction, change)
+                transaction.execute("app_state", (state, None, "", app.app_id))
 
-        def write(transaction: Transaction) -> None:
-            for function_id in dropped:
-                transaction.execute("function_drop", (function_id,))
-            for row in rows:
-                transaction.execute("function_put", row)
-            transaction.execute("app_state", (state, None, "", app.app_id))
-
-        await self._db.transaction(write)
-        app = self._alive(app.app_id)
-        for spec in specs:
-            self._add(app, functions[spec.name], spec, functions)
-        for function_id in dropped:
-            self._functions.pop(function_id, None)
-        app.functions = functions
-        if app.state == INITIALIZING:
-            app.state = state
-        return AppPublished(dict(functions))
+            await self._db.transaction(write)
+            self._alive(app.app_id)
+            self.functions.apply(app.place, change, strategy="recreate")
+            if app.state == INITIALIZING:
+                appstate.move(app, state)
+        return AppPublished(dict(change.layout))
 
     async def heartbeat(self, request: Request[AppRef]) -> Empty:
         app = self._alive(request.body.app)
+        self._access.check(request.caller, app.environment)
         self._seen(app, request.caller.connection_id)
         return Empty()
 
     async def finish(self, request: Request[AppFinish]) -> Empty:
         body = request.body
         app = self._by_id(body.app_id)
+        self._access.check(request.caller, app.environment)
         if app.state == STOPPED:
             return Empty()
+        if app.state == DEPLOYED:
+            raise ConflictError(f"the app {app.name} is deployed: it does not end with a client; app.stop stops it")
         if app.detached and not body.error and app.state == DETACHED:
             app.gone_at = self._clock.monotonic()
             return Empty()
@@ -221,45 +155,117 @@ class Apps:
         return Empty()
 
     async def stop(self, request: Request[AppRef]) -> Empty:
-        app = self.find(request.body.app)
-        if app.state != STOPPED:
-            await self.end(app, "stopped by the user")
+        app = self.for_caller(request.caller, request.body.app, request.body.environment)
+        await self.end(app, "stopped by the user")
         return Empty()
 
     async def get(self, request: Request[AppRef]) -> AppInfo:
-        app = self.find(request.body.app)
-        return self._info(app, len(self._calls.containers(app.app_id)))
+        app = self.for_caller(request.caller, request.body.app, request.body.environment, READ)
+        return self.info(app)
 
     async def list(self, request: Request[AppList]) -> AppsReply:
+        wanted = request.body.environment
+        visible = (
+            (self._access.environment(request.caller, wanted, READ),)
+            if wanted
+            else self._access.visible(request.caller, READ)
+        )
         counts: dict[str, int] = {}
         for one in self._calls.containers():
             counts[one.app_id] = counts.get(one.app_id, 0) + 1
-        apps = sorted(self._apps.values(), key=lambda one: (one.state == STOPPED, -one.created_at))
+        apps = [one for one in self._apps.values() if one.environment in visible]
+        apps.sort(key=lambda one: (one.state == STOPPED, -one.created_at))
         if request.body.limit > 0:
             apps = apps[: request.body.limit]
-        return AppsReply(tuple(self._info(one, counts.get(one.app_id, 0)) for one in apps))
+        return AppsReply(tuple(appstate.info(one, counts.get(one.app_id, 0)) for one in apps))
 
-    async def function_get(self, request: Request[FunctionRef]) -> FunctionInfo:
-        return _function_info(self.function(request.body.function_id))
+    async def lookup(self, request: Request[AppLookup]) -> AppInfo:
+        """A deployed app by name. NotFoundError, unless one is to be made."""
+        body = request.body
+        needs = WRITE if body.create_if_missing else READ
+        environment = self._access.environment(request.caller, body.environment, needs)
+        check_app_name(body.name)
+        async with self.naming(environment, body.name):
+            app = self.deployed(body.name, environment)
+            if app is None:
+                if not body.create_if_missing:
+                    raise NotFoundError(
+                        f"no app named {body.name!r} is deployed in the environment {environment!r}: see "
+                        "`cadenza app list`, or pass create_if_missing=True"
+                    )
+                app = self.fresh(body.name, environment)
+                await self._db.execute("app_add", appstate.row(app))
+                self.adopt(app)
+            return self.info(app)
 
-    async def function_find(self, request: Request[FunctionFind]) -> FunctionInfo:
-        app = self.find(request.body.app, request.body.environment)
-        function_id = app.functions.get(request.body.name)
-        if function_id is None or function_id not in self._functions:
-            known = ", ".join(sorted(app.functions)) or "none"
-            raise NotFoundError(
-                f"the app {app.name or app.app_id} has no function {request.body.name!r}; it has {known}"
-            )
-        return _function_info(self._functions[function_id])
+    async def set_tags(self, request: Request[AppSetTags]) -> AppInfo:
+        """Replace the tags of an app that is not stopped."""
+        app = self.for_caller(request.caller, request.body.app, request.body.environment)
+        check_tags(request.body.tags)
+        self._alive(app.app_id)
+        tags = dict(request.body.tags)
+        await self._db.execute("app_tags", (json.dumps(tags), app.app_id))
+        app.tags = tags
+        return self.info(app)
 
-    async def function_stats(self, request: Request[FunctionRef]) -> FunctionStats:
-        self.function(request.body.function_id)
-        return self._calls.stats(request.body.function_id)
+    # --- deployed apps ---
+
+    def naming(self, environment: str, name: str) -> asyncio.Lock:
+        """Held by whoever gives a name to an app: of two deploys of one name the second follows the first."""
+        for key in [key for key, lock in self._naming.items() if not lock.locked() and key != (environment, name)]:
+            del self._naming[key]
+        return self._naming.setdefault((environment, name), asyncio.Lock())
+
+    def deployed(self, name: str, environment: str) -> Optional[App]:
+        """The deployed app of this name, or None."""
+        for one in self._apps.values():
+            if one.state == DEPLOYED and one.name == name and one.environment == environment:
+                return one
+        return None
+
+    def fresh(self, name: str, environment: str) -> App:
+        """A deployed app without functions that nobody knows yet."""
+        return App(self._ids.new("app"), name, environment, DEPLOYED, False, self._clock.now())
+
+    def add_to(self, transaction: Transaction, app: App) -> None:
+        """Keep a `fresh` app."""
+        transaction.execute("app_add", appstate.row(app))
+
+    def adopt(self, app: App) -> None:
+        """A `fresh` app was kept: from now on it is known."""
+        self._apps[app.app_id] = app
+
+    def changed(self, app: App, redeployed: bool) -> None:
+        """Tell who wants to know that a deployed app has other functions now."""
+        for one in self.on_change:
+            try:
+                one(app, redeployed)
+            except Exception as error:  # the deploy is done, whatever its followers make of it
+                _log.error("a follower of deployments failed", exc=error, app=app.app_id)
 
     # --- for the rest of the control plane ---
 
+    def who(self, caller: Caller) -> str:
+        """What history calls a caller."""
+        if caller.container_id:
+            return caller.container_id
+        return self._access.standing(caller).user.name
+
+    def for_caller(self, caller: Caller, word: str, environment: str = "", needs: str = WRITE) -> App:
+        """An app that a caller means and may do ``needs`` with: by id, or by name in its environment. NotFoundError,
+        PermissionDeniedError."""
+        found = self._apps.get(word)
+        if found is not None:
+            try:
+                self._access.check(caller, found.environment, needs)
+            except NotFoundError:
+                if found.state != STOPPED:  # else its environment may be gone
+                    raise
+            return found
+        return self.find(word, self._access.environment(caller, environment, needs))
+
     def find(self, word: str, environment: str = "") -> App:
-        """An app by id, or by name: the newest that is not stopped, else the newest. NotFoundError."""
+        """An app by id, or by name: the deployed one, else the newest that runs, else the newest. NotFoundError."""
         found = self._apps.get(word)
         if found is not None:
             return found
@@ -269,29 +275,26 @@ class Apps:
             if one.name == word and word and (not environment or one.environment == environment)
         ]
         if not named:
-            raise NotFoundError(f"there is no app {word!r}: see `cadenza app list`")
-        return max(named, key=lambda one: (one.state != STOPPED, one.created_at))
+            where = f" in the environment {environment!r}" if environment else ""
+            raise NotFoundError(f"there is no app {word!r}{where}: see `cadenza app list`")
+        return max(named, key=lambda one: (one.state == DEPLOYED, one.state != STOPPED, one.created_at))
 
     def function(self, function_id: str) -> Function:
         """A function by id. NotFoundError."""
-        found = self._functions.get(function_id)
-        if found is None:
-            raise NotFoundError(f"there is no function {function_id}: its app has been stopped")
-        return found
+        return self.functions.get(function_id)
 
     @property
     def function_ids(self) -> List[str]:
         """Every function that can be called."""
-        return list(self._functions)
+        return [one.function_id for one in self.functions]
 
     def specs(self) -> List[FunctionSpec]:
-        """What the functions that can be called are declared to be."""
-        return [one.spec for one in self._functions.values()]
+        """What the functions that can be called are declared to be. Of earlier versions: `deployments.kept`."""
+        return [one.spec for one in self.functions]
 
     def names(self, app_id: str) -> dict[str, str]:
         """Function name to id of one app."""
-        found = self._apps.get(app_id)
-        return dict(found.functions) if found is not None else {}
+        return self.functions.layout(app_id)
 
     def ended(self, app_id: str) -> bool:
         """Whether nothing of the app can still write a log: it is stopped and has no containers."""
@@ -303,10 +306,22 @@ class Apps:
         """Apps that are not stopped."""
         return [one for one in self._apps.values() if one.state != STOPPED]
 
+    def needed(self) -> bool:
+        """Whether an app needs the server to run. A deployed one does while it has inputs, containers to keep, or a
+        schedule; else it can wait for the next client."""
+        for app in self._apps.values():
+            if app.state == STOPPED:
+                continue
+            if app.state != DEPLOYED or self._calls.app_busy(app.app_id):
+                return True
+            if any(keeps_running(one) for one in self.functions.of_app(app.app_id)):
+                return True
+        return False
+
     def connection_closed(self, connection_id: str) -> None:
         """A client is gone; its apps wait a while for it."""
         for app in self._apps.values():
-            if app.connection_id == connection_id and app.state != STOPPED and app.gone_at is None:
+            if app.connection_id == connection_id and app.state not in (STOPPED, DEPLOYED) and app.gone_at is None:
                 app.gone_at = self._clock.monotonic()
 
     async def tick(self) -> None:
@@ -326,22 +341,27 @@ class Apps:
                     _log.error("an app's end could not be kept", exc=error, app=app.app_id)
 
     async def end(self, app: App, reason: str) -> None:
-        """Stop an app: its inputs end, its containers too."""
-        if app.state == STOPPED:
-            return
-        for function_id in app.functions.values():
-            self._functions.pop(function_id, None)
-        self._calls.remove_app(app.app_id, reason)
-        await self._save(app, reason)
+        """Stop an app for good: its inputs end, its containers too. Its name is free again."""
+        async with app.changing:
+            if app.state == STOPPED:
+                return
+            was_deployed = app.state == DEPLOYED
+            self.functions.end(app.app_id)
+            self._calls.remove_app(app.app_id, reason)
+            await self._save(app, reason)
+        if was_deployed:
+            self.changed(app, False)
 
     async def _save(self, app: App, reason: str) -> None:
         """It is stopped. What its functions were goes, and their secrets with it: nothing reads it again."""
-        app.state, app.stopped_at, app.stop_reason = STOPPED, self._clock.now(), reason[:500]
+        appstate.move(app, STOPPED)
+        app.stopped_at, app.stop_reason = self._clock.now(), reason[:500]
         row = (app.state, app.stopped_at, app.stop_reason, app.app_id)
 
         def write(transaction: Transaction) -> None:
             transaction.execute("app_state", row)
             transaction.execute("function_end", (app.app_id,))
+            transaction.execute("deployment_close", (app.app_id,))
 
         await self._db.transaction(write)
 
@@ -352,6 +372,7 @@ class Apps:
 
         def write(transaction: Transaction) -> None:
             for app_id in gone:
+                transaction.execute("deployment_forget", (app_id,))
                 transaction.execute("app_forget", (app_id,))
 
         if gone:
@@ -376,33 +397,9 @@ class Apps:
         app.heartbeat_at = self._clock.monotonic()
         app.gone_at = None
 
-    def _info(self, app: App, containers: int) -> AppInfo:
-        state = STOPPING if app.state == STOPPED and containers else app.state
-        return AppInfo(app.app_id, app.name, state, app.created_at, app.stopped_at, containers, app.stop_reason)
-
-
-def overdue(app: App, busy: bool, now: float) -> str:
-    """Why an app must stop now, or an empty string. Pure. ``now`` in monotonic seconds."""
-    if app.detached and app.state == DETACHED:
-        # Twice idle, so that a call that ends and starts another one between two looks is not cut short.
-        return "all work is done" if app.gone_at is not None and not busy and app.was_idle else ""
-    if app.gone_at is not None and now - app.gone_at >= CLIENT_GONE_S:
-        return "its client is gone"
-    if now - app.heartbeat_at >= HEARTBEAT_LIMIT_S:
-        return f"no heartbeat from its client for {HEARTBEAT_LIMIT_S:g} seconds"
-    return ""
-
-
-def forgotten(apps: Iterable[App], oldest: float) -> list[str]:
-    """The ids of the apps that need not be kept: stopped before ``oldest``, or with many stopped later. Pure."""
-    stopped = sorted((one for one in apps if one.state == STOPPED), key=lambda one: -(one.stopped_at or 0.0))
-    return [
-        one.app_id for number, one in enumerate(stopped) if number >= MAX_STOPPED or (one.stopped_at or 0.0) < oldest
-    ]
-
-
-def _function_info(one: Function) -> FunctionInfo:
-    return FunctionInfo(one.function_id, one.app_id, one.name, one.is_generator)
+    def info(self, app: App) -> AppInfo:
+        """An app as clients see it."""
+        return appstate.info(app, len(self._calls.containers(app.app_id)))
 
 
 def handlers(apps: Apps) -> dict[str, Any]:
@@ -415,7 +412,6 @@ def handlers(apps: Apps) -> dict[str, Any]:
         "app.stop": apps.stop,
         "app.get": apps.get,
         "app.list": apps.list,
-        "function.get": apps.function_get,
-        "function.find": apps.function_find,
-        "function.stats": apps.function_stats,
+        "app.lookup": apps.lookup,
+        "app.set_tags": apps.set_tags,
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+import math
+import re
+from typing import Mapping, Optional, Sequence
 
 import msgspec
 
 from cadenza.base.errors import DataLossError, InvalidError
-from cadenza.protocol.objects import FunctionSpec, RetryPolicy
+from cadenza.protocol.objects import BudgetSpec, FunctionSpec, RetryPolicy
 
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 86_400.0
 MIN_WINDOW_S, MAX_WINDOW_S = 2.0, 3_600.0
@@ -16,6 +18,14 @@ MAX_CONTAINERS = 4_000
 MAX_BATCH, MAX_BATCH_WAIT_MS = 1_000, 600_000
 MAX_FUNCTIONS = 1_000
 MAX_NAME_CHARS = 200
+
+MAX_APP_NAME_CHARS = 64
+"""Of an app that is deployed (semantics.md section 4)."""
+MAX_TAGS, MAX_TAG_CHARS = 100, 63
+PERIODS = ("", "day", "month")
+
+_WORD = re.compile(r"[A-Za-z0-9._-]+")
+_APP_ID = re.compile(r"ap-[A-Za-z0-9]{22}")
 
 _decode_spec = msgspec.json.Decoder(FunctionSpec).decode
 
@@ -28,6 +38,42 @@ def read_spec(name: str, raw: str) -> FunctionSpec:
         raise DataLossError(
             f"what was kept of the function {name[:MAX_NAME_CHARS]} cannot be read: run the app again ({error})"
         ) from None
+
+
+def check_app_name(name: str) -> None:
+    """Whether an app may be deployed under this name. InvalidError."""
+    if not _WORD.fullmatch(name) or len(name) > MAX_APP_NAME_CHARS:
+        raise InvalidError(
+            f"the name {name[:80]!r} of an app: letters, digits, '-', '_' and '.' are allowed, 1 to "
+            f"{MAX_APP_NAME_CHARS} characters"
+        )
+    if _APP_ID.fullmatch(name):
+        raise InvalidError(f"the name {name!r} looks like an app's id: choose another")
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """InvalidError for tags that are no words, too long or too many."""
+    if len(tags) > MAX_TAGS:
+        raise InvalidError(f"an app has at most {MAX_TAGS} tags, not {len(tags)}")
+    for key, value in tags.items():
+        for one in (key, value):
+            if not _WORD.fullmatch(one) or len(one) > MAX_TAG_CHARS:
+                raise InvalidError(
+                    f"tag {key[:80]!r}: names and values are 1 to {MAX_TAG_CHARS} letters, digits, '-', '_' and '.'"
+                )
+
+
+def check_budget(budget: Optional[BudgetSpec]) -> None:
+    """InvalidError for a cap that is no positive number, and for a period that there is not."""
+    if budget is None:
+        return
+    if budget.per not in PERIODS:
+        raise InvalidError(f"a budget is per day, per month, or for the app's whole life, not {budget.per[:40]!r}")
+    for name, value in (("container_seconds", budget.container_s), ("money", budget.money)):
+        if not math.isfinite(value) or value < 0:
+            raise InvalidError(f"budget: {name} must be a number that is not negative, not {value:g}")
+    if not budget.container_s and not budget.money:
+        raise InvalidError("a budget caps container_seconds, money, or both")
 
 
 def check_functions(specs: Sequence[FunctionSpec]) -> None:

@@ -14,7 +14,9 @@ from cadenza.base.config import Config
 from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.access import Access
-from cadenza.control import apps, containers, environments, images, invocations, logs, objects
+from cadenza.control import (
+    apps, containers, deployments, environments, functions, images, invocations, logs, lookups, objects,
+)  # fmt: skip
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
 from cadenza.control.lane import LaneServer
@@ -128,7 +130,8 @@ class ControlPlane:
         self._stoppers.append(callback)
 
     def idle_since(self) -> Optional[float]:
-        """Monotonic seconds since when there is no client, app, container or waiting call; None while there is one."""
+        """Monotonic seconds since when there is no client, container, waiting call or app that needs the server (see
+        `apps.Apps.needed`); None while there is one."""
         return None if self._busy() else self._active_at
 
     def idle_s(self) -> float:
@@ -141,7 +144,7 @@ class ControlPlane:
         parts = self._parts
         if parts is None:
             return True
-        return bool(parts.rpc.clients or parts.apps.alive or parts.calls.containers())
+        return bool(parts.rpc.clients or parts.apps.needed() or parts.calls.containers())
 
     async def _tick(self) -> None:
         """Housekeeping, about once a second for as long as the server lives: no fault of one step ends it."""
@@ -176,8 +179,11 @@ class ControlPlane:
                 await asyncio.to_thread(parts.blobs.store.delete, one.blob_id)
 
     async def _sweep_objects(self, parts: _Parts) -> None:
-        specs, oldest = parts.apps.specs(), self._clock.now() - OBJECT_AGE_S
-        gone = await asyncio.to_thread(lambda: self._objects.sweep(objects.named(specs), oldest))
+        oldest = self._clock.now() - OBJECT_AGE_S
+        named = objects.named(parts.apps.specs())
+        async for specs in parts.deployments.kept():
+            named |= objects.named(specs)
+        gone = await asyncio.to_thread(self._objects.sweep, named, oldest)
         if gone:
             _log.info("uploaded files removed", count=gone)
 
@@ -275,7 +281,7 @@ class ControlPlane:
     async def stop(self, request: Request[ServerStop]) -> Empty:
         parts = self._parts
         assert parts is not None
-        running = [one for one in parts.apps.alive if not one.detached]
+        running = [one for one in parts.apps.alive if not one.detached and one.state != apps.DEPLOYED]
         if running and not request.body.force:
             names = ", ".join(one.name or one.app_id for one in running[:5])
             raise ConflictError(
@@ -317,7 +323,7 @@ class _Parts:
             open_files() // 2,
         )
         self.lanes = LaneServer(self.blobs, ids)
-        self.apps = apps.Apps(
+        self.functions = functions.Functions(
             db,
             clock,
             ids,
@@ -326,6 +332,8 @@ class _Parts:
             lambda: {one.image_id for one in node().images()},
             lambda spec: refusal(spec.resources, [node().info()]),
         )
+        self.apps = apps.Apps(db, clock, ids, self.calls, self.functions, self.access)
+        self.deployments = deployments.Deployments(db, clock, self.calls, self.apps, self.functions, self.access)
         self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
         self.log_store = LogStore(os.path.join(config.data_dir, "logs"), db, clock.now, self.apps.ended)
         self.logs = logs.Logs(
@@ -337,6 +345,8 @@ class _Parts:
         )
         table: dict[str, Any] = {
             **apps.handlers(self.apps),
+            **deployments.handlers(self.deployments),
+            **lookups.handlers(lookups.Lookups(self.apps, self.deployments, self.calls)),
             **invocations.handlers(self.invocations),
             **containers.handlers(containers.Containers(self.calls, node, lambda word: self.apps.find(word).app_id)),
             **images.handlers(images.Images(node, store.missing)),

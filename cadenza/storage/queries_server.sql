@@ -1,25 +1,27 @@
 -- Named queries of apps, functions and logs. A name line begins with "-- name:"; parameters are positional.
 
 -- name: app_add
-INSERT INTO server_app (app_id, name, environment, state, detached, created_at) VALUES (?, ?, ?, ?, ?, ?);
+INSERT INTO server_app (app_id, name, environment, state, detached, created_at, tags, budget)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: app_state
 UPDATE server_app SET state = ?, stopped_at = ?, stop_reason = ? WHERE app_id = ?;
 
 -- name: app_all
-SELECT app_id, name, environment, state, detached, created_at, stopped_at, stop_reason FROM server_app
-ORDER BY created_at;
+SELECT app_id, name, environment, state, detached, created_at, stopped_at, stop_reason, version, deployed_at, tags, budget
+FROM server_app ORDER BY created_at;
 
 -- name: app_forget
 DELETE FROM server_app WHERE state = 'stopped' AND app_id = ?;
 
 -- name: function_put
-INSERT INTO server_function (function_id, app_id, name, spec) VALUES (?, ?, ?, ?)
-ON CONFLICT (function_id) DO UPDATE SET spec = excluded.spec;
+INSERT INTO server_function (function_id, app_id, name, spec, version, created_at, created_by)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (function_id) DO UPDATE SET spec = excluded.spec, version = excluded.version;
 
 -- name: function_all
-SELECT f.function_id, f.app_id, f.name, f.spec FROM server_function f
-JOIN server_app a ON a.app_id = f.app_id WHERE a.state <> 'stopped';
+SELECT f.function_id, f.app_id, f.name, f.spec, f.kind, f.base_id, f.wish, f.version, f.created_at, f.created_by
+FROM server_function f JOIN server_app a ON a.app_id = f.app_id WHERE a.state <> 'stopped';
 
 -- name: function_drop
 DELETE FROM server_function WHERE function_id = ?;

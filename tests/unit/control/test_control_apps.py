@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cadenza.base.errors import InvalidError
-from cadenza.control import apps as module
-from cadenza.control.apps import CLIENT_GONE_S, HEARTBEAT_LIMIT_S, App, forgotten, overdue
+from cadenza.control import appstate as module
+from cadenza.control.appstate import CLIENT_GONE_S, HEARTBEAT_LIMIT_S, App, forgotten, overdue
 from cadenza.control.declared import check_functions
 from cadenza.protocol.objects import FunctionSpec, RetryPolicy
 

@@ -377,7 +377,7 @@ def test_two_who_publish_at_once_get_the_same_functions(tmp_path: Path) -> None:
             looked.append(threading.get_ident() != loops_thread)
             return []
 
-        parts.apps._missing = missing
+        parts.functions._missing = missing
         app_id = (await client.ask("app.create", {}))["app_id"]
         body = {"app_id": app_id, "functions": [{"name": "echo", "module": "m", "qualname": "echo"}]}
         for _ in range(2):
