@@ -14,11 +14,13 @@ from cadenza import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:object, one line of help)
     "run": ("cadenza.cli.run:run", "Run a function or a local entrypoint in containers on this machine."),
+    "serve": ("cadenza.cli.serve:serve", "Run an app and publish it again whenever its files change."),
     "shell": ("cadenza.cli.shell:shell", "Run a command or a shell in a container."),
     "app": ("cadenza.cli.apps:app", "Look at apps, read their logs, change which version runs, stop them."),
     "function": ("cadenza.cli.functions:function", "Look at functions, read their logs, change how they scale."),
     "container": ("cadenza.cli.containers:container", "Look at containers, enter them, stop them."),
     "image": ("cadenza.cli.images:image", "Look at the images kept on this machine."),
+    "secret": ("cadenza.cli.secrets:secret", "Store sets of variables that functions see and nobody else."),
     "config": ("cadenza.cli.config:config", "Show and set the configuration."),
     "completion": ("cadenza.cli.completion:completion", "Print the script that makes a shell complete what you type."),
     "up": ("cadenza.cli.up:up", "Start this user's server and keep it running."),
