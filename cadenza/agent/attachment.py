@@ -8,7 +8,7 @@ from cadenza import runner
 from cadenza.agent import variables
 from cadenza.agent.rootfs import Paths
 from cadenza.protocol.nodes import ContainerSpec
-from cadenza.protocol.objects import FileEntry
+from cadenza.protocol.objects import FileEntry, FunctionSpec
 from cadenza.runtime.driver import ContainerConfig, Limits, Mount
 
 
@@ -47,6 +47,32 @@ def bare_config(
     return ContainerConfig(cell_id, "", command, env, cwd=paths.root, netns="host", limits=limits)
 
 
+def function(spec: FunctionSpec, app_name: str) -> dict[str, Any]:
+    """What a runner is told about its function or class. Keys that say nothing are left out."""
+    found: dict[str, Any] = {
+        "name": spec.name,
+        "module": spec.module,
+        "qualname": spec.qualname,
+        "is_generator": spec.is_generator,
+        "is_async": spec.is_async,
+        "max_concurrent": spec.max_concurrent,
+        "python": spec.python,
+        "app": app_name,
+    }
+    if spec.methods:
+        found["methods"] = [
+            {"name": one.name, "is_generator": one.is_generator, "is_async": one.is_async} for one in spec.methods
+        ]
+        found["parameters"] = spec.parameters
+    if spec.batch_max:
+        found["batch_max"] = spec.batch_max
+    if spec.retries is not None and (spec.retries.on or spec.retries.not_on):
+        found["kinds"] = True
+    if spec.interactive:
+        found["interactive"] = True
+    return found
+
+
 def frame(
     spec: ContainerSpec,
     files: Sequence[tuple[FileEntry, int]],
@@ -56,20 +82,11 @@ def frame(
     inner_path: Callable[[str], str],
 ) -> dict[str, Any]:
     """The header of the attach frame (docs/formats/wire.md). ``files``: each with the size of its content."""
-    function = spec.function
     return {
         "container_id": spec.container_id,
         "app_id": spec.app_id,
         "function_id": spec.function_id,
-        "function": {
-            "name": function.name,
-            "module": function.module,
-            "qualname": function.qualname,
-            "is_generator": function.is_generator,
-            "is_async": function.is_async,
-            "max_concurrent": function.max_concurrent,
-            "python": function.python,
-        },
+        "function": function(spec.function, spec.app_name),
         "env": dict(env),
         "files": [{"path": inner_path(one.path), "size": size, "mode": one.mode} for one, size in files],
         "layout": spec.layout,

@@ -47,6 +47,8 @@ class Ready(msgspec.Struct, tag_field="t", tag="ready"):
 
     import_s: float = 0.0
     enter_s: float = 0.0
+    leaves: bool = False
+    """Whether it has exit hooks."""
 
 
 class Failed(msgspec.Struct, tag_field="t", tag="failed"):
@@ -114,6 +116,16 @@ class Bye(msgspec.Struct, tag_field="t", tag="bye"):
     """It ends in order."""
 
 
+class Slots(msgspec.Struct, tag_field="t", tag="slots"):
+    """User code has changed how many inputs it runs at once."""
+
+    n: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+
+
+class StopFetching(msgspec.Struct, tag_field="t", tag="stop_fetching"):
+    """User code wants no more inputs: the container ends after those that run."""
+
+
 class Ping(msgspec.Struct, tag_field="t", tag="ping"):
     """Is anybody there?"""
 
@@ -122,7 +134,7 @@ class Pong(msgspec.Struct, tag_field="t", tag="pong"):
     """Somebody is."""
 
 
-Header = Union[Hello, Ready, Failed, Outs, Items, Logs, Bye, Ping, Pong]
+Header = Union[Hello, Ready, Failed, Outs, Items, Logs, Bye, Slots, StopFetching, Ping, Pong]
 _decode = msgspec.json.Decoder(Header).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -151,6 +163,14 @@ class Host:
         raise NotImplementedError
 
     def said_bye(self) -> None:
+        raise NotImplementedError
+
+    def set_slots(self, slots: int) -> None:
+        """It runs so many inputs at once from now on."""
+        raise NotImplementedError
+
+    def stopped_fetching(self) -> None:
+        """It wants no more inputs."""
         raise NotImplementedError
 
     def lost(self, link: Link, fault: str) -> None:
@@ -233,6 +253,10 @@ class Link(asyncio.Protocol):
             self._host.said_failed(header, payload[: header.n] if header.n else payload)
         elif isinstance(header, Bye):
             self._host.said_bye()
+        elif isinstance(header, Slots):
+            self._host.set_slots(header.n)
+        elif isinstance(header, StopFetching):
+            self._host.stopped_fetching()
         elif isinstance(header, Ping):
             self._write({"t": "pong"})
         elif isinstance(header, Hello):
@@ -296,9 +320,11 @@ class Link(asyncio.Protocol):
         if len(attempts) == 1:
             self._transport.write(encode(_encode({"t": "run", "ins": [_input(attempts[0])]}), attempts[0].data))
             return
-        for batch in batches(attempts):
-            header = _encode({"t": "run", "ins": [_input(one) for one in batch]})
-            self._transport.writelines(encode_parts(header, [one.data for one in batch]))
+        for batch, more in batches(attempts):
+            header: dict[str, Any] = {"t": "run", "ins": [_input(one) for one in batch]}
+            if more:
+                header["more"] = True
+            self._transport.writelines(encode_parts(_encode(header), [one.data for one in batch]))
 
     def cancel(self, attempt_ids: Sequence[str]) -> None:
         self._write({"t": "cancel", "a": list(attempt_ids)})
@@ -330,15 +356,18 @@ def _input(one: Attempt) -> dict[str, Any]:
     return found
 
 
-def batches(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
-    """Attempts in order, cut so that no frame passes `RUN_FRAME_BYTES` or `RUN_FRAME_INPUTS`."""
-    found: list[list[Attempt]] = []
+def batches(attempts: Sequence[Attempt]) -> list[tuple[list[Attempt], bool]]:
+    """Attempts in order, cut so that no frame passes `RUN_FRAME_BYTES` or `RUN_FRAME_INPUTS`; each with whether the
+    cut went through one run of a batched function, so that the next frame belongs to it."""
+    found: list[tuple[list[Attempt], bool]] = []
     size = RUN_FRAME_BYTES + 1
     for one in attempts:
-        if not found or size + len(one.data) > RUN_FRAME_BYTES or len(found[-1]) >= RUN_FRAME_INPUTS:
-            found.append([])
+        if not found or size + len(one.data) > RUN_FRAME_BYTES or len(found[-1][0]) >= RUN_FRAME_INPUTS:
+            if found and one.batch and found[-1][0][-1].batch == one.batch:
+                found[-1] = (found[-1][0], True)
+            found.append(([], False))
             size = 0
-        found[-1].append(one)
+        found[-1][0].append(one)
         size += len(one.data)
     return found
 

@@ -12,6 +12,7 @@ from cadenza.agent import attachment, bridge, container, files, variables
 from cadenza.agent.belongings import Belongings
 from cadenza.agent.container import Life
 from cadenza.agent.doors import CLIENT, LANE, RUNNER, Door
+from cadenza.agent.phases import Phases
 from cadenza.agent.pipes import Pipe
 from cadenza.agent.site import Site
 from cadenza.base.errors import Error
@@ -60,19 +61,23 @@ class Cell(bridge.Host):
         self.warm = spec is None
         self.driver: Driver = site.driver(isolation)
         self.life = Life(generic=spec is None, startup_s=spec.function.startup_timeout_s if spec else 300.0)
-        self.phases: dict[str, float] = {}
+        self.phases = Phases(site.clock, spec)
         self.ready_at = 0.0
         self.created_at = site.clock.now()
         self.pid = 0
         self.greeting: Optional[bridge.Hello] = None
         self.attempts: set[str] = set()
+        self.leaves = False
+        """Whether its class has exit hooks, which want their time at the end."""
+        self.slots = 0
+        self._declines = False
+        """Its user code wants no more inputs."""
         self.layer = ""
         """The layer of the function's files, if they are too many for the attach frame."""
         self.removed = asyncio.Event()
         self._link: Optional[bridge.Link] = None
         self._unlinked = asyncio.Event()
         self._strangers: list[bridge.Link] = []
-        self._boundary = self.created_at
         self._doors: list[Door] = []
         self._pipes: list[Pipe] = []
         self._work: set[asyncio.Task[None]] = set()
@@ -85,8 +90,6 @@ class Cell(bridge.Host):
         self.owned = Belongings(site, cell_id, self.driver)
         self.paths = self.owned.paths
         self._loop = asyncio.get_running_loop()
-        if spec is not None:
-            self._begin_phases(spec)
 
     # --- the rules and their performance ---
 
@@ -153,24 +156,12 @@ class Cell(bridge.Host):
 
     # --- a start ---
 
-    def _begin_phases(self, spec: ContainerSpec) -> None:
-        now = self.site.clock.now()
-        placed = spec.placed_at or now
-        self.phases = {"queued": max(0.0, placed - spec.wanted_at) if spec.wanted_at else 0.0}
-        self._boundary = placed
-
-    def _mark(self, phase: str) -> None:
-        """End a phase here: what passed since the last mark belongs to it, so that all of them sum to the wall time."""
-        now = self.site.clock.now()
-        self.phases[phase] = self.phases.get(phase, 0.0) + max(0.0, now - self._boundary)
-        self._boundary = now
-
     async def _prepare(self) -> None:
-        self._mark("placed")
+        self.phases.mark("placed")
         await asyncio.to_thread(self.paths.make, self.driver.name)
         if self.networked:
             await self.owned.take_network()
-        self._mark("network")
+        self.phases.mark("network")
         spec = self.spec
         if spec is not None and not files.inline(spec.function.files):
             self.layer = await asyncio.to_thread(self.site.layers.ensure, spec.function.files)
@@ -178,7 +169,7 @@ class Cell(bridge.Host):
             lowers = self.site.store.lowerdirs(self.image_id)
             await self.owned.take_ids()
             await asyncio.to_thread(self.paths.mount, [self.layer, *lowers] if self.layer else lowers, self.owned.ids)
-        self._mark("rootfs")
+        self.phases.mark("rootfs")
         self._open_doors()
         self.dispatch(container.Prepared())
 
@@ -232,7 +223,7 @@ class Cell(bridge.Host):
             await self.driver.signal(self.cell_id, signal.SIGKILL)
             return
         if self.greeting is None:
-            self._mark("create")
+            self.phases.mark("create")
         self.dispatch(container.Created())
 
     async def _attach(self) -> None:
@@ -285,9 +276,7 @@ class Cell(bridge.Host):
         self.spec = spec
         self.life.startup_s = spec.function.startup_timeout_s
         self.site.adopted(self)
-        self._begin_phases(spec)
-        self._mark("placed")
-        self.phases.update(network=0.0, rootfs=0.0, create=0.0, boot=0.0)
+        self.phases.adopt(spec)
         self._task(self._limit(limits(spec.function.resources)))
         self.dispatch(container.Adopt())
 
@@ -321,18 +310,16 @@ class Cell(bridge.Host):
         self._link = link
         self.greeting = hello
         if self.life.state == container.CREATING:
-            self._mark("create")
-        self._mark("boot")
+            self.phases.mark("create")
+        self.phases.mark("boot")
         # The welcome goes out first: what follows from the hello is sent after this call.
         self._loop.call_soon(self.dispatch, container.Hello())
         return None
 
     def said_ready(self, ready: bridge.Ready) -> None:
-        now = self.site.clock.now()
-        self.phases["enter"] = min(max(0.0, ready.enter_s), max(0.0, now - self._boundary))
-        self._boundary += self.phases["enter"]
-        self._mark("import")
-        self.ready_at = now
+        self.phases.ready(ready.enter_s)
+        self.leaves = ready.leaves
+        self.ready_at = self.site.clock.now()
         self.dispatch(container.Ready())
 
     def said_failed(self, failed: bridge.Failed, error: bytes) -> None:
@@ -350,6 +337,16 @@ class Cell(bridge.Host):
         if spec is not None:
             app_id, container_id, function_id = spec.app_id, spec.container_id, spec.function_id
             self.site.control.logs([bridge.chunk(log, data, app_id, container_id, function_id) for log, data in logs])
+
+    def set_slots(self, slots: int) -> None:
+        self.slots = slots
+        self.site.changed(self)
+
+    def stopped_fetching(self) -> None:
+        self._declines = True
+        if self._link is not None:
+            self._link.drain(0)
+            self._poke()
 
     def said_bye(self) -> None:
         self.dispatch(container.Bye())
@@ -376,7 +373,7 @@ class Cell(bridge.Host):
 
     def deliver(self, attempts: Sequence[Attempt]) -> None:
         """Hand attempts to the runner. One that takes no more gets them given back (REVOKED)."""
-        if self.life.state == container.READY and self._link is not None:
+        if self.life.state == container.READY and self._link is not None and not self._declines:
             self.attempts.update([one.attempt_id for one in attempts])
             self._link.run(attempts)
             return
@@ -401,7 +398,11 @@ class Cell(bridge.Host):
 
     def _poke(self) -> None:
         """Make a runner whose main thread is the user's read its frames. Semantics section 9."""
-        if self.spec is not None and not self.spec.function.is_async and not self.life.bye:
+        function = self.spec.function if self.spec is not None else None
+        if function is None or self.life.bye:
+            return
+        methods = function.methods
+        if not (all(one.is_async for one in methods) if methods else function.is_async):
             # The frame first, then the signal: the handler reads the frame (docs/formats/wire.md).
             self._loop.call_soon(lambda: self._task(self._interrupt()))
 
@@ -497,9 +498,10 @@ class Cell(bridge.Host):
             message=life.message if life.state == container.GONE else "",
             error=life.error if life.state == container.GONE else b"",
             exit_code=life.exit_code,
-            phases=dict(self.phases),
+            phases=dict(self.phases.found),
             ready_at=self.ready_at,
             warm=self.warm,
             runtime=self.driver.name,
             pid=self.pid,
+            slots=self.slots,
         )

@@ -28,6 +28,8 @@ from cadenza.protocol.nodes import (
 from cadenza.runtime.choice import STANDARD
 from cadenza.runtime.driver import Driver, Mount, Stats
 
+CLOSE_GRACE_S = 10.0
+"""How long exit hooks of classes may take when the agent ends."""
 CLOSE_LIMIT_S = 20.0
 """How long the end of the agent waits until all its containers are gone and removed."""
 QUIET_S = 0.15
@@ -166,7 +168,7 @@ class Agent:
             return
         cells = list(self._cells.values())
         for cell in cells:
-            cell.dispatch(container.Stop(reason="the server ends"))
+            cell.dispatch(container.Stop(CLOSE_GRACE_S if cell.leaves else 0.0, reason="the server ends"))
         if cells:
             waits = [self._loop.create_task(cell.removed.wait()) for cell in cells]
             _, late = await asyncio.wait(waits, timeout=CLOSE_LIMIT_S)

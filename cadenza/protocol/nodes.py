@@ -107,6 +107,8 @@ class ContainerReport:
     runtime: str = ""
     """crun, runc, runsc, rootless or process."""
     pid: int = 0
+    slots: int = 0
+    """How many inputs it runs at once by its own word (``set_local_input_concurrency``); 0: as declared."""
 
 
 @dataclass(frozen=True)

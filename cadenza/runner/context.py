@@ -46,6 +46,9 @@ _container: Optional[Container] = None
 _single: Optional[Current] = None
 _local: Optional[ContextVar[Optional[Current]]] = None
 
+executor: Any = None
+"""The container's `cadenza.runner.execute.Executor`, in the runner's own process: `cadenza.runner.slots` asks it."""
+
 persistent_id: Optional[Callable[[Any], Any]] = None
 persistent_load: Optional[Callable[[Any], Any]] = None
 

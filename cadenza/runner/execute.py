@@ -1,4 +1,4 @@
-"""Run inputs: on the main thread one after the other, or on daemon threads. `tasks` has the third way, asyncio.
+"""Run inputs, on the main thread one after the other. `threads` and `tasks` have the other ways.
 
 The main thread is the only reader of the connection. A synchronous function that is not concurrent runs on it, with no
 hop between the socket and the user's code. Sources: semantics.md sections 5, 6, 9 and 10; docs/formats/wire.md.
@@ -29,15 +29,26 @@ MAX_ERROR_CHARS = 8192
 """What of an exception's text goes into the frame's header."""
 TOGETHER_S = 0.002
 """While inputs wait, outputs share a frame unless the last frame is older than this."""
-PART_S = 1.0
-"""How long threads without work may take to end."""
-DRAIN_POLL_S = 0.02
+
+
+class Entry:
+    """What an input may ask for: a function, or one method of a class's instance."""
+
+    __slots__ = ("call", "is_async", "is_generator")
+
+    def __init__(self, call: Callable[..., Any], is_generator: bool = False, is_async: bool = False) -> None:
+        self.call = call
+        self.is_generator = is_generator
+        self.is_async = is_async
 
 
 class Job:
-    """One attempt, from the frame that brings it to its output."""
+    """One run: of one attempt, from the frame that brings it to its output, or of a batch (`cadenza.runner.batch`)."""
 
-    __slots__ = ("attempt", "began_at", "blob", "call_id", "cancelled", "data", "durable", "input_id", "items", "task")
+    __slots__ = (
+        "attempt", "batch", "began_at", "blob", "call_id", "cancelled", "data", "durable", "entry", "input_id", "items",
+        "members", "method", "task", "unit",
+    )  # fmt: skip
 
     def __init__(self, attempt: str, input_id: str, call_id: str, data: bytes, blob: str, durable: bool) -> None:
         self.attempt = attempt
@@ -46,6 +57,14 @@ class Job:
         self.data = data
         self.blob = blob
         self.durable = durable
+        self.method = ""
+        self.entry: Any = None
+        """Which of the container's entries; None when it has none of that name."""
+        self.batch = ""
+        self.members: Any = None
+        """For the run of a batch: its attempts' jobs."""
+        self.unit: Optional[Job] = None
+        """For one of a batch that runs: the batch."""
         self.cancelled = False
         self.items = 0
         self.task: Any = None
@@ -65,10 +84,18 @@ class Channel:
 class Executor:
     """Takes the agent's frames, runs jobs, sends outputs. What differs between ways of running is in the subclasses."""
 
-    def __init__(self, function: Callable[..., Any], is_generator: bool, channel: Channel) -> None:
-        self.function = function
-        self.is_generator = is_generator
+    def __init__(self, entries: dict[str, Entry], channel: Channel, most: int = 1) -> None:
+        self.entries = entries
+        """By method; a function's own has an empty name."""
         self.channel = channel
+        self.most = most
+        """How many runs at once."""
+        self.batched = False
+        """The function takes lists: of the inputs that came as one batch."""
+        self.kinds = False
+        """Outputs of failures name their exception's classes: the retries ask for it."""
+        self._held: dict[str, Job] = {}
+        """Of a run frame that goes on in the next one."""
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, Job] = {}
         self.draining = False
@@ -93,19 +120,25 @@ class Executor:
                 data = payload if size == len(payload) else payload[at : at + size]
                 at += size
                 attempt = one["a"]
-                self.waiting[attempt] = Job(
-                    attempt, one["i"], one["c"], data, one.get("blob") or "", bool(one.get("durable"))
-                )
+                job = Job(attempt, one["i"], one["c"], data, one.get("blob") or "", bool(one.get("durable")))
+                job.method = one.get("m") or ""
+                job.entry = self.entries.get(job.method)
+                if self.batched:
+                    job.batch = one.get("b") or attempt
+                self._held[attempt] = job
+            if header.get("more"):
+                return
+            self.waiting.update(self._held)
+            self._held = {}
             if self.draining:
                 self._give_back(list(self.waiting))
         elif kind == "cancel":
             for attempt in header["a"]:
-                job = self.waiting.pop(attempt, None)
-                if job is not None:
-                    self.output(job, TERMINATED, error="cancelled before it began")
+                waits = self.waiting.pop(attempt, None)
+                if waits is not None:
+                    self.output(waits, TERMINATED, error="cancelled before it began")
                 elif attempt in self.running:
-                    self.running[attempt].cancelled = True
-                    self.cancel_running(self.running[attempt])
+                    self._cancel(self.running[attempt])
         elif kind == "revoke":
             self._give_back(header["a"])
         elif kind == "drain":
@@ -120,11 +153,34 @@ class Executor:
             if job is not None:
                 self.output(job, REVOKED)
 
+    def _cancel(self, job: Job) -> None:
+        job.cancelled = True
+        unit = job.unit
+        if unit is None:
+            self.cancel_running(job)
+            return
+        # The others of its batch go on; the run itself is cancelled with the last of them.
+        self.say(job, f"Successfully canceled input {job.input_id}\n")
+        self.output(job, TERMINATED, error="cancelled")
+        if not any(one.attempt in self.running for one in unit.members):
+            unit.cancelled = True
+            self.cancel_running(unit)
+
     def take(self) -> Job:
-        """The job that waits longest; it runs from now on."""
+        """The job that waits longest, with the others of its batch; it runs from now on."""
         attempt = next(iter(self.waiting))
         job = self.running[attempt] = self.waiting.pop(attempt)
-        return job
+        if not self.batched:
+            return job
+        from cadenza.runner import batch
+
+        return batch.gather(self, job)
+
+    def busy(self) -> int:
+        """How many runs are under way."""
+        if not self.batched:
+            return len(self.running)
+        return len({one.batch for one in list(self.running.values())})
 
     def cancel_running(self, job: Job) -> None:
         raise NotImplementedError
@@ -136,9 +192,42 @@ class Executor:
     def on_poke(self) -> None:
         """SIGUSR1 came."""
 
+    def resize(self, most: int) -> None:
+        """Run up to ``most`` at once from now on. Any thread may call it."""
+        self.most = most
+
+    def run_hook(self, hook: Callable[[], Any]) -> None:
+        """Run a hook of the class's to its end, on the main thread."""
+        hook()
+
+    def close(self) -> None:
+        """After the last hook."""
+
     # One job.
 
+    def entry_of(self, job: Job) -> Entry:
+        """InvalidError when the container has nothing of that name."""
+        if job.entry is None:
+            has = ", ".join(sorted(one for one in self.entries if one))
+            if not has:
+                raise InvalidError(f"this is a function and not a class: it has no method {job.method!r}")
+            raise InvalidError(
+                f"the class has no method {job.method!r} in this container; it has {has}"
+                if job.method
+                else f"this is a class: say which method to run; it has {has}"
+            )
+        entry: Entry = job.entry
+        return entry
+
     def arguments(self, job: Job) -> tuple[Any, Any]:
+        if job.members is not None:
+            from cadenza.runner import batch
+
+            return batch.arguments(self, job)
+        return self.unpack(job)
+
+    def unpack(self, job: Job) -> tuple[Any, Any]:
+        """The arguments of one attempt: positional ones and those by name."""
         data: Any = job.data
         if job.blob:
             data = self.channel.lane.get(job.blob)
@@ -159,7 +248,8 @@ class Executor:
         """The function returned. That does not undo a cancellation which it swallowed."""
         if job.cancelled:
             raise InputCancellation("Input was cancelled by user")
-        if not self.is_generator and isinstance(value, (CoroutineType, GeneratorType, AsyncGeneratorType)):
+        generator = job.entry.is_generator
+        if not generator and isinstance(value, (CoroutineType, GeneratorType, AsyncGeneratorType)):
             kind = type(value).__name__.replace("_", " ")
             if isinstance(value, CoroutineType):
                 value.close()
@@ -167,36 +257,53 @@ class Executor:
                 f"The function returned a {kind} object, but was declared as a plain function: a decorator probably "
                 "hides what it is. Keep `async def` or `yield` visible in the function that @app.function sees."
             )
-        self.output(job, SUCCESS, [] if self.is_generator else values.pack(value, context.persistent_id))
+        if job.members is not None:
+            from cadenza.runner import batch
+
+            batch.results(self, job, value)
+            return
+        self.output(job, SUCCESS, [] if generator else values.pack(value, context.persistent_id))
 
     def failure(self, job: Job, exc: BaseException) -> None:
         """The function raised, or its argument or result could not be used."""
         if self.interrupted and not job.cancelled:
             return  # the container ends; the input is run again elsewhere
+        jobs = [job] if job.members is None else [one for one in job.members if one.attempt in self.running]
         if job.cancelled or isinstance(exc, InputCancellation) or _is_cancelled_error(exc):
-            self._say(job, f"Successfully canceled input {job.input_id}\n")
-            self.output(job, TERMINATED, error="cancelled")
+            for one in jobs:
+                self.say(one, f"Successfully canceled input {one.input_id}\n")
+                self.output(one, TERMINATED, error="cancelled")
+            return
+        if not jobs:
             return
         from cadenza.runner import faults
 
         text = faults.text_of(exc)
-        self._say(job, text)
+        self.say(job, text)
         try:
             message = f"{type(exc).__name__}: {exc}"
         except Exception:
             message = type(exc).__name__
-        try:
-            self.output(job, FAILURE, [values.pack_exception(exc)], message)
-        except Exception as error:  # the lane is gone, or its disk is full: the text still goes
-            self.output(job, FAILURE, [], f"{message} (the exception itself could not be sent: {error})")
+        kinds = faults.kinds(exc) if self.kinds else None
+        packed = values.pack_exception(exc)
+        self.channel.streams.finish(job.input_id, job.call_id)
+        for one in jobs:
+            try:
+                self.output(one, FAILURE, [packed], message, kinds)
+            except Exception as error:  # the lane is gone, or its disk is full: the text still goes
+                text = f"{message} (the exception itself could not be sent: {error})"
+                self.output(one, FAILURE, [], text, kinds)
 
-    def _say(self, job: Job, text: str) -> None:
+    def say(self, job: Job, text: str) -> None:
         err = self.channel.streams.err
         err.flush()
         err.write(text)
 
-    def output(self, job: Job, status: str, parts: Optional[list[Any]] = None, error: str = "") -> None:
-        """Send what became of the job. Everything that it printed goes first."""
+    def output(
+        self, job: Job, status: str, parts: Optional[list[Any]] = None, error: str = "",
+        kinds: Optional[list[str]] = None,
+    ) -> None:  # fmt: skip
+        """Send what became of the attempt. Everything that it printed goes first."""
         channel = self.channel
         channel.streams.finish(job.input_id, job.call_id)
         header: dict[str, Any] = {"a": job.attempt, "s": status, "n": 0}
@@ -204,8 +311,11 @@ class Executor:
             header["error"] = error[:MAX_ERROR_CHARS]
         if job.items:
             header["items"] = job.items
-        if job.began_at:
-            header["t0"], header["t1"] = job.began_at, time.time()
+        if kinds:
+            header["kinds"] = kinds
+        began_at = job.began_at if job.unit is None else job.unit.began_at
+        if began_at:
+            header["t0"], header["t1"] = began_at, time.time()
         now = not self.waiting or time.monotonic() - channel.outbox.last_sent > TOGETHER_S
         if parts:
             parts = self._inline(job, header, parts, now)
@@ -243,10 +353,10 @@ def _is_cancelled_error(exc: BaseException) -> bool:
 
 
 class OnMainThread(Executor):
-    """A synchronous function, one input at a time, on the main thread. Cancelled by SIGUSR1."""
+    """Synchronous functions, one input at a time, on the main thread. Cancelled by SIGUSR1."""
 
-    def __init__(self, function: Callable[..., Any], is_generator: bool, channel: Channel) -> None:
-        super().__init__(function, is_generator, channel)
+    def __init__(self, entries: dict[str, Entry], channel: Channel, most: int = 1) -> None:
+        super().__init__(entries, channel, most)
         self.active: Optional[Job] = None
         """The job whose user code runs now: only then may a cancellation be raised."""
         self._poked_early = False
@@ -275,13 +385,14 @@ class OnMainThread(Executor):
         job.began_at = time.time()
         context.enter(job.input_id, job.call_id)
         try:
+            entry = job.entry or self.entry_of(job)
             args, kwargs = self.arguments(job)
             try:
                 self.active = job
                 if self._poked_early:  # perhaps for this job, whose arguments took long to unpickle
                     self.on_poke()
-                value = self.function(*args, **kwargs)
-                if self.is_generator:
+                value = entry.call(*args, **kwargs)
+                if entry.is_generator:
                     for one in value:
                         self.item(job, one)
             finally:
@@ -320,104 +431,3 @@ class OnMainThread(Executor):
         if job.cancelled and self.active is job:
             self.active = None  # once only: the user's clean-up is not interrupted
             raise InputCancellation("Input was cancelled by user")
-
-
-class OnThreads(Executor):
-    """A synchronous function, up to ``most`` inputs at once, each on a daemon thread of its own."""
-
-    def __init__(self, function: Callable[..., Any], is_generator: bool, channel: Channel, most: int) -> None:
-        super().__init__(function, is_generator, channel)
-        self.most = most
-        self._idle = 0
-        import _queue
-        import threading
-
-        self._threading = threading
-        self._queue: Any = _queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-
-    def serve(self) -> None:
-        wire = self.channel.wire
-        self._start()
-        while not self.ended:
-            if self.draining:
-                import select
-
-                if not self.running:
-                    self._part()
-                    return
-                if not select.select([wire.sock], [], [], DRAIN_POLL_S)[0]:
-                    continue
-            frames = wire.receive()
-            if frames is None:
-                self.ended = True
-                return
-            with self._lock:
-                for header, payload in frames:
-                    self.handle(header, payload)
-            self._start()
-
-    def _start(self) -> None:
-        while True:
-            with self._lock:
-                if not self.waiting or len(self.running) >= self.most:
-                    return
-                job = self.take()
-                fresh = self._idle == 0
-                if not fresh:
-                    self._idle -= 1
-            self._queue.put(job)
-            if fresh:
-                thread = self._threading.Thread(target=self._work, name="cadenza-input", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-
-    def _part(self) -> None:
-        """Let idle threads end: on Python 3.10 a daemon thread at work while the interpreter ends can crash it."""
-        for _ in self._threads:
-            self._queue.put(None)
-        until = time.monotonic() + PART_S
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-    def _work(self) -> None:
-        while True:
-            job = self._queue.get()
-            if job is None:
-                return
-            self._run(job)
-            with self._lock:
-                self._idle += 1
-            self._start()
-
-    def _run(self, job: Job) -> None:
-        job.began_at = time.time()
-        context.enter(job.input_id, job.call_id)
-        try:
-            args, kwargs = self.arguments(job)
-            value = self.function(*args, **kwargs)
-            if self.is_generator:
-                for one in value:
-                    self.item(job, one)
-            self.result(job, value)
-        except (KeyboardInterrupt, GeneratorExit) as exc:
-            import _thread
-
-            self.raised = type(exc).__name__
-            self.interrupted = True
-            _thread.interrupt_main()
-        except BaseException as exc:
-            self.failure(job, exc)
-        finally:
-            context.leave()
-
-    def cancel_running(self, job: Job) -> None:
-        """A thread cannot be stopped safely: the container ends, and the others are given back without charge."""
-        self._say(job, f"Successfully canceled input {job.input_id}\n")
-        self.output(job, TERMINATED, error="cancelled")
-        for other in [*self.running.values(), *self.waiting.values()]:
-            if not other.cancelled:
-                self.output(other, REVOKED)
-        self.waiting.clear()
-        self.ended = True

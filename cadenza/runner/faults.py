@@ -49,6 +49,12 @@ def pack_exception(exc: BaseException) -> bytes:
     return b"".join(values.pack(_describe(exc, MAX_CHAIN, set())))
 
 
+def kinds(exc: BaseException) -> list[str]:
+    """The exception's class and its bases, most special first, as ``module.qualname``: what retries compare with."""
+    bases = [one for one in type(exc).__mro__ if one not in (object, BaseException)]
+    return [f"{one.__module__}.{one.__qualname__}" for one in bases or [type(exc)]]
+
+
 def text_of(exc: BaseException, chain: bool = True) -> str:
     """The traceback as Python prints it, without our own frames; with ``chain``, causes included."""
     import traceback

@@ -1,4 +1,4 @@
-"""Find the user's function: import its module, or unpickle it. What goes wrong is said in the user's words."""
+"""Find the user's function or class: import its module, or unpickle it. What goes wrong is said in the user's words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ RAW = "__cadenza_raw__"
 
 
 def load(function: dict[str, Any], serialized: bytes) -> Function:
-    """The callable that ``function`` (keys name, module, qualname) names, or that ``serialized`` holds.
+    """The callable that ``function`` (keys name, module, qualname) names, or that ``serialized`` holds. For a class,
+    whose name is ``Name.*``, the class as the user wrote it.
 
     Whatever the user's module raises while it is imported comes through.
     """
@@ -26,7 +27,9 @@ def load(function: dict[str, Any], serialized: bytes) -> Function:
         thing: Function = _unwrap(_unpickle(serialized))
         return thing
     module = _import(str(function.get("module", "")))
-    return _find(module, str(function.get("qualname") or function.get("name", "")), str(function.get("name", "")))
+    name = str(function.get("name", ""))
+    qualname = str(function.get("qualname") or name)
+    return _find(module, qualname[:-2] if qualname.endswith(".*") else qualname, name)
 
 
 def _unpickle(data: bytes) -> Any:
@@ -80,14 +83,16 @@ def _find(module: Any, qualname: str, name: str) -> Function:
         thing = _unwrap(thing)
         if callable(thing):
             return thing  # type: ignore[no-any-return]
+    kind = "class" if name.endswith(".*") else "function"
+    attribute = "registered_classes" if kind == "class" else "registered_functions"
     for other in list(vars(module).values()):
-        registered = getattr(type(other), "registered_functions", None) and getattr(other, "registered_functions", None)
-        if isinstance(registered, dict) and name in registered:
-            found = _unwrap(registered[name])
+        registered = getattr(type(other), attribute, None) and getattr(other, attribute, None)
+        if isinstance(registered, dict):
+            found = _unwrap(registered.get(name[:-2] if kind == "class" else name))
             if callable(found):
                 return found  # type: ignore[no-any-return]
     raise ExecutionError(
-        f"The module '{module.__name__}' in the container has no function '{qualname}'. A function must be defined "
+        f"The module '{module.__name__}' in the container has no {kind} '{qualname}'. A {kind} must be defined "
         'whenever its module is imported: not below `if __name__ == "__main__"`, and not by a condition that differs '
         "between your machine and the container."
     )

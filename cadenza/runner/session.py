@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Optional
 
     from cadenza.runner.execute import Executor
+    from cadenza.runner.occupant import Occupant
 
 PROTOCOL = 1  # cadenza.protocol.frame.PROTOCOL, as said in the hello
 CONNECT_TRIES = 40
@@ -55,6 +56,8 @@ class Session:
         self._started = time.monotonic()
         self._support = os.environ.get("CADENZA_SUPPORT") or SUPPORT_DIR
         self._executor: Optional[Executor] = None
+        self._occupant: Optional[Occupant] = None
+        """Of a class: from the end of its enter hooks on."""
         self._stopping = False
         self._told = False
         self._said_last = False
@@ -69,7 +72,9 @@ class Session:
         try:
             self._attach(*self._until_attached())
             code = self._serve()
+            self._deafen()
         except (KeyboardInterrupt, GeneratorExit) as exc:
+            self._deafen()
             code = self._interrupted(type(exc).__name__)
         self._end(code)
 
@@ -96,6 +101,13 @@ class Session:
             raise KeyboardInterrupt("the container is being stopped")
         if self._executor is not None:
             self._executor.on_poke()
+
+    def _deafen(self) -> None:
+        """Nothing is left to cancel, and the end is on its way: exit hooks are not disturbed, except by SIGKILL."""
+        _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
+        if self._occupant is not None:
+            _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+            _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
 
     # The connection.
 
@@ -176,6 +188,7 @@ class Session:
             ),
             concurrent=most > 1,
         )  # fmt: skip
+        where, enter_s = "import", 0.0
         try:
             rest = surroundings.arrange(header, payload)
             import atexit
@@ -186,28 +199,56 @@ class Session:
 
             _collect_from_here()
             call = loader.load(function, rest[: int(header.get("serialized") or 0)])
-            self._executor = self._make_executor(call, function, most)
+            if function.get("methods"):
+                where = "enter"
+                entered = time.monotonic()
+                self._enter(call, function, most)
+                enter_s = time.monotonic() - entered
+            else:
+                from cadenza.runner.execute import Entry
+
+                entry = Entry(call, bool(function.get("is_generator")), bool(function.get("is_async")))
+                self._executor = self._make_executor({"": entry}, function, most, entry.is_async)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as exc:
-            self._failed(exc)
-        self._send({"t": "ready", "import_s": round(time.monotonic() - began, 6), "enter_s": 0.0})
+            self._failed(exc, where)
+        ready: dict[str, Any] = {"t": "ready", "import_s": round(time.monotonic() - began - enter_s, 6)}
+        ready["enter_s"] = round(enter_s, 6)
+        if self._occupant is not None and self._occupant.leaves:
+            ready["leaves"] = True
+        self._send(ready)
 
-    def _make_executor(self, call: Any, function: dict[str, Any], most: int) -> Executor:
-        from cadenza.runner.execute import Channel, OnMainThread, OnThreads
+    def _enter(self, cls: Any, function: dict[str, Any], most: int) -> None:
+        from cadenza.runner.occupant import Occupant
 
-        generator = bool(function.get("is_generator"))
+        occupant = Occupant(cls, function)
+        executor = self._make_executor(occupant.entries, function, most, occupant.is_async)
+        occupant.enter(executor)
+        self._occupant, self._executor = occupant, executor
+
+    def _make_executor(self, entries: Any, function: dict[str, Any], most: int, is_async: bool) -> Executor:
+        from cadenza.runner.execute import Channel, OnMainThread
+
         lane: Any = LaterLane(f"{self._support}/{LANE_SOCKET}")
         channel = Channel(self.wire, self.outbox, self.streams, lane)
-        if function.get("is_async"):
+        executor: Executor
+        if is_async:
             from cadenza.runner.tasks import OnLoop
 
-            return OnLoop(call, generator, channel, most)
-        if most > 1:
-            return OnThreads(call, generator, channel, most)
-        return OnMainThread(call, generator, channel)
+            executor = OnLoop(entries, channel, most)
+        elif most > 1:
+            from cadenza.runner.threads import OnThreads
 
-    def _failed(self, exc: BaseException) -> NoReturn:
+            executor = OnThreads(entries, channel, most)
+        else:
+            executor = OnMainThread(entries, channel)
+        executor.batched = bool(function.get("batch_max"))
+        executor.kinds = bool(function.get("kinds"))
+        context.executor = executor
+        return executor
+
+    def _failed(self, exc: BaseException, where: str) -> NoReturn:
         from cadenza.runner import faults, values
 
         text = faults.text_of(exc)
@@ -218,7 +259,7 @@ class Session:
         packed = values.pack_exception(exc)
         if len(packed) > MAX_FAULT_BYTES:
             packed = values.pack_exception(ExecutionError(f"The container could not load the function:\n{text}"))
-        self._send({"t": "failed", "where": "import", "text": text, "n": len(packed)}, [packed])
+        self._send({"t": "failed", "where": where, "text": text, "n": len(packed)}, [packed])
         os._exit(EXIT_FAILED)
 
     # Working.
@@ -255,9 +296,9 @@ class Session:
         return EXIT_OK if ordered else EXIT_INTERRUPTED
 
     def _end(self, code: int) -> NoReturn:
-        """The user's exit functions run, threads are waited for as Python does, then `_last`."""
+        """The user's exit hooks and functions run, threads are waited for as Python does, then `_last`."""
         self._code = code
-        # Nothing is left to cancel, and Python's own end would make the signal deadly.
+        # Python's own end would make the signal deadly.
         _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
         if self.wire.closed or not hasattr(self, "streams"):
             self._last()
@@ -265,6 +306,11 @@ class Session:
         from _thread import start_new_thread
 
         start_new_thread(self._limit_end, (code,))
+        executor = self._executor
+        if executor is not None:
+            if self._occupant is not None:
+                self._occupant.exit(executor)
+            executor.close()
         sys.exit(code)
 
     def _limit_end(self, code: int) -> None:
@@ -273,6 +319,8 @@ class Session:
         if self._executor is not None and self._executor.grace_s:
             grace_s = min(grace_s, self._executor.grace_s)
         time.sleep(min(WARN_EXIT_S, grace_s / 2))
+        if self._occupant is not None and self._occupant.hook:
+            sys.stderr.write(f"Waiting at most {grace_s:g} s for the exit hook {self._occupant.hook}\n")
         threading = sys.modules.get("threading")
         if threading is not None:
             main = threading.main_thread()

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
+import pytest
+
 from cadenza import runner
 from cadenza.protocol.frame import Decoder, encode, encode_parts, loads
 from cadenza.runner import values
@@ -32,6 +34,9 @@ def pythons() -> dict[str, str]:
             if (home / "bin/python3").exists() and minor != sys.version_info[1]:
                 found[f"3.{minor}"] = str(home / "bin/python3")
     return found
+
+
+EVERY_PYTHON = pytest.mark.parametrize("python", pythons().values(), ids=pythons().keys())
 
 
 def read_with_descriptors(sock: socket.socket, size: int, fds: list[int]) -> bytes:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from runner_peer import Agent, pythons
+from runner_peer import EVERY_PYTHON, Agent
 
 from cadenza.base.errors import DeserializationError, ExecutionError, InvalidError, SerializationError
 from cadenza.protocol import calls
 from cadenza.runner import execute, values
-
-EVERY_PYTHON = pytest.mark.parametrize("python", pythons().values(), ids=pythons().keys())
 
 
 @pytest.fixture
