@@ -45,6 +45,8 @@ class Config:
     """An embedded server that nobody asked to keep stops after this long without clients, apps and containers."""
     pool_containers: int = 1
     """Warm generic containers kept ready for each recently used image; 0 turns the pool off."""
+    require_token: bool = False
+    """Whether the server wants a token even of its own user; see docs/operate/accounts.md."""
     durability: str = "process"
     """``process``: what was accepted survives any crash of ours. ``power``: also a loss of power (an fsync each)."""
     secrets_key_command: str = ""
@@ -68,8 +70,9 @@ class Config:
         return os.path.join(self.state_dir, "server.lock")
 
 
+# Not token_id and token_secret: a credential of another service is neither ours to send nor an error to have.
 _SHARED_WITH_MODAL = {
-    "server_url", "token_id", "token_secret", "environment", "loglevel", "traceback", "force_build", "ignore_cache",
+    "server_url", "environment", "loglevel", "traceback", "force_build", "ignore_cache",
     "logs_timeout", "max_throttle_wait", "heartbeat_interval", "dev_suffix", "image_builder_version",
 }  # fmt: skip
 _CHOICES = {

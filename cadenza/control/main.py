@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import resource
 import socket
 from typing import Any, Callable, Optional, Sequence
@@ -15,13 +16,17 @@ from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.access import Access
 from cadenza.control import (
-    apps, containers, deployments, environments, functions, images, invocations, logs, lookups, objects,
+    apps, containers, deployments, environments, functions, images, invocations, logs, lookups, members,
+    objects, tokens,
 )  # fmt: skip
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
+from cadenza.control.directory import SELF_ID
+from cadenza.control.guard import Guard
 from cadenza.control.lane import LaneServer
 from cadenza.control.request import Request
 from cadenza.control.rpc import Rpc
+from cadenza.control.whereabouts import Whereabouts
 from cadenza.observe.log import Log
 from cadenza.observe.metrics import Metrics
 from cadenza.protocol.calls import AttemptOutput, GeneratorItem
@@ -84,6 +89,9 @@ class ControlPlane:
             say(parts.calls)
         await parts.log_store.start()
         await parts.environments.start()
+        await parts.tokens.start()
+        await parts.members.start(own_name())
+        parts.access.workspace = parts.access.directory.users[SELF_ID].name
         await parts.apps.start()  # first: containers of functions that are known may be kept
         await parts.calls.start(node)
         parts.ready = True
@@ -152,7 +160,7 @@ class ControlPlane:
         assert parts is not None
         swept_at = -SWEEP_EVERY_S
         while True:
-            for step in (self._note_activity, parts.apps.tick, parts.blobs.expire):
+            for step in (self._note_activity, parts.apps.tick, parts.blobs.expire, parts.tokens.tick):
                 await _guarded(step)
             if self._clock.monotonic() - swept_at >= SWEEP_EVERY_S and (self._sweeper is None or self._sweeper.done()):
                 swept_at = self._clock.monotonic()
@@ -314,6 +322,8 @@ class _Parts:
         self.environments = environments.Environments(
             db, clock, ids, self.access, lambda name: sum(one.environment == name for one in self.apps.alive)
         )
+        self.tokens = tokens.Tokens(db, clock, ids, self.access, lambda gone: self.rpc.drop(gone))
+        self.members = members.Members(db, clock, ids, self.access, self.tokens)
         self.lane_path = os.path.join(os.path.dirname(config.socket_path), "lane.sock")
         self.calls = Calls(config, db, clock, ids)
         self.blobs = Blobs(
@@ -353,12 +363,19 @@ class _Parts:
             **objects.handlers(objects.Objects(store, self.blobs)),
             **logs.handlers(self.logs),
             **environments.handlers(self.environments),
+            **tokens.handlers(self.tokens),
+            **members.handlers(self.members),
             "server.status": home.status,
             "server.keep": home.keep,
             "server.stop": home.stop,
         }
+        self.where = Whereabouts(self.apps, self.calls)
+        guarded = Guard(self.access, self.where, config.require_token).table(table)
         loop = self.calls.loop
-        self.rpc = Rpc(table, ids, self._connection_closed, self.lane_path, home.metrics, loop.expect, loop.settle)
+        self.rpc = Rpc(
+            guarded, ids, self._connection_closed, self.lane_path, home.metrics, loop.expect, loop.settle,
+            self.tokens.identify,
+        )  # fmt: skip
 
     def _connection_closed(self, connection_id: str) -> None:
         self.calls.abandon(connection_id)
@@ -366,10 +383,22 @@ class _Parts:
         self.blobs.connection_closed(connection_id)
 
     def _environment_of(self, container_id: str) -> str:
-        return self.apps.find(self._app_of_container(container_id)).environment
+        found = self.where.container(container_id)
+        return found.environment if found is not None else ""
 
     def _app_of_container(self, container_id: str) -> str:
         return next((one.app_id for one in self.calls.containers() if one.container_id == container_id), "")
+
+
+def own_name() -> str:
+    """The name of the user that this server runs as."""
+    named = os.environ.get("USER") or os.environ.get("LOGNAME")
+    if named:
+        return named
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user id without a name, as in some containers
+        return ""
 
 
 async def _guarded(step: Callable[..., Any], *args: Any) -> None:

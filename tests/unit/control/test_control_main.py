@@ -592,10 +592,12 @@ def test_a_container_may_call_and_not_more(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         client = await world.client()
         _, functions = await client.app("echo")
-        ours, theirs = socket.socketpair()
-        world.control.accept_client(ours, "ta-1")
-        inside = await Client.connect(sock=theirs)
         body = {"function_id": functions["echo"], "value": {"size": 1}, "parent_input_id": "in-1"}
+        assert (await client.ask("call.run", body, b"x"))["output"]["status"] == "SUCCESS"
+        container_id = (await client.ask("container.list", {}))["containers"][0]["container_id"]
+        ours, theirs = socket.socketpair()
+        world.control.accept_client(ours, container_id)
+        inside = await Client.connect(sock=theirs)
         assert (await inside.ask("call.run", body, b"x"))["output"]["status"] == "SUCCESS"
         assert (await inside.ask("app.list"))["kind"] == "permission_denied"
         assert (await inside.ask("server.stop"))["kind"] == "permission_denied"
