@@ -61,6 +61,8 @@ def run(
     from cadenza.sdk import entrypoint
     from cadenza.sdk.function import Function
 
+    if interactive and quiet:
+        raise click.UsageError("-i shows what the container says: leave -q out")
     compat.install()
     if write_result is not None and not os.path.isdir(os.path.dirname(os.path.abspath(write_result))):
         raise click.UsageError(f"--write-result: there is no directory for {write_result}")
@@ -161,6 +163,10 @@ def execute(
     shown: Any = None
     if not quiet:
         shown = sink(timestamps)
+        if interactive:
+            from cadenza.cli.interactive import Interactive
+
+            shown = Interactive(shown)
         output.install(shown)
     try:
         with user_code():

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Sequence
 
@@ -153,9 +153,17 @@ def module_of(raw: Callable[..., Any]) -> ModuleType:
 
 
 async def publish(
-    client: Any, app_id: str, declarations: Sequence[Declaration], progress: Progress, force_build: bool = False
+    client: Any,
+    app_id: str,
+    declarations: Sequence[Declaration],
+    progress: Progress,
+    force_build: bool = False,
+    interactive: bool = False,
 ) -> dict[str, str]:
-    """Bring all functions of an app to the server; name to id. ImageBuildError, and what `prepare` raises."""
+    """Bring all functions of an app to the server; name to id. ImageBuildError, and what `prepare` raises.
+
+    ``interactive``: their containers may ask for a terminal.
+    """
     progress.phase("Reading files")
     images = Images()
 
@@ -169,7 +177,8 @@ async def publish(
         await source.upload(client, uploads, progress.uploading)
     await build_all(client, [one.spec.image for one in prepared], progress, force_build)
     progress.phase("Creating functions")
-    reply = await client._request("app.publish", AppPublish(app_id, tuple(one.spec for one in prepared)))
+    specs = tuple(replace(one.spec, interactive=True) if interactive else one.spec for one in prepared)
+    reply = await client._request("app.publish", AppPublish(app_id, specs))
     for text in reply.warnings:
         warnings.warn(text, _server_warning(), stacklevel=2)
     return dict(reply.functions)

@@ -20,7 +20,6 @@ from cadenza.base.errors import (
     InvalidError,
     NotFoundError,
     ServiceError,
-    UnimplementedError,
 )
 from cadenza.protocol.methods import AppCreate, AppFinish, AppRef
 from cadenza.sdk import output, publish
@@ -45,7 +44,7 @@ async def run(
     """Yields the app once its functions can be called. See `App.run`."""
     from cadenza.sdk.client import Client
 
-    _check(app, interactive)
+    _check(app)
     config = configuration.load()
     used: Client = client or await Client._environment()
     title = name or app.description or _program()
@@ -59,7 +58,9 @@ async def run(
     failure: Optional[BaseException] = None
     try:
         _warn_schedules(app)
-        ids = await publish.publish(used, app_id, list(app._declarations.values()), shown.progress, config.force_build)
+        ids = await publish.publish(
+            used, app_id, list(app._declarations.values()), shown.progress, config.force_build, bool(interactive)
+        )
         for function_name, function_id in ids.items():
             function = app._functions.get(function_name)
             if function is not None:
@@ -80,7 +81,7 @@ async def run(
                 function._init_handle()
 
 
-def _check(app: App, interactive: bool) -> None:
+def _check(app: App) -> None:
     if container() is not None:
         if current_input_id() is not None:
             raise InvalidError(
@@ -93,8 +94,6 @@ def _check(app: App, interactive: bool) -> None:
         )
     if app._app_id is not None:
         raise InvalidError("the app runs already: one app.run() at a time")
-    if interactive:
-        raise UnimplementedError("interactive runs are not built yet: run without -i")
 
 
 def _program() -> str:

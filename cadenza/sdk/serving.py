@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Optional, Sequence
 
-from cadenza.protocol.methods import AppCreate
+from cadenza.base.errors import ConflictError, Error, NotFoundError
+from cadenza.protocol.methods import AppCreate, AppFinish
 
 if TYPE_CHECKING:
     from cadenza.sdk.app import App
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 KILL_WAIT_S = 5.0
 """How long a child that is not wanted any more may take to end."""
+FINISH_DEADLINE_S = 15.0
 MAX_LINE_BYTES = 16 << 20
 """Of what a child says: the paths of a large program's files."""
 _UNSEEN = ("__pycache__", "site-packages", "dist-packages", "node_modules")
@@ -267,9 +269,18 @@ class Serving:
             if alive is not None:
                 alive.cancel()
             if self._app_id:
-                await running._finish(self._client, self._app_id, None)
+                await self._finish(reason)
             if follower is not None:
                 await follower.end(5.0)
+
+    async def _finish(self, reason: str) -> None:
+        try:
+            finish = AppFinish(self._app_id, f"served no longer: {reason}")
+            await asyncio.wait_for(self._client._request("app.finish", finish), FINISH_DEADLINE_S)
+        except (NotFoundError, ConflictError):
+            pass  # it was stopped meanwhile
+        except (Error, asyncio.TimeoutError) as error:
+            self._say(f"The server could not be told that the app is done ({error or 'no answer'}): it stops it itself")
 
     def _watching(self) -> str:
         count = len(self._watched.files)

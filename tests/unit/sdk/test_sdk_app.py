@@ -601,10 +601,16 @@ def test_no_run_in_a_container() -> None:
         context.become(None)
 
 
-def test_interactive_runs_are_not_built() -> None:
-    with pytest.raises(UnimplementedError, match="-i"):
-        with SPARE.run(interactive=True):
-            pass
+@pytest.mark.parametrize("interactive", [False, True])
+def test_containers_of_an_interactive_run_may_ask_for_a_terminal(interactive: bool) -> None:
+    """Semantics 23."""
+    server = Recorder()
+    app = App()
+    app.function()(plain)
+    with app.run(client=server, interactive=interactive):  # type: ignore[arg-type]
+        assert app.is_interactive == interactive
+    assert [one.interactive for one in server.bodies["app.publish"].functions] == [interactive]
+    assert not app.is_interactive
 
 
 def test_detach_tags_and_environment() -> None:
