@@ -255,7 +255,7 @@ class Cell(bridge.Host):
 
     def _function_env(self, spec: ContainerSpec) -> dict[str, str]:
         site = self.site
-        return variables.of_function(spec, site.config.environment, site.node_id, self.driver.name, site.cores)
+        return variables.of_function(spec, spec.environment, site.node_id, self.driver.name, site.cores)
 
     def _copy_files(self, entries: Sequence[FileEntry]) -> None:
         for one in entries:

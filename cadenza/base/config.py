@@ -26,7 +26,8 @@ class Config:
     """Empty: this user's embedded server, started when needed. Else ``unix:/path/to/socket``."""
     token_id: str = ""
     token_secret: str = field(default="", repr=False)
-    environment: str = "main"
+    environment: str = ""
+    """Empty: the workspace's default, which is ``main`` where nobody changed it."""
     loglevel: str = "WARNING"
     traceback: bool = False
     force_build: bool = False

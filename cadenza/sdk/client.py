@@ -11,11 +11,12 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Optional, Sequence
 
-from cadenza.base.errors import ClientClosed, ConnectionError, ServiceError
+from cadenza.base.errors import AuthError, ClientClosed, ConnectionError, InvalidError, ServiceError
 from cadenza.sdk import _dual
 from cadenza.sdk.connection import Connection, Payload, Stream, connect
 
 if TYPE_CHECKING:
+    from cadenza.base.config import Config
     from cadenza.protocol.calls import BlobRef
     from cadenza.sdk.lanes import Lanes
 
@@ -31,6 +32,8 @@ REPEATABLE = frozenset(
         "call.get", "call.outputs", "call.info", "call.cancel",
         "function.get", "function.find", "function.stats",
         "container.list", "container.stop", "server.status", "server.keep",
+        "account.whoami", "environment.list", "environment.get", "role.list", "user.list", "token.list",
+        "workspace.get",
     }
 )  # fmt: skip
 """Methods that may run twice: nothing is different afterwards."""
@@ -52,8 +55,12 @@ class Client:
         *,
         oauth_credentials: Any = None,
     ) -> None:
+        if credentials is not None and (len(credentials) != 2 or not all(isinstance(one, str) for one in credentials)):
+            raise InvalidError("a Client's credentials are a token id and its secret")
         self._server_url = server_url
         self._version = version
+        self._credentials = credentials
+        """None: those of the configuration. Two empty strings: none, whatever the configuration has."""
         self._closed = False
         self._reset()
 
@@ -84,7 +91,7 @@ class Client:
 
     @_dual.class_method
     async def from_credentials(cls: Any, token_id: str, token_secret: str) -> Client:
-        """A client with these credentials."""
+        """A client with this token. AuthError when the server does not take it."""
         client: Client = cls("", None, (token_id, token_secret))
         await client._connected()
         return client
@@ -165,7 +172,7 @@ class Client:
         config = configuration.load()
         if self._server_url:
             config = replace(config, server_url=self._server_url)
-        return await embedded.reach(config, version)
+        return await embedded.reach(config, version, greeting(config, self._credentials))
 
     # --- requests ---
 
@@ -220,6 +227,18 @@ class Client:
                 self._lanes.close()
             self._lanes = Lanes(path)
         return self._lanes
+
+
+def greeting(config: Config, credentials: Optional[tuple[str, str]]) -> dict[str, str]:
+    """What a client on the host says of itself: its token, its environment. AuthError for half a token. Pure."""
+    token_id, secret = credentials or (config.token_id, config.token_secret)
+    found = {"environment": config.environment} if config.environment else {}
+    if bool(token_id) != bool(secret):
+        have, lack = ("token_id", "token_secret") if token_id else ("token_secret", "token_id")
+        raise AuthError(f"Token missing: the configuration has a {have} and no {lack}; see `cadenza config show`")
+    if token_id:
+        found.update(token_id=token_id, token_secret=secret)
+    return found
 
 
 def lane_path(link: Connection) -> str:

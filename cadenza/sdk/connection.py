@@ -10,9 +10,9 @@ import json
 import socket
 import struct
 from collections import deque
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Mapping, Optional, Sequence, Union
 
-from cadenza.base.errors import ConnectionError, Error, ServiceError, VersionError, from_kind
+from cadenza.base.errors import ConnectionError, Error, ServiceError, from_kind
 from cadenza.protocol.frame import PROTOCOL, STREAM_CREDIT_BYTES, Decoder, FrameError, encode, encode_parts, loads
 
 Payload = Union[bytes, bytearray, memoryview]
@@ -306,7 +306,8 @@ class Connection(asyncio.BufferedProtocol):
             if not self._greeted.done():
                 self._greeted.set_result(None)
         elif kind == "refuse":
-            self._end(VersionError(str(header.get("message") or "the server refused the connection")))
+            message = str(header.get("message") or "the server refused the connection")
+            self._end(from_kind(str(header.get("kind") or "version"), message))
 
     def _failed(self, number: int, told: dict[str, Any]) -> None:
         error = from_kind(str(told.get("kind", "internal")), str(told.get("message", "")), told.get("detail"))
@@ -379,9 +380,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- opening ---
 
-    async def greet(self, version: str) -> None:
-        """Say hello and wait for the welcome. VersionError carries the server's sentence."""
-        self.post({"t": "hello", "protocol": PROTOCOL, "version": version, "role": "client"})
+    async def greet(self, version: str, who: Optional[Mapping[str, str]] = None) -> None:
+        """Say hello and wait for the welcome. VersionError and AuthError carry the server's sentence.
+
+        ``who``: more of the hello: token_id and token_secret, environment."""
+        self.post({"t": "hello", "protocol": PROTOCOL, "version": version, "role": "client", **(who or {})})
         try:
             await asyncio.wait_for(asyncio.shield(self._greeted), HANDSHAKE_S)
         except asyncio.TimeoutError:
@@ -398,10 +401,16 @@ class Connection(asyncio.BufferedProtocol):
             ) from None
 
 
-async def connect(path: str, version: str, owners: Optional[frozenset[int]] = None) -> Connection:
+async def connect(
+    path: str,
+    version: str,
+    owners: Optional[frozenset[int]] = None,
+    who: Optional[Mapping[str, str]] = None,
+) -> Connection:
     """Connect and greet. OSError when nobody listens there; `Error` s when somebody else does.
 
-    ``owners``: user ids that the server may have. Somebody else may have put a socket at a path below /tmp first.
+    ``owners``: user ids that the server may have. Somebody else may have put a socket at a path below /tmp first, and
+    must not get a token to see. ``who``: as in `Connection.greet`.
     """
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.create_unix_connection(lambda: Connection(path, loop), path)
@@ -417,7 +426,7 @@ async def connect(path: str, version: str, owners: Optional[frozenset[int]] = No
             connection.close(error)
             raise error
     try:
-        await connection.greet(version)
+        await connection.greet(version, who)
     except Error:
         connection.close()
         raise

@@ -33,7 +33,7 @@ _children: list[subprocess.Popen[bytes]] = []
 """Servers that this process started. They outlive it; kept so that one that exits is reaped and not a zombie."""
 
 
-async def reach(config: Config, version: str) -> Connection:
+async def reach(config: Config, version: str, who: Optional[Mapping[str, str]] = None) -> Connection:
     """A connection to the configured server, which is started if it is the embedded one and nobody answers.
 
     ConnectionError says which socket and what to do; VersionError is the server's own sentence.
@@ -44,7 +44,7 @@ async def reach(config: Config, version: str) -> Connection:
             f"server_url is {config.server_url!r}: it must be unix:/path/to/socket, or empty for your own server"
         )
     try:
-        return await connect(path, version, frozenset((os.geteuid(), 0)))
+        return await connect(path, version, frozenset((os.geteuid(), 0)), who)
     except (FileNotFoundError, ConnectionRefusedError):
         if config.server_url:
             raise ConnectionError(
@@ -53,10 +53,10 @@ async def reach(config: Config, version: str) -> Connection:
             ) from None
     except OSError as error:
         raise _refused(path, error) from None
-    return await _start(config, version)
+    return await _start(config, version, who)
 
 
-async def _start(config: Config, version: str) -> Connection:
+async def _start(config: Config, version: str, who: Optional[Mapping[str, str]]) -> Connection:
     path = config.socket_path
     log = os.path.join(config.state_dir, "server.log")
     try:
@@ -79,7 +79,7 @@ async def _start(config: Config, version: str) -> Connection:
             elif now > again_at:
                 process, again_at = _spawn(config.state_dir, log), None
         try:
-            return await connect(path, version, frozenset((os.geteuid(), 0)))
+            return await connect(path, version, frozenset((os.geteuid(), 0)), who)
         except (FileNotFoundError, ConnectionRefusedError):
             pass
         except OSError as error:
