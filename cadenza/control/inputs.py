@@ -15,6 +15,7 @@ from cadenza.protocol.calls import (
     TERMINATED,
     BlobRef,
 )
+from cadenza.protocol.objects import FunctionSpec
 from cadenza.scheduling import dispatch, events
 from cadenza.scheduling.states import AttemptState, ContainerState, FunctionState
 from cadenza.storage.entry import Entry, Taken
@@ -22,7 +23,11 @@ from cadenza.storage.queue import Queue
 
 WINDOW_INPUTS = 512
 """How many due inputs of a function are in memory; the rest wait in the table."""
-REFILL_BELOW_INPUTS = 256
+
+
+def window(spec: FunctionSpec) -> int:
+    """How many due inputs of a function are in memory: enough for two whole batches."""
+    return max(WINDOW_INPUTS, 2 * spec.batch_max)
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Inputs(Round):
         function = self.cluster.functions[function_id]
         if function.backlog > function.delayed:
             return 0
-        return max(0, WINDOW_INPUTS - len(function.ready) - self._reserved.get(function_id, 0))
+        return max(0, window(function.spec) - len(function.ready) - self._reserved.get(function_id, 0))
 
     def reserve(self, function_id: str, change: int) -> None:
         """Places in memory for inputs that are on their way; given back by `arrived`, or with a negative ``change``."""
@@ -115,7 +120,7 @@ class Inputs(Round):
         elif verdict.delay_s is None:
             self._finish(entry, verdict.status, error=verdict.error, items=attempt.next_item, container=container)
         elif verdict.delay_s > 0:
-            self._later(entry, verdict.delay_s)
+            self._later(entry, verdict.delay_s, verdict.charged)
         else:
             if lost if lost is not None else attempt.begun:
                 entry.losses += 1
@@ -124,9 +129,12 @@ class Inputs(Round):
             entry.container_id = ""
             back.append(entry)
 
-    def _later(self, entry: Entry, delay_s: float) -> None:
-        """Charge a failure and let the input wait in the table."""
-        entry.retries += 1
+    def _later(self, entry: Entry, delay_s: float, charged: bool) -> None:
+        """Let the input wait in the table; ``charged`` against its retries, or as one more loss."""
+        if charged:
+            entry.retries += 1
+        else:
+            entry.losses += 1
         entry.ready_at = self._clock.now() + delay_s
         entry.fence = max(entry.fence, self.fence_base)
         self._queue.give_back(entry)
@@ -156,7 +164,7 @@ class Inputs(Round):
                 )
             else:
                 entry.done = True  # this copy: the table has it from here on
-                self._later(entry, verdict.delay_s)
+                self._later(entry, verdict.delay_s, True)
         self.cluster.apply(events.Withdrawn(function.function_id), self._now)
         if function.backlog <= function.delayed and not function.ready:
             self.cluster.apply(events.FailingOver(function.function_id), self._now)
@@ -172,7 +180,7 @@ class Inputs(Round):
 
     def _refill(self, function: FunctionState) -> None:
         """Lease more of what waits in the table, when memory runs low."""
-        if not function.backlog or len(function.ready) >= REFILL_BELOW_INPUTS:
+        if not function.backlog or 2 * len(function.ready) >= window(function.spec):
             return
         refill = self._refill_of(function.function_id)
         if refill.running:
@@ -182,7 +190,7 @@ class Inputs(Round):
                 self.cluster.arm(function, refill.next_ready)
             return
         refill.running, refill.arrived, refill.next_ready = True, 0, math.inf
-        count = WINDOW_INPUTS - len(function.ready)
+        count = window(function.spec) - len(function.ready)
         future = self._queue.take(function.function_id, self._clock.now(), count)
         future.add_done_callback(lambda done: self._post_taken(function.function_id, done))
 

@@ -129,6 +129,9 @@ class Loop(Pools):
         outlived = report.reason == nodes.NODE_LOST and not container.revision
         if not was_ready and container.stop is None and not outlived:
             self._start_failed(function, report)
+        crashed = report.reason in (nodes.CRASHED, nodes.OOM) and container.stop is None
+        if crashed and any(one.begun and not one.zombie for one in lost):
+            self._crashed(container, report)
         spec = container.spec
         back: list[Entry] = []
         for attempt in lost:
@@ -136,9 +139,9 @@ class Loop(Pools):
                 continue
             if container.stop is not None:
                 # Ordered by us: nobody's failure, and not the platform's either while it stays within reason.
-                verdict = dispatch.after_loss(attempt, spec, "the container was stopped")
+                verdict = dispatch.after_loss(attempt, spec, "the container was stopped", ephemeral=function.ephemeral)
             else:
-                verdict = dispatch.after_end(attempt, spec, report)
+                verdict = dispatch.after_end(attempt, spec, report, function.ephemeral)
             self._again(attempt, verdict, container, back)
         self._return(function, back)
 
@@ -150,13 +153,25 @@ class Loop(Pools):
         if blame and failures >= autoscale.MAX_START_FAILURES and function.ephemeral:
             text = f"the container did not start: {text}"
             failing = events.FailedStart(INIT_FAILURE, text, report.error, report.container_id)
-        elif not blame and failures >= MAX_INTERNAL_FAILURES:
+        elif not blame and failures >= MAX_INTERNAL_FAILURES and function.ephemeral:
             text = f"no container could be started: {text}"
             failing = events.FailedStart(INTERNAL_FAILURE, text, container_id=report.container_id)
         if not function.busy:
             failing = None
         until = self._now + autoscale.backoff_s(failures) if blame or failures >= MAX_INTERNAL_FAILURES else 0.0
-        self.cluster.apply(events.StartFailed(function.function_id, blame, until, failing), self._now)
+        self.cluster.apply(events.StartFailed(function.function_id, blame, until, failing, text), self._now)
+
+    def _crashed(self, container: ContainerState, report: ContainerReport) -> None:
+        """A container ended by itself under its inputs: the next start waits, and in an ephemeral app not for ever."""
+        function = container.function
+        crashes = function.crashes + 1
+        text = dispatch.end_text(report, container.spec)
+        failing = None
+        if crashes >= autoscale.MAX_CRASHES and function.ephemeral:
+            why = f"{crashes} containers crashed one after the other; the last one: {text}"
+            failing = events.FailedStart(FAILURE, why, container_id=report.container_id)
+        until = self._now + autoscale.backoff_s(crashes)
+        self.cluster.apply(events.Crashed(function.function_id, until, text, failing), self._now)
 
     def outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """Ends of attempts. Those that hold no lease any more fall on the floor here."""
@@ -184,10 +199,11 @@ class Loop(Pools):
                 verdict = dispatch.Verdict(0.0)
                 refused = refused or not attempt.revoking
             elif status == INTERNAL_FAILURE:
-                verdict = dispatch.after_loss(attempt, spec, output.error or FENCE_LOST)
+                verdict = dispatch.after_loss(attempt, spec, output.error or FENCE_LOST, ephemeral=function.ephemeral)
             else:
                 status = status if status in (TIMEOUT, INIT_FAILURE) else FAILURE
-                verdict = dispatch.after_failure(attempt.entry, spec, status, output.error)
+                kinds = dispatch.TIMEOUT_KINDS if status == TIMEOUT else output.kinds
+                verdict = dispatch.after_failure(attempt.entry, spec, status, output.error, kinds)
             if status != REVOKED and verdict.delay_s is None:
                 self._finish(
                     attempt.entry, verdict.status, output.data, output.blob, verdict.error, output.items,
@@ -254,10 +270,13 @@ class Loop(Pools):
     def _check(self, container: ContainerState) -> None:
         """A container's deadline has come, or what runs in it turns out to be slow."""
         found, again = dispatch.overdue(container, self._now)
+        timed_out = [one.attempt for one in found if isinstance(one, dispatch.TimedOut)]
+        if timed_out:
+            self._timed_out(container, timed_out)
         for one in found:
             if isinstance(one, dispatch.TimedOut):
-                self._timed_out(container, one.attempt)
-            elif isinstance(one, events.CallBack):
+                continue
+            if isinstance(one, events.CallBack):
                 self.cluster.apply(one, self._now)
                 self._cancels.append((one.container_id, tuple(one.attempt_ids), True))
             else:
@@ -265,19 +284,21 @@ class Loop(Pools):
         if again < math.inf and container.container_id in self.cluster.containers:
             self.cluster.arm(container, again)
 
-    def _timed_out(self, container: ContainerState, attempt: AttemptState) -> None:
+    def _timed_out(self, container: ContainerState, attempts: Sequence[AttemptState]) -> None:
+        """Inputs that ran as long as they may: one, or those of a batch."""
         function = container.function
         spec = container.spec
-        text = f"the input ran longer than its timeout of {attempt.timeout_s:g} s"
-        verdict = dispatch.after_failure(attempt.entry, spec, TIMEOUT, text)
-        name = attempt.attempt_id
+        text = f"the input ran longer than its timeout of {attempts[0].timeout_s:g} s"
+        names = tuple(one.attempt_id for one in attempts)
         concurrent = spec.max_concurrent > 1
         deadline = self._now + dispatch.CANCEL_GRACE_S if concurrent else 0.0
-        self.cluster.apply(events.Bury(container.container_id, (name,), deadline), self._now)
-        self._again(attempt, verdict, container, [])
+        self.cluster.apply(events.Bury(container.container_id, names, deadline), self._now)
+        for attempt in attempts:
+            verdict = dispatch.after_failure(attempt.entry, spec, TIMEOUT, text, dispatch.TIMEOUT_KINDS)
+            self._again(attempt, verdict, container, [])
         self._dirty[function.function_id] = None
         if concurrent:
-            self._cancels.append((container.container_id, (name,), False))
+            self._cancels.append((container.container_id, names, False))
         else:
             self._stop(container, dispatch.KILL_GRACE_S, False, text)
 
@@ -291,13 +312,15 @@ class Loop(Pools):
             while assign is not None:
                 self._give(assign)
                 assign = dispatch.plan(cluster, function, now)
+            if function.spec.batch_max and function.ready:
+                cluster.arm(function, dispatch.next_batch_at(function, now))
         self._refill(function)
         if function.waiting or function.function_id in self._resize:
             self._size(function, wants)
 
     def _give(self, assign: events.Assign) -> None:
         if self.fence_base:
-            assign = events.Assign(assign.container_id, assign.count, self.fence_base)
+            assign = events.Assign(assign.container_id, assign.count, self.fence_base, assign.method)
         given = self.cluster.apply(assign, self._now)
         self._deliver(self.cluster.containers[assign.container_id], given)
         for attempt in given:
@@ -306,7 +329,7 @@ class Loop(Pools):
 
     def _burst(self, function: FunctionState) -> None:
         """What still waits when it is decided who starts."""
-        assign = dispatch.burst(self.cluster, function)
+        assign = dispatch.burst(self.cluster, function, self._now)
         while assign is not None:
             self._give(assign)
-            assign = dispatch.burst(self.cluster, function)
+            assign = dispatch.burst(self.cluster, function, self._now)

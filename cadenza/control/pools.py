@@ -293,7 +293,7 @@ class Pools(Inputs):
         alive = [one.attempt_id for one in container.attempts.values() if not one.zombie]
         back: list[Entry] = []
         for attempt in self.cluster.apply(events.Detach(name, alive), self._now):
-            verdict = dispatch.after_loss(attempt, container.spec, why, free)
+            verdict = dispatch.after_loss(attempt, container.spec, why, free, function.ephemeral)
             self._again(attempt, verdict, container, back, False if free else None)
         self._return(function, back)
 
@@ -319,6 +319,7 @@ class Pools(Inputs):
                     one.timeout_s,
                     not entry.attached,
                     entry.method,
+                    one.batch,
                 )
             )
 

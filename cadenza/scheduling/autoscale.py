@@ -17,6 +17,11 @@ START_WORTH_S = 0.25
 """Work that the present containers finish within this is not worth another start."""
 MAX_START_FAILURES = 3
 """Failed starts by the user's fault, with none that succeeded between, until what waits fails with INIT_FAILURE."""
+MAX_CRASHES = 10
+"""Containers that crash one after the other, with no input that came to its own end between, until all that waits in an
+ephemeral app fails. Source: semantics.md section 7."""
+ASKED_AT_ONCE = 64
+"""Up to so many containers, a user who says how many there may be gets them at once."""
 FIRST_STEP_MILLI_CPU = 2_000
 """One container at first for so much of the machines' capacity, which counts each core four times: two on a core."""
 FIRST_BACKOFF_S = 0.25
@@ -39,33 +44,47 @@ def first_step(nodes: Iterable[NodeState]) -> int:
 
 
 def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_FUNCTION) -> Decision:
-    """What a function's pool should become. While its inputs may turn out to be short, at most ``first`` containers
-    start, and then as many again as are ready: unless the user said how many there may be."""
+    """What a function's pool should become.
+
+    While nothing is known of how long its inputs take, at most ``first`` containers start (or as many as the user said
+    there may be, up to `ASKED_AT_ONCE`), and then as many again as are ready. Once it is known, each one that starts
+    has `START_WORTH_S` of work at least; where inputs turn out to take longer, the pool doubles.
+    """
     spec = function.spec
     if function.removed:
         return Decision(0, (), "its app has ended")
     containers = function.containers
     alive = function.alive
-    held = sum(len(one.attempts) for one in alive)
-    waiting = function.waiting
-    target = function.target
+    held, waiting, target = sum(one.held for one in alive), function.waiting_runs, function.target
     load = held + waiting
     needed = -(-load // target)
-    why = f"{waiting} waiting and {held} running at {target} a container need {needed}"
+    of = " batches" if spec.batch_max else ""
+    why = f"{waiting}{of} waiting and {held} running at {target} a container need {needed}"
     again = math.inf
-    if needed > len(alive) and function.average_s is not None and not spec.single_use:
-        slow_s = max(SLOW_HEAD_S, 2 * function.average_s)
-        able = sum(1 for one in alive if one.state == READY and not _is_slow(one, now, slow_s))
-        soon = load * function.average_s / (able * spec.max_concurrent) if able else math.inf
-        if soon <= START_WORTH_S:
-            needed = len(alive)
-            again = now + slow_s  # the average may be wrong about what runs now
-            why = f"{load} inputs at {function.average_s * 1000:.1f} ms each are done in {soon:.2f} s by {able}"
-    if function.average_s is None and not spec.single_use and not spec.max_containers:
-        step = max(first, 2 * sum(1 for one in alive if one.state == READY))
-        if needed > step:
+    average_s = function.average_s
+    if spec.single_use:
+        pass  # each input needs its own, however short it is
+    elif average_s is None:
+        ready = sum(1 for one in alive if one.state == READY)
+        step = max(first, 2 * ready, min(spec.max_containers, ASKED_AT_ONCE))
+        if min(needed, spec.max_containers or needed) > step:
             needed = step
             why += f"; {step} for a start, since nothing is known of how long one takes"
+    elif needed > len(alive):
+        slow_s = max(SLOW_HEAD_S, 2 * average_s)
+        slow = sum(1 for one in alive if one.state == READY and _is_slow(one, now, slow_s))
+        able = sum(1 for one in alive if one.state == READY) - slow
+        work_s = load * average_s / spec.max_concurrent
+        worth = max(1, math.ceil(work_s / START_WORTH_S - 1e-9))
+        each = f"{load} inputs at {average_s * 1000:.1f} ms each"
+        if able and work_s / able <= START_WORTH_S:
+            needed = len(alive)
+            again = now + slow_s  # the average may be wrong about what runs now
+            why = f"{each} are done in {work_s / able:.2f} s by {able}"
+        elif max(worth + slow, 2 * slow) < needed:
+            needed = max(worth + slow, 2 * slow, len(alive))
+            again = now + slow_s if able else math.inf
+            why += f"; {each} are worth {worth}" + (f" beside {slow} that are busy for longer" if slow else "")
     if load and spec.buffer_containers:
         needed += spec.buffer_containers
         why += f", and {spec.buffer_containers} as a buffer"

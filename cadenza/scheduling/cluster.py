@@ -22,13 +22,13 @@ from typing import Union
 
 from cadenza.base.errors import Bug
 from cadenza.base.resources import Resources
-from cadenza.protocol.calls import attempt_id
+from cadenza.protocol.calls import FAILURE, SUCCESS, TIMEOUT, attempt_id
 from cadenza.protocol.nodes import GONE, READY
 from cadenza.protocol.objects import AutoscalerPatch
 from cadenza.scheduling.events import (
     Adopt, Arrived, Assign, BacklogChanged, Bury, CallBack, ContainerSeen, Detach, Event, FailingOver, FunctionAdded,
     FunctionRemoved, Limited, Nested, NodeAway, NodeSeen, Settle, StartContainer, StartFailed, StopContainer, Wanting,
-    Withdrawn,
+    Withdrawn, Crashed,
 )  # fmt: skip
 from cadenza.scheduling.states import (
     MOVES, NO_LIMITS, AttemptState, ContainerState, FunctionState, NodeState, limited, runs_alike,
@@ -36,6 +36,8 @@ from cadenza.scheduling.states import (
 
 AVERAGE_WEIGHT = 0.3
 """How much the newest execution counts in a function's moving average."""
+_OWN_ENDS = (SUCCESS, FAILURE, TIMEOUT)
+"""Ends of an input which say that its container did not crash."""
 SLOW_HEAD_S = 0.02
 """When what runs has run so long, inputs that wait behind it in the same container are called back."""
 
@@ -117,7 +119,7 @@ class Cluster:
             if other or any(event.layout.get(name, value) != value for name, value in old.layout.items()):
                 old.generation += 1
                 old.average_s = None if other and not event.renew else old.average_s
-                old.start_failures, old.blocked_until, old.failing = 0, 0.0, None
+                old.start_failures, old.crashes, old.blocked_until, old.failing, old.fault = 0, 0, 0.0, None, ""
             old.app_id, old.app_name, old.declared, old.layout = (
                 event.app_id,
                 event.app_name,
@@ -187,7 +189,10 @@ class Cluster:
         container = self.containers[event.container_id]
         function = container.function
         spec = container.spec
-        given = []
+        given: list[AttemptState] = []
+        batch = ""
+        if event.method is not None:
+            _to_front(function, event.method)
         for _ in range(event.count):
             if not function.ready:
                 break
@@ -206,13 +211,22 @@ class Cluster:
             self._holders[entry.input_id] = container
             container.taken += 1
             function.running += 1
-            if container.begun < spec.max_concurrent:
+            if spec.batch_max:
+                batch = batch or attempt.attempt_id
+                self._join(container, attempt, batch)
+                self._begin(container, attempt, now)
+            elif container.begun < spec.max_concurrent:
                 self._begin(container, attempt, now)
             else:
                 container.queued.append(attempt)
                 self.arm(container, now + SLOW_HEAD_S)
             given.append(attempt)
         return given
+
+    @staticmethod
+    def _join(container: ContainerState, attempt: AttemptState, batch: str) -> None:
+        attempt.batch = batch
+        container.batches[batch] = container.batches.get(batch, 0) + 1
 
     def _begin(self, container: ContainerState, attempt: AttemptState, now: float) -> None:
         container.begun += 1
@@ -233,6 +247,10 @@ class Cluster:
             container.begun -= 1
         else:
             container.queued.remove(attempt)
+        if attempt.batch:
+            container.batches[attempt.batch] -= 1
+            if not container.batches[attempt.batch]:
+                del container.batches[attempt.batch]
         while container.queued and container.begun < container.spec.max_concurrent:
             self._begin(container, container.queued.popleft(), now)
         if self._holders.get(attempt.entry.input_id) is container:
@@ -245,8 +263,12 @@ class Cluster:
 
     def _lend(self, container: ContainerState) -> None:
         """Give its node the CPU of a container that only waits, or take it back: for a while the node may owe some."""
-        running = [one for one in container.attempts.values() if one.begun]
-        lends = bool(running) and all(one.nested for one in running)
+        runs: dict[str, bool] = {}
+        for one in container.attempts.values():
+            if one.begun:  # of a batch, one waits for all
+                name = one.batch or one.attempt_id
+                runs[name] = runs.get(name, False) or one.nested > 0
+        lends = bool(runs) and all(runs.values())
         if lends != container.lends:
             container.lends = lends
             node = self.nodes[container.node_id]
@@ -281,6 +303,8 @@ class Cluster:
                 attempt.entry.took_s = took = output.finished_at - output.started_at
                 old = function.average_s
                 function.average_s = took if old is None else old + AVERAGE_WEIGHT * (took - old)
+            if function.crashes and output.status in _OWN_ENDS:
+                function.crashes, function.fault = 0, ""
             self._remove(container, attempt, now)
             settled.append(attempt)
         return settled
@@ -326,7 +350,9 @@ class Cluster:
         self._holders[entry.input_id] = container
         container.taken += 1
         function.running += 1
-        if container.begun < container.spec.max_concurrent:
+        if container.spec.batch_max:
+            self._join(container, attempt, "adopted")  # which of them run together is not known any more
+        if attempt.batch or container.begun < container.spec.max_concurrent:
             self._begin(container, attempt, now)
         else:
             container.queued.append(attempt)
@@ -379,7 +405,8 @@ class Cluster:
         if report.state == READY:
             container.ready_since = now
             function.start_failures = function.internal_failures = 0
-            function.blocked_until = 0.0
+            if not function.crashes:
+                function.blocked_until, function.fault = 0.0, ""
             container.idle_since = now
             self._offer(container)
         if report.state != GONE:
@@ -410,6 +437,16 @@ class Cluster:
                 function.start_failures += 1
             else:
                 function.internal_failures += 1
+            function.fault = event.text
+            function.blocked_until = max(function.blocked_until, event.blocked_until)
+            function.failing = event.failing or function.failing
+        return []
+
+    def _crashed(self, event: Crashed, now: float) -> list[AttemptState]:
+        function = self.functions.get(event.function_id)
+        if function is not None:
+            function.crashes += 1
+            function.fault = event.text
             function.blocked_until = max(function.blocked_until, event.blocked_until)
             function.failing = event.failing or function.failing
         return []
@@ -418,9 +455,16 @@ class Cluster:
         function = self.functions.get(event.function_id)
         if function is not None:
             function.failing = None
-            function.start_failures = function.internal_failures = 0
-            function.blocked_until = now
+            function.start_failures = function.internal_failures = function.crashes = 0
+            function.blocked_until, function.fault = now, ""
         return []
+
+
+def _to_front(function: FunctionState, method: str) -> None:
+    """Inputs of one method go before the others; else they keep their order."""
+    ready = function.ready
+    function.ready = deque(one for one in ready if one.method == method)
+    function.ready.extend(one for one in ready if one.method != method)
 
 
 _HANDLERS = {
@@ -444,5 +488,6 @@ _HANDLERS = {
     StopContainer: Cluster._stop_container,
     ContainerSeen: Cluster._container_seen,
     StartFailed: Cluster._start_failed,
+    Crashed: Cluster._crashed,
     FailingOver: Cluster._failing_over,
 }

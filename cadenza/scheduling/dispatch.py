@@ -3,6 +3,7 @@
 Inputs go first to containers where they can begin at once, last used first, so that the others fall idle and can end.
 A function whose recent executions are short gets inputs *early*: they wait in the container, and the gap between two
 executions holds no round trip. What waits early is called back as soon as the head turns out to be slow.
+A batched function's inputs leave in batches, of one method each: when full, or when the window of the first is over.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import math
 import signal
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Optional, Sequence, Union
 
 from cadenza.protocol.calls import FAILURE, INTERNAL_FAILURE, MAX_INTERNAL_FAILURES
 from cadenza.protocol.nodes import CRASHED, OOM, PREPARING, STARTING, ContainerReport
-from cadenza.protocol.objects import FunctionSpec
+from cadenza.protocol.objects import FunctionSpec, RetryPolicy
 from cadenza.scheduling.cluster import SLOW_HEAD_S, Cluster
 from cadenza.scheduling.events import Assign, CallBack, StopContainer
 from cadenza.scheduling.states import AttemptState, ContainerState, FunctionState
@@ -30,8 +31,11 @@ CANCEL_GRACE_S = 2.0
 KILL_GRACE_S = 2.0
 """What was told to stop past its deadline is killed so long after it. With `CANCEL_GRACE_S` and the time that killing
 takes, nothing runs 5 s past its deadline."""
-MAX_KILLED = 3
-"""How often an input is run again after its process was killed from outside (SIGKILL, and not for memory)."""
+MAX_CRASHED = 3
+"""How often an input of an ephemeral app is run at most when its containers crash under it."""
+MAX_CRASH_DELAY_S = 60.0
+TIMEOUT_KINDS = ("cadenza.exception.FunctionTimeoutError", "cadenza.exception.TimeoutError", "builtins.TimeoutError")
+"""What a timeout counts as, where retries name exceptions."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,21 @@ def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assi
         return None
     nodes = cluster.nodes
     free = function.free
+    batched = function.spec.batch_max
+    group = _due_group(function, now) if batched else None
+    if batched and group is None:
+        return None
     while free:
         container = free[-1]
         room = container.room
         if room and nodes[container.node_id].connected:
+            if group is not None:
+                return Assign(container.container_id, group.count, method=group.method)
             return Assign(container.container_id, min(room, waiting))
         free.pop()  # a hint that is used up, not state: `Cluster` offers the container again when it has room
         container.in_free = False
+    if batched:
+        return None
     ahead = early(function)
     if not ahead:
         return None
@@ -101,11 +113,57 @@ def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assi
     return Assign(best.container_id, min(waiting, limit - len(best.attempts), max(1, -(-waiting // usable))))
 
 
-def burst(cluster: Cluster, function: FunctionState) -> Optional[Assign]:
+@dataclass(frozen=True)
+class Group:
+    """Waiting inputs that may be one batch. ``method`` None: of a function with one method or none."""
+
+    method: Optional[str]
+    count: int
+    due_at: float
+    """When it leaves: a full one at once, else when the window of its first input is over."""
+
+
+def groups(function: FunctionState) -> list[Group]:
+    """The next batch of each method of a batched function, in the order of their first inputs.
+
+    Source: semantics.md section 10: the window starts at the first waiting input; a batch leaves when full or when the
+    window is over.
+    """
+    spec, ready = function.spec, function.ready
+    if not ready:
+        return []
+    wait_s = spec.batch_wait_ms / 1000
+    if len(spec.methods) <= 1:
+        found: dict[Optional[str], list[float]] = {None: [float(len(ready)), ready[0].since]}
+    else:
+        found = {}
+        for one in ready:
+            known = found.setdefault(one.method, [0.0, one.since])
+            known[0] += 1
+    return [
+        Group(method, min(int(count), spec.batch_max), -math.inf if count >= spec.batch_max else since + wait_s)
+        for method, (count, since) in found.items()
+    ]
+
+
+def _due_group(function: FunctionState, now: float) -> Optional[Group]:
+    return next((one for one in groups(function) if one.due_at <= now), None)
+
+
+def next_batch_at(function: FunctionState, now: float) -> float:
+    """When the next batch is due that is not due now; infinity when there is none."""
+    return min((one.due_at for one in groups(function) if one.due_at > now), default=math.inf)
+
+
+def burst(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assign]:
     """The next assignment beyond the target, up to ``max_concurrent``: for when no further container is on its way."""
-    waiting = len(function.ready)
-    if not waiting or function.target >= function.spec.max_concurrent:
+    if not function.ready or function.target >= function.spec.max_concurrent:
         return None
+    group = None
+    if function.spec.batch_max:
+        group = _due_group(function, now)
+        if group is None:
+            return None
     best: Optional[ContainerState] = None
     for container in function.containers.values():
         if container.stop is None and container.state in (PREPARING, STARTING):
@@ -113,9 +171,13 @@ def burst(cluster: Cluster, function: FunctionState) -> Optional[Assign]:
         room = container.room_to(function.spec.max_concurrent)
         if not room or not cluster.nodes[container.node_id].connected:
             continue
-        if best is None or len(container.attempts) < len(best.attempts):
+        if best is None or container.held < best.held:
             best = container
-    return None if best is None else Assign(best.container_id, 1)
+    if best is None:
+        return None
+    return (
+        Assign(best.container_id, 1) if group is None else Assign(best.container_id, group.count, method=group.method)
+    )
 
 
 def overdue(container: ContainerState, now: float) -> tuple[list[Union[TimedOut, CallBack, StopContainer]], float]:
@@ -159,33 +221,67 @@ def retry_delay_s(spec: FunctionSpec, failures: int) -> float:
     return max(MIN_RETRY_DELAY_S, min(delay, policy.max_delay_s))
 
 
-def after_failure(entry: Entry, spec: FunctionSpec, status: str, error: str) -> Verdict:
-    """After a failure that counts against the retries: the user's exception, a timeout, a crash, a failed start."""
-    if spec.retries is None or spec.is_generator or entry.retries >= spec.retries.max_retries:
+def counts(policy: RetryPolicy, kinds: Sequence[str]) -> bool:
+    """Whether a failure of these kinds (an exception's class and its bases) is tried again; none: not an exception."""
+    if any(one in policy.not_on for one in kinds):
+        return False
+    return not policy.on or any(one in policy.on for one in kinds)
+
+
+def after_failure(entry: Entry, spec: FunctionSpec, status: str, error: str, kinds: Sequence[str] = ()) -> Verdict:
+    """After a failure that counts against the retries: the user's exception, a timeout, a failed start."""
+    policy = spec.retries
+    if policy is None or entry.retries >= policy.max_retries or not counts(policy, kinds):
+        return Verdict(None, status, error)
+    if spec.generates(entry.method):
         return Verdict(None, status, error)
     return Verdict(retry_delay_s(spec, entry.retries + 1), status, error, charged=True)
 
 
-def after_loss(attempt: AttemptState, spec: FunctionSpec, error: str, free: bool = False) -> Verdict:
-    """After the platform lost an attempt: again at once and for nothing, but unless it is ``free`` not for ever."""
-    if spec.is_generator and attempt.next_item:
+def after_loss(
+    attempt: AttemptState, spec: FunctionSpec, error: str, free: bool = False, ephemeral: bool = True
+) -> Verdict:
+    """After the platform lost an attempt: again at once and for nothing.
+
+    In an ephemeral app not for ever, unless it is ``free``; in a deployed one later and later.
+    """
+    if attempt.next_item and spec.generates(attempt.entry.method):
         return Verdict(None, INTERNAL_FAILURE, f"{error}; the generator had given {attempt.next_item} values already")
-    if attempt.entry.losses >= MAX_INTERNAL_FAILURES and not free:
-        return Verdict(None, INTERNAL_FAILURE, f"{error}; it was tried {attempt.entry.losses + 1} times")
+    losses = attempt.entry.losses
+    if losses >= MAX_INTERNAL_FAILURES and not free:
+        if ephemeral:
+            return Verdict(None, INTERNAL_FAILURE, f"{error}; it was tried {losses + 1} times")
+        return Verdict(crash_delay_s(losses - MAX_INTERNAL_FAILURES + 1), INTERNAL_FAILURE, error)
     return Verdict(0.0, INTERNAL_FAILURE, error)
 
 
-def after_end(attempt: AttemptState, spec: FunctionSpec, report: ContainerReport) -> Verdict:
-    """After an attempt's container ended under it. What had not begun goes on elsewhere as if nothing had been."""
+def crash_delay_s(losses: int) -> float:
+    """How long an input of a deployed app waits before it is run again, after so many earlier losses."""
+    return 0.0 if losses <= 0 else min(MAX_CRASH_DELAY_S, 2.0 ** min(losses - 1, 10))
+
+
+def after_end(attempt: AttemptState, spec: FunctionSpec, report: ContainerReport, ephemeral: bool = True) -> Verdict:
+    """After an attempt's container ended under it. What had not begun goes on elsewhere as if nothing had been.
+
+    A crash costs no retries. In an ephemeral app an input is run `MAX_CRASHED` times, or as often as its retries
+    allow if that is more; in a deployed one for ever, later and later. Source: semantics.md section 7.
+    """
     if not attempt.begun:
         return Verdict(0.0)
     if report.reason not in (CRASHED, OOM):
-        return after_loss(attempt, spec, report.message or f"the container ended ({report.reason})")
+        error = report.message or f"the container ended ({report.reason})"
+        return after_loss(attempt, spec, error, ephemeral=ephemeral)
     text = end_text(report, spec)
-    killed = report.reason == CRASHED and _signal(report.exit_code) == signal.SIGKILL and not spec.is_generator
-    if killed and attempt.entry.losses < MAX_KILLED:
-        return Verdict(0.0, FAILURE, text)  # nobody of ours sent it: as if the machine had taken it away
-    return after_failure(attempt.entry, spec, FAILURE, text)
+    losses = attempt.entry.losses
+    if attempt.next_item and spec.generates(attempt.entry.method):
+        return Verdict(None, FAILURE, f"{text}; the generator had given {attempt.next_item} values already")
+    if not ephemeral:
+        return Verdict(crash_delay_s(losses), FAILURE, text)
+    policy = spec.retries
+    runs = MAX_CRASHED if policy is None or not counts(policy, ()) else max(MAX_CRASHED, policy.max_retries + 1)
+    if losses + 1 < runs:
+        return Verdict(0.0, FAILURE, text)
+    return Verdict(None, FAILURE, f"{text}; it was run {losses + 1} times")
 
 
 def _signal(exit_code: Optional[int]) -> int:

@@ -99,11 +99,13 @@ class Withdrawn:
 
 @dataclass(frozen=True)
 class Assign:
-    """Give the next ``count`` waiting inputs of its function to a container."""
+    """Give the next ``count`` waiting inputs of its function to a container: of a batched function as one batch."""
 
     container_id: str
     count: int
     fence_base: int = 0
+    method: Optional[str] = None
+    """Only inputs of this method; None: the next ones, whichever."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,17 @@ class StartFailed:
     blame: bool
     blocked_until: float
     failing: Optional[FailedStart] = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """A container ended by itself while it ran inputs."""
+
+    function_id: str
+    blocked_until: float
+    text: str
+    failing: Optional[FailedStart] = None
 
 
 @dataclass(frozen=True)
@@ -215,5 +228,6 @@ class FailingOver:
 
 Event = Union[
     NodeSeen, NodeAway, FunctionAdded, Limited, FunctionRemoved, Arrived, BacklogChanged, Withdrawn, Assign, Settle,
-    Detach, Bury, CallBack, Adopt, Nested, Wanting, StartContainer, StopContainer, ContainerSeen, StartFailed, FailingOver,
+    Detach, Bury, CallBack, Adopt, Nested, Wanting, StartContainer, StopContainer, ContainerSeen, StartFailed, Crashed,
+    FailingOver,
 ]  # fmt: skip

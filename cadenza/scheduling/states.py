@@ -40,6 +40,8 @@ class AttemptState:
     """How many calls of its own it waits for."""
     next_item: int = 0
     """How many of a generator's values were passed on."""
+    batch: str = ""
+    """Attempts of one container with the same name here are one run of a batched function."""
 
     @property
     def begun(self) -> bool:
@@ -66,6 +68,8 @@ class ContainerState:
     queued: deque[AttemptState] = field(default_factory=deque)
     """Those of ``attempts`` that have not begun, in order."""
     begun: int = 0
+    batches: dict[str, int] = field(default_factory=dict)
+    """The batches in it, and how many attempts of each."""
     taken: int = 0
     """How many attempts it has been given in its life."""
     idle_since: float = 0.0
@@ -94,8 +98,13 @@ class ContainerState:
         return self.generation != self.function.generation or self.function.removed
 
     @property
+    def held(self) -> int:
+        """How many runs it has: inputs, or batches of them."""
+        return len(self.batches) if self.spec.batch_max else len(self.attempts)
+
+    @property
     def target(self) -> int:
-        """How many inputs at once it should have."""
+        """How many runs at once it should have."""
         return max(1, min(self.spec.target_concurrent, self.spec.max_concurrent))
 
     @property
@@ -105,16 +114,16 @@ class ContainerState:
 
     @property
     def room(self) -> int:
-        """How many more attempts it should have, by the function's target."""
+        """How many more runs it should have, by its target."""
         return self.room_to(self.target)
 
     def room_to(self, concurrent: int) -> int:
-        """How many more attempts make ``concurrent`` of them."""
+        """How many more runs (inputs, or batches) make ``concurrent`` of them."""
         if not self.usable:
             return 0
         if self.spec.single_use:
             return 1 if self.taken == 0 else 0
-        return max(0, concurrent - len(self.attempts))
+        return max(0, concurrent - self.held)
 
 
 @dataclass(eq=False)
@@ -143,6 +152,10 @@ class FunctionState:
     start_failures: int = 0
     """Starts that failed by the user's fault since one last succeeded."""
     internal_failures: int = 0
+    crashes: int = 0
+    """Containers that ended by themselves under an input, since an input last came to its own end."""
+    fault: str = ""
+    """Why the last container did not start, or crashed; empty once one is in order again."""
     blocked_until: float = 0.0
     """No start before this."""
     failing: Optional[FailedStart] = None
@@ -175,6 +188,11 @@ class FunctionState:
     def waiting(self) -> int:
         """Inputs that are due and wait."""
         return len(self.ready) + max(0, self.backlog - self.delayed)
+
+    @property
+    def waiting_runs(self) -> int:
+        """How many runs those inputs make: each its own, or whole batches."""
+        return -(-self.waiting // max(1, self.spec.batch_max))
 
     @property
     def alive(self) -> list[ContainerState]:

@@ -219,4 +219,4 @@ def test_short_inputs_do_not_start_many_containers_and_long_ones_do() -> None:
         await asyncio.sleep(1)
         assert world.calls.stats("g").num_total_runners == 20
 
-    run(work, resources=Resources(125, 128), max_containers=None)
+    run(work, resources=Resources(125, 128), max_containers=0)

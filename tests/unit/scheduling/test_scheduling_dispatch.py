@@ -20,7 +20,7 @@ from cadenza.protocol.calls import (
     attempt_id,
 )
 from cadenza.protocol.nodes import ContainerReport, NodeInfo
-from cadenza.protocol.objects import FunctionSpec, RetryPolicy
+from cadenza.protocol.objects import FunctionSpec, MethodSpec, RetryPolicy
 from cadenza.scheduling import events
 from cadenza.scheduling import dispatch
 from cadenza.scheduling.cluster import Cluster
@@ -234,8 +234,10 @@ def test_a_generator_that_has_given_values_is_not_begun_again() -> None:
 def test_a_crash_says_what_happened(report: ContainerReport, text: str) -> None:
     spec = FunctionSpec("f", resources=Resources(memory_limit_mib=256))
     verdict = dispatch.after_end(attempt(), spec, report)
+    assert (verdict.delay_s, verdict.charged) == (0.0, False), "it costs no retries"
+    verdict = dispatch.after_end(attempt(losses=dispatch.MAX_CRASHED - 1), spec, report)
     assert verdict.delay_s is None and verdict.status == FAILURE
-    assert text in verdict.error
+    assert text in verdict.error and "run 3 times" in verdict.error
 
 
 def test_what_had_not_begun_in_a_crash_goes_on_elsewhere() -> None:
@@ -243,11 +245,112 @@ def test_what_had_not_begun_in_a_crash_goes_on_elsewhere() -> None:
     assert dispatch.after_end(attempt(begun=-1.0), FunctionSpec("f"), report).delay_s == 0.0
 
 
-def test_a_kill_from_outside_is_run_again_a_few_times() -> None:
-    report = ContainerReport("c", nodes.GONE, nodes.CRASHED, exit_code=137)
-    assert dispatch.after_end(attempt(), FunctionSpec("f"), report).delay_s == 0.0
-    verdict = dispatch.after_end(attempt(losses=dispatch.MAX_KILLED), FunctionSpec("f"), report)
-    assert verdict.status == FAILURE and "SIGKILL" in verdict.error
+@pytest.mark.parametrize(
+    ("policy", "runs"),
+    [(None, 3), (RetryPolicy(1), 3), (RetryPolicy(5), 6), (RetryPolicy(5, on=("builtins.OSError",)), 3)],
+)
+def test_in_an_ephemeral_app_a_crashing_input_ends(policy: RetryPolicy | None, runs: int) -> None:
+    """semantics.md section 7: retried until too much fails; a policy that asks for more runs gets them."""
+    spec, report = FunctionSpec("f", retries=policy), ContainerReport("c", nodes.GONE, nodes.CRASHED, exit_code=1)
+    found = [dispatch.after_end(attempt(losses=losses), spec, report).delay_s for losses in range(runs)]
+    assert found == [0.0] * (runs - 1) + [None]
+
+
+def test_in_a_deployed_app_it_is_run_for_ever_later_and_later() -> None:
+    """semantics.md section 7: crash-loop backoff. The platform's losses end no input of such an app either."""
+    spec, report = FunctionSpec("f"), ContainerReport("c", nodes.GONE, nodes.OOM)
+    found = [dispatch.after_end(attempt(losses=losses), spec, report, False).delay_s for losses in (0, 1, 2, 3, 99)]
+    assert found == [0.0, 1.0, 2.0, 4.0, 60.0]
+    lost = [dispatch.after_loss(attempt(losses=losses), spec, "x", ephemeral=False).delay_s for losses in (0, 7, 8, 99)]
+    assert lost == [0.0, 0.0, 1.0, 60.0]
+
+
+def test_what_a_replacement_ends_costs_nothing_however_often() -> None:
+    assert dispatch.after_loss(attempt(losses=99), FunctionSpec("f"), "replaced", free=True).delay_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("on", "not_on", "kinds", "again"),
+    [
+        ((), (), ("builtins.ValueError", "builtins.Exception"), True),
+        (("builtins.Exception",), (), ("builtins.ValueError", "builtins.Exception"), True),
+        (("builtins.OSError",), (), ("builtins.ValueError", "builtins.Exception"), False),
+        (("builtins.Exception",), ("builtins.ValueError",), ("builtins.ValueError", "builtins.Exception"), False),
+        (("builtins.TimeoutError",), (), dispatch.TIMEOUT_KINDS, True),
+        ((), ("cadenza.exception.FunctionTimeoutError",), dispatch.TIMEOUT_KINDS, False),
+        (("builtins.Exception",), (), (), False),
+        ((), ("builtins.ValueError",), (), True),
+    ],
+)
+def test_retries_can_name_exceptions(
+    on: tuple[str, ...], not_on: tuple[str, ...], kinds: tuple[str, ...], again: bool
+) -> None:
+    spec = FunctionSpec("f", retries=RetryPolicy(2, on=on, not_on=not_on))
+    verdict = dispatch.after_failure(entry(0), spec, FAILURE, "no", kinds)
+    assert (verdict.delay_s is not None, verdict.charged) == (again, again)
+
+
+def test_a_generating_method_of_a_class_has_no_retries() -> None:
+    spec = FunctionSpec("C.*", retries=RetryPolicy(2), methods=(MethodSpec("g", is_generator=True), MethodSpec("m")))
+    found = [dispatch.after_failure(entry(0, method=name), spec, FAILURE, "no").delay_s for name in ("g", "m")]
+    assert found == [None, 1.0]
+
+
+def batched(containers: int = 1, **spec: Any) -> Cluster:
+    return make(containers, **{"batch_max": 4, "batch_wait_ms": 100, **spec})
+
+
+def give_batches(cluster: Cluster, now: float) -> list[tuple[str, list[int]]]:
+    """Carry out every assignment that is possible: container and indices of each batch."""
+    found = []
+    while (assign := dispatch.plan(cluster, cluster.functions["f"], now)) is not None:
+        given = cluster.apply(assign, now)
+        assert len({one.batch for one in given}) == 1 and given[0].batch
+        found.append((assign.container_id, [one.entry.index for one in given]))
+    return found
+
+
+def test_a_batch_leaves_when_it_is_full_or_when_the_window_of_its_first_input_is_over() -> None:
+    """semantics.md section 10."""
+    cluster = batched(3)
+    put(cluster, 3, now=10.0)
+    assert give_batches(cluster, 10.0) == []
+    assert dispatch.next_batch_at(cluster.functions["f"], 10.0) == pytest.approx(10.1)
+    put(cluster, 3, now=10.05, start=3)
+    assert give_batches(cluster, 10.05) == [("c2", [0, 1, 2, 3])]
+    assert dispatch.next_batch_at(cluster.functions["f"], 10.05) == pytest.approx(10.15)
+    assert give_batches(cluster, 10.151) == [("c1", [4, 5])]
+
+
+def test_a_container_holds_as_many_batches_as_it_may_have_inputs() -> None:
+    cluster = batched(1, max_concurrent=2, target_concurrent=1)
+    put(cluster, 12, now=1.0)
+    assert give_batches(cluster, 1.0) == [("c0", [0, 1, 2, 3])]
+    more = dispatch.burst(cluster, cluster.functions["f"], 1.0)
+    assert more is not None and more.count == 4
+    cluster.apply(more, 1.0)
+    assert dispatch.burst(cluster, cluster.functions["f"], 1.0) is None
+    for index in range(3):
+        settle(cluster, "c0", index, 2.0)
+    assert give_batches(cluster, 2.0) == [], "a batch is over when all its inputs are"
+    settle(cluster, "c0", 3, 2.0)
+    assert give_batches(cluster, 2.0) == [], "one still runs, and one is the target"
+
+
+def test_a_batch_is_of_one_method() -> None:
+    cluster = batched(2, methods=(MethodSpec("a"), MethodSpec("b")))
+    found = [entry(index, method="ab"[index % 2]) for index in range(9)]
+    cluster.apply(events.Arrived("f", found), 1.0)
+    assert give_batches(cluster, 1.0) == [("c1", [0, 2, 4, 6]), ("c0", [1, 3, 5, 7])]
+    assert [one.index for one in cluster.functions["f"].ready] == [8]
+
+
+def test_a_batch_lends_when_one_of_it_waits_for_a_call() -> None:
+    cluster = batched(1)
+    put(cluster, 4, now=1.0)
+    give_batches(cluster, 1.0)
+    cluster.apply(events.Nested("in-0", 1), 1.0)
+    assert cluster.containers["c0"].lends
 
 
 def test_nothing_planned_means_no_alarm() -> None:
