@@ -24,10 +24,12 @@ HOME = "cadenza"
 # Submodules of `modal` that have another place here.
 MODULES = {
     "app": "cadenza.sdk.app",
-    "call_graph": "cadenza.sdk.call",
+    "call_graph": "cadenza.sdk.types",
     "client": "cadenza.sdk.client",
+    "cls": "cadenza.sdk.cls",
     "config": "cadenza.sdk.settings",
     "exception": "cadenza.exception",
+    "experimental": "cadenza.sdk.experimental",
     "file_pattern_matcher": "cadenza.sdk.patterns",
     "functions": "cadenza.sdk.function",
     "image": "cadenza.sdk.image",

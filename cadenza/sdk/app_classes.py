@@ -41,7 +41,13 @@ class AppClasses:
 
     _functions: dict[str, Function[Any, Any, Any]]
     _volumes: dict[str, Any]
+    _secrets: tuple[Secret, ...]
     _include_source: bool
+
+    @property
+    def image(self) -> Image:
+        """The image of functions that name none; `App` has it."""
+        raise NotImplementedError
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         app = super().__new__(cls)
@@ -79,8 +85,8 @@ class AppClasses:
         secrets: Optional[Sequence[Secret]] = None,
         gpu: Union[str, Sequence[Optional[str]], None] = None,
         serialized: bool = False,
-        network_file_systems: Mapping[Any, Any] = {},  # noqa: B006
-        volumes: Mapping[Any, Any] = {},  # noqa: B006
+        network_file_systems: Mapping[Any, Any] = {},
+        volumes: Mapping[Any, Any] = {},
         cpu: Union[float, tuple[float, float], None] = None,
         memory: Union[int, tuple[int, int], None] = None,
         ephemeral_disk: Optional[int] = None,
@@ -149,11 +155,14 @@ class AppClasses:
             experimental_options=experimental_options,
             restrict_output=_experimental_restrict_output,
         )
-        with_source = self._include_source if include_source is None else flag("include_source", include_source, "@app.cls")
+        with_source = (
+            self._include_source if include_source is None else flag("include_source", include_source, "@app.cls")
+        )
 
         def decorate(target: Any) -> Any:
-            from cadenza.sdk import cls
+            from cadenza.sdk.class_declaration import declare
 
-            return cls.declare(self, target, options, serialized, with_source, image)
+            chosen = (lambda: image) if image is not None else (lambda: self.image)
+            return declare(self, target, options, serialized, with_source, chosen, lambda: self._secrets)
 
         return decorate

@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Sequence
 
+    from cadenza.protocol.objects import MethodSpec, ParameterSpec
     from cadenza.sdk.decorators import Marks
     from cadenza.sdk.image import Image
     from cadenza.sdk.options import FunctionOptions
@@ -51,3 +52,43 @@ class Declaration:
     methods: tuple[Method, ...] = ()
     """Of a class, which is called ``Name.*``."""
     parameters: tuple[Parameter, ...] = ()
+
+
+# What the protocol calls these; loaded late, since a container that only declares a class needs none of it.
+
+
+def method_specs(methods: Sequence[Method]) -> tuple[MethodSpec, ...]:
+    """Methods as the server is told of them."""
+    from cadenza.protocol.objects import MethodSpec
+
+    return tuple(MethodSpec(one.name, one.is_generator, one.is_async) for one in methods)
+
+
+def methods_of(specs: Sequence[MethodSpec]) -> tuple[Method, ...]:
+    """The inverse of `method_specs`."""
+    return tuple(Method(one.name, one.is_generator, one.is_async) for one in specs)
+
+
+def parameter_specs(parameters: Sequence[Parameter]) -> tuple[ParameterSpec, ...]:
+    """Parameters as the server is told of them."""
+    import json
+
+    from cadenza.protocol.objects import ParameterSpec
+    from cadenza.protocol.parameters import to_value
+
+    return tuple(
+        ParameterSpec(one.name, one.type, json.dumps(to_value(one.default)) if one.has_default else "")
+        for one in parameters
+    )
+
+
+def parameters_of(specs: Sequence[ParameterSpec]) -> tuple[Parameter, ...]:
+    """The inverse of `parameter_specs`."""
+    import json
+
+    from cadenza.protocol.parameters import from_value
+
+    return tuple(
+        Parameter(one.name, one.type, bool(one.default), from_value(json.loads(one.default)) if one.default else None)
+        for one in specs
+    )

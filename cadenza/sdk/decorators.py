@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         """A decorator that keeps the signature of what it is put on."""
 
         @overload
-        def __call__(self, target: type[T], /) -> type[T]: ...
+        def __call__(self, target: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
         @overload
         def __call__(self, target: Callable[P, O], /) -> PartialFunction[P, O]: ...
 
@@ -262,7 +262,9 @@ def asgi_app(
     *, label: Optional[str] = None, custom_domains: Optional[Sequence[str]] = None, requires_proxy_auth: bool = False
 ) -> Marking:
     """Serve the ASGI app that the function returns. Web functions cannot be run yet."""
-    return cast("Marking", lambda target: _mark("asgi_app", target, _check_web("asgi_app", nullary=True), web="asgi_app"))
+    return cast(
+        "Marking", lambda target: _mark("asgi_app", target, _check_web("asgi_app", nullary=True), web="asgi_app")
+    )
 
 
 @with_parentheses("wsgi_app")
@@ -270,7 +272,9 @@ def wsgi_app(
     *, label: Optional[str] = None, custom_domains: Optional[Sequence[str]] = None, requires_proxy_auth: bool = False
 ) -> Marking:
     """Serve the WSGI app that the function returns. Web functions cannot be run yet."""
-    return cast("Marking", lambda target: _mark("wsgi_app", target, _check_web("wsgi_app", nullary=True), web="wsgi_app"))
+    return cast(
+        "Marking", lambda target: _mark("wsgi_app", target, _check_web("wsgi_app", nullary=True), web="wsgi_app")
+    )
 
 
 def web_server(
@@ -286,7 +290,9 @@ def web_server(
         raise InvalidError(f"web_server: port must be an integer between 1 and 65535, got {port!r}")
     if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, (int, float)) or not startup_timeout > 0:
         raise InvalidError("web_server: startup_timeout must be a positive number of seconds")
-    return cast("Marking", lambda target: _mark("web_server", target, _check_web("web_server", nullary=True), web="web_server"))
+    return cast(
+        "Marking", lambda target: _mark("web_server", target, _check_web("web_server", nullary=True), web="web_server")
+    )
 
 
 @with_parentheses("fastapi_endpoint")

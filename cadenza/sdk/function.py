@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from cadenza.base.errors import ExecutionError, InvalidError
-from cadenza.runner import context
 from cadenza.sdk import _dual
-from cadenza.sdk._light import Generic, cast, record
-from cadenza.sdk.handle import Object, travels
+from cadenza.sdk._light import Generic, cast
+from cadenza.sdk.handle import travels
+from cadenza.sdk.identity import Definition as Definition
+from cadenza.sdk.identity import FunctionIdentity
 
 TYPE_CHECKING = False  # typing is slow to import; what the verbs need comes with the first call
 if TYPE_CHECKING:
-    from typing import Any, AsyncIterator, Callable, Coroutine, Iterable, Optional, ParamSpec, TypeVar
+    from typing import (
+        Any,
+        AsyncIterator,
+        Coroutine,
+        Iterable,
+        Mapping,
+        Optional,
+        ParamSpec,
+        Sequence,
+        TypeVar,
+        Union,
+    )
 
     from cadenza.protocol.functions import FunctionInfo
-    from cadenza.protocol.objects import FunctionSpec
     from cadenza.sdk.call import FunctionCall
     from cadenza.sdk.client import Client
     from cadenza.sdk.logs import Logs
+    from cadenza.sdk.retries import Retries
+    from cadenza.sdk.scaler import Autoscaler
+    from cadenza.sdk.secret import Secret
     from cadenza.sdk.types import FunctionCurrentStats as FunctionCurrentStats
 
     P = ParamSpec("P")
@@ -35,159 +49,16 @@ else:
         return FunctionCurrentStats
 
 
-@record
-class Definition:
-    """A function as ``@app.function`` found it."""
-
-    raw: Callable[..., Any]
-    """The user's callable, as it was decorated."""
-    name: str
-    """Its name in the app."""
-    module: str
-    qualname: str
-    is_generator: bool
-    is_async: bool
-    spec: Callable[[], FunctionSpec]
-    """Makes what the server needs; called when the app is published, and may raise InvalidError."""
-    is_web: bool = False
+MAX_KEY_CHARS = 256
+"""Of an idempotency key."""
 
 
 @travels
-class Function(Object, Generic[P, R, O]):
+class Function(FunctionIdentity, Generic[P, R, O]):
     """A function that runs in containers. Made by ``@app.function``, `from_name` or `from_id`.
 
     It cannot be called itself: ``f.remote(...)`` runs it in a container, ``f.local(...)`` in this process.
     """
-
-    _app: Any = None
-    _definition: Optional[Definition] = None
-    _source: tuple[str, ...] = ()
-    """How to find it: (app, name, environment), or (id,)."""
-    _name: str = ""
-    _is_generator: Optional[bool] = None
-    """None: not known before it is hydrated."""
-    _web_url: Optional[str] = None
-    _information: Optional[FunctionInfo] = None
-
-    # --- making one ---
-
-    @classmethod
-    def _from_definition(cls, app: Any, definition: Definition) -> Function[Any, Any, Any]:
-        """The handle that ``@app.function`` gives. Hydrated by `_hydrate` when the app is published."""
-        function: Function[Any, Any, Any] = cls.__new__(cls)
-        function._init_handle()
-        function._app = app
-        function._definition = definition
-        function._name = definition.name
-        function._is_generator = definition.is_generator
-        return function
-
-    @classmethod
-    def from_name(
-        cls,
-        app_name: str,
-        name: str,
-        *,
-        version: Optional[int] = None,
-        environment_name: Optional[str] = None,
-        client: Optional[Client] = None,
-    ) -> Function[Any, Any, Any]:
-        """A function of a deployed app. No I/O: NotFoundError comes at the first use.
-
-        InvalidError for ``"Class.method"``: look the class up instead.
-        """
-        if "." in name:
-            kind, _, method = name.partition(".")
-            raise InvalidError(
-                f"Function.from_name cannot look up the method {name!r}: use "
-                f"Cls.from_name({app_name!r}, {kind!r}) and call its instance's .{method}"
-            )
-        function: Function[Any, Any, Any] = cls.__new__(cls)
-        function._init_handle(client=client)
-        function._source = (app_name, name, environment_name or "")
-        function._name = name
-        return function
-
-    @classmethod
-    def from_id(cls, function_id: str, *, client: Optional[Client] = None) -> Function[Any, Any, Any]:
-        """The function with this id (``fu-...``). No I/O: NotFoundError comes at the first use."""
-        function: Function[Any, Any, Any] = cls.__new__(cls)
-        function._init_handle(function_id, client)
-        function._source = (function_id,)
-        return function
-
-    # --- what it is ---
-
-    @property
-    def app(self) -> Any:
-        """The app that defines it. ExecutionError for a handle that was looked up."""
-        if self._app is None:
-            raise ExecutionError(f"{self!r} was looked up, so it does not know its App object")
-        return self._app
-
-    @property
-    def __cadenza_raw__(self) -> Callable[..., Any]:
-        """The user's own callable. ExecutionError on a handle without one."""
-        return self._defined().raw
-
-    def _defined(self) -> Definition:
-        if self._definition is None:
-            raise ExecutionError(
-                f"{self!r} was looked up and its definition is not in this program, so it cannot run here: "
-                f"use .remote(...) to run it in a container"
-            )
-        return self._definition
-
-    def __repr__(self) -> str:
-        if len(self._source) == 3:
-            return f"Function.from_name({self._source[0]!r}, {self._source[1]!r})"
-        if self._source:
-            return f"Function.from_id({self._source[0]!r})"
-        return f"<Function {self._name or self._object_id}>"
-
-    # --- hydration ---
-
-    def _unhydrated_hint(self) -> str:
-        if self._source:
-            return "it has not been hydrated; call .hydrate() first"
-        return (
-            "it has not been hydrated with what it needs to run on the server, because the App it is defined on is not "
-            "running. Put the call inside `with app.run():` or a local entrypoint, or use .local(...)"
-        )
-
-    def _hydrate_here(self) -> None:
-        if self._hydrated or self._definition is None:
-            return
-        container = context.current()
-        if container is not None:
-            function_id = container.layout.get(self._definition.name)
-            if function_id is not None:
-                self._hydrate(function_id, None)
-
-    def _metadata(self) -> dict[str, Any]:
-        return {"name": self._name, "is_generator": bool(self._is_generator), "web_url": self._web_url}
-
-    def _take_metadata(self, metadata: dict[str, Any]) -> None:
-        self._name = metadata.get("name") or self._name
-        self._is_generator = metadata.get("is_generator", self._is_generator)
-        self._web_url = metadata.get("web_url", self._web_url)
-
-    async def _find(self, client: Client) -> None:
-        from cadenza.protocol.functions import FunctionFind, FunctionRef
-
-        if len(self._source) == 3:
-            app, name, environment = self._source
-            if not environment:
-                from cadenza.base import config
-
-                environment = config.load().environment
-            found = await client._request("function.find", FunctionFind(app, name, environment))
-        elif self._source:
-            found = await client._request("function.get", FunctionRef(self._source[0]))
-        else:
-            raise ExecutionError(f"{self!r} cannot be called: {self._unhydrated_hint()}")
-        self._information = found
-        self._hydrate(found.function_id, self._client, {"name": found.name, "is_generator": found.is_generator})
 
     @_dual.method
     async def hydrate(self, client: Optional[Client] = None) -> Function[P, R, O]:
@@ -202,7 +73,7 @@ class Function(Object, Generic[P, R, O]):
         """Whether ``verb`` fits. First: is it hydrated, or can it be (semantics.md section 3.1)."""
         if not self._hydrated:
             self._hydrate_here()
-            if not self._hydrated and not self._source:
+            if not self._hydrated and not self._findable():
                 raise ExecutionError(f"{self!r} cannot be called: {self._unhydrated_hint()}")
         if self._web_url or (self._definition is not None and self._definition.is_web):
             where = f" at {self._web_url}" if self._web_url else ""
@@ -257,6 +128,19 @@ class Function(Object, Generic[P, R, O]):
 
         return invocation.spawn(self, (args, kwargs))
 
+    @_dual.method
+    def spawn_once(
+        self, idempotency_key: str, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, FunctionCall[R]]:
+        """As `spawn`, at most once for a key: the same key for the same function gives the call that it gave first,
+        for as long as that call is kept. InvalidError for an empty key or one of over 256 characters."""
+        self._check_verb("spawn")
+        if not isinstance(idempotency_key, str) or not 0 < len(idempotency_key) <= MAX_KEY_CHARS:
+            raise InvalidError(f"spawn_once takes a key of 1 to {MAX_KEY_CHARS} characters before the arguments")
+        from cadenza.sdk import invocation
+
+        return invocation.spawn(self, (args, kwargs), idempotency_key)
+
     # --- many inputs ---
 
     @_dual.strict_generator
@@ -267,18 +151,22 @@ class Function(Object, Generic[P, R, O]):
         order_outputs: bool = True,
         return_exceptions: bool = False,
         wrap_returned_exceptions: Optional[bool] = None,
+        max_in_flight: Optional[int] = None,
     ) -> AsyncIterator[Iterable[R]]:
         """Call it for each of ``zip(*input_iterators)``, in parallel; iterate over the results.
 
         Nothing runs before the first iteration. Inputs are taken as they are needed and may be endless. With
         ``order_outputs=False`` results come as they finish; with ``return_exceptions=True`` an exception takes its
         input's place, otherwise the first one is raised and ends the map. ``.aio`` also takes async iterables.
+        At most ``max_in_flight`` inputs (1 to 1000) are with the server at once.
         """
         _warn_wrapped(wrap_returned_exceptions)
+        most = _in_flight(max_in_flight)
         self._check_verb("map")
         from cadenza.sdk import mapping
 
-        return mapping.results(self, mapping.zipped(input_iterators, kwargs), order_outputs, return_exceptions)
+        inputs = mapping.zipped(input_iterators, kwargs)
+        return mapping.results(self, inputs, order_outputs, return_exceptions, most)
 
     @_dual.strict_generator
     def starmap(
@@ -289,13 +177,16 @@ class Function(Object, Generic[P, R, O]):
         order_outputs: bool = True,
         return_exceptions: bool = False,
         wrap_returned_exceptions: Optional[bool] = None,
+        max_in_flight: Optional[int] = None,
     ) -> AsyncIterator[Iterable[R]]:
         """As `map`, where each input is a tuple of arguments."""
         _warn_wrapped(wrap_returned_exceptions)
+        most = _in_flight(max_in_flight)
         self._check_verb("starmap")
         from cadenza.sdk import mapping
 
-        return mapping.results(self, mapping.starred(input_iterator, kwargs), order_outputs, return_exceptions)
+        inputs = mapping.starred(input_iterator, kwargs)
+        return mapping.results(self, inputs, order_outputs, return_exceptions, most)
 
     @_dual.method
     def for_each(
@@ -303,25 +194,32 @@ class Function(Object, Generic[P, R, O]):
         *input_iterators: Any,
         kwargs: dict[str, Any] = {},  # noqa: B006
         ignore_exceptions: bool = False,
+        max_in_flight: Optional[int] = None,
     ) -> Coroutine[Any, Any, None]:
         """Call it for each of ``zip(*input_iterators)`` and wait for all; results are dropped, and are not fetched
         apart. The first exception is raised and ends it, unless ``ignore_exceptions``."""
+        most = _in_flight(max_in_flight)
         self._check_verb("for_each")
         from cadenza.sdk import mapping
 
-        return mapping.for_each(self, mapping.zipped(input_iterators, kwargs), ignore_exceptions)
+        return mapping.for_each(self, mapping.zipped(input_iterators, kwargs), ignore_exceptions, most)
 
     @_dual.method
     def spawn_map(
         self,
         *input_iterators: Any,
         kwargs: dict[str, Any] = {},  # noqa: B006
-    ) -> Coroutine[Any, Any, None]:
-        """`spawn` for each of ``zip(*input_iterators)``; returns when all are accepted."""
+        return_call: bool = False,
+    ) -> Coroutine[Any, Any, Optional[FunctionCall[R]]]:
+        """`spawn` for each of ``zip(*input_iterators)``; returns when all are accepted.
+
+        With ``return_call=True`` they are one call, and it returns its handle: ``get(index=i)``, ``iter()``.
+        """
         self._check_verb("spawn_map")
         from cadenza.sdk import mapping
 
-        return mapping.spawn_each(self, mapping.zipped(input_iterators, kwargs))
+        inputs = mapping.zipped(input_iterators, kwargs)
+        return mapping.spawn_all(self, inputs) if return_call else mapping.spawn_each(self, inputs)
 
     @_dual.method
     def experimental_spawn_map(
@@ -335,11 +233,99 @@ class Function(Object, Generic[P, R, O]):
 
         return mapping.spawn_all(self, mapping.zipped(input_iterators, kwargs))
 
+    # --- variants and limits ---
+
+    def with_options(
+        self,
+        *,
+        cpu: Union[float, tuple[float, float], None] = None,
+        memory: Union[int, tuple[int, int], None] = None,
+        gpu: Union[str, Sequence[Optional[str]], None] = None,
+        env: Optional[Mapping[str, Optional[str]]] = None,
+        secrets: Optional[Sequence[Secret]] = None,
+        volumes: Mapping[Any, Any] = {},
+        retries: Union[int, Retries, None] = None,
+        max_containers: Optional[int] = None,
+        buffer_containers: Optional[int] = None,
+        scaledown_window: Optional[int] = None,
+        timeout: Optional[int] = None,
+        region: Union[str, Sequence[str], None] = None,
+        cloud: Optional[str] = None,
+        routing_region: Optional[str] = None,
+    ) -> Function[P, R, O]:
+        """A variant of it with other options, in containers of its own; this handle stays as it is.
+
+        Later calls override single options; ``secrets``, ``env`` and ``volumes`` replace the whole earlier set. Equal
+        options, also in other processes, are one variant. None leaves an option. No ``min_containers``: that is for
+        the function itself.
+        """
+        from cadenza.sdk import variant
+
+        changes = variant.read(
+            "with_options", cpu=cpu, memory=memory, gpu=gpu, env=env, secrets=secrets, volumes=volumes, retries=retries,
+            max_containers=max_containers, buffer_containers=buffer_containers, scaledown_window=scaledown_window,
+            timeout=timeout, region=region, cloud=cloud, routing_region=routing_region,
+        )  # fmt: skip
+        return self._changed("with_options", changes)
+
+    def with_concurrency(self, *, max_inputs: int, target_inputs: Optional[int] = None) -> Function[P, R, O]:
+        """A variant whose containers run several inputs at once; see `cadenza.concurrent`."""
+        from cadenza.sdk.decorators import concurrency
+
+        pair = concurrency(max_inputs, target_inputs, "with_concurrency")
+        return self._changed("with_concurrency", {"concurrent": pair})
+
+    def with_batching(self, *, max_batch_size: int, wait_ms: int) -> Function[P, R, O]:
+        """A variant that collects inputs into batches; see `cadenza.batched`."""
+        from cadenza.sdk.decorators import batching, check_batched
+
+        pair = batching(max_batch_size, wait_ms, "with_batching")
+        if self._definition is not None and self._class is None:
+            check_batched(self._definition.raw)
+        return self._changed("with_batching", {"batched": pair})
+
+    def _changed(self, verb: str, changes: dict[str, Any]) -> Function[P, R, O]:
+        from cadenza.sdk.variant import Variant
+
+        if self._method:
+            raise InvalidError(
+                f"{self!r} is a method: use {verb} on its class, such as C.{verb}(...)().method.remote()"
+            )
+        return cast("Function[P, R, O]", Variant._of(self, changes))
+
+    @property
+    def _variants(self) -> dict[tuple[str, str], str]:
+        """Ids of variants that the server has told: by this function's id, and the wish as text."""
+        if self._known_variants is None:
+            self._known_variants = {}
+        return self._known_variants
+
+    @property
+    def autoscaler(self) -> Autoscaler:
+        """Its limits at run time: ``update`` and ``settings``."""
+        from cadenza.sdk.scaler import Autoscaler
+
+        return Autoscaler(self)
+
+    @_dual.method
+    async def update_autoscaler(
+        self,
+        *,
+        min_containers: Optional[int] = None,
+        max_containers: Optional[int] = None,
+        buffer_containers: Optional[int] = None,
+        scaledown_window: Optional[int] = None,
+    ) -> None:
+        """Deprecated: use ``autoscaler.update``. None leaves a limit as it is."""
+        from cadenza.sdk.scaler import old_update
+
+        await old_update(self, min_containers, max_containers, buffer_containers, scaledown_window)
+
     # --- what the server knows of it ---
 
     @_dual.method
     async def get_current_stats(self) -> FunctionCurrentStats:
-        """How many inputs wait for it, and how many containers it has."""
+        """How many inputs wait and run, how many containers it has, and how many more inputs those could take."""
         from cadenza.protocol.functions import FunctionRef
         from cadenza.sdk.types import FunctionCurrentStats
 
@@ -349,8 +335,8 @@ class Function(Object, Generic[P, R, O]):
         return FunctionCurrentStats(
             backlog=found.backlog,
             num_total_runners=found.num_total_runners,
-            num_running_inputs=getattr(found, "num_running_inputs", 0),
-            input_headroom=getattr(found, "input_headroom", 0),
+            num_running_inputs=found.num_running_inputs,
+            input_headroom=found.input_headroom,
         )
 
     @_dual.method
@@ -381,6 +367,15 @@ class Function(Object, Generic[P, R, O]):
         self._hydrate_here()
         await self._ready()
         return self._web_url
+
+
+def _in_flight(value: Optional[int]) -> int:
+    """``max_in_flight``; 0: as many as the server lets be. InvalidError out of range."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+        raise InvalidError(f"max_in_flight must be an integer between 1 and 1000, got {value!r}")
+    return value
 
 
 def _warn_wrapped(value: Optional[bool]) -> None:

@@ -37,7 +37,7 @@ async def _remote(function: AnyFunction, packed: result.Packed, parent: str) -> 
 
     async def run() -> tuple[dict[str, Any], bytes]:
         value, payload = await result.sent(client, packed)
-        body = {"function_id": function._object_id, "value": value, "parent_input_id": parent}
+        body = {"value": value, **function._target(parent)}
         return await client._request_raw("call.run", body, payload)
 
     reply, data = await until_room(run, function, "remote")
@@ -58,7 +58,7 @@ async def _remote_gen(function: AnyFunction, packed: result.Packed, parent: str)
 
     async def begin() -> tuple[Stream, list[tuple[dict[str, Any], bytes]]]:
         value, payload = await result.sent(client, packed)
-        body = {"function_id": function._object_id, "value": value, "parent_input_id": parent}
+        body = {"value": value, **function._target(parent)}
         stream = await (await client._connected()).stream("call.generate", body, payload)
         try:
             return stream, await stream.receive_all()
@@ -98,24 +98,20 @@ def _given(values: list[result.Payload], last: Optional[result.Output]) -> Itera
         result.raise_failure(last)
 
 
-def spawn(function: AnyFunction, arguments: Arguments) -> Coroutine[Any, Any, FunctionCall[Any]]:
-    """Start it; the call's handle."""
-    return _spawn(
-        function, result.Packed(arguments, function._name or repr(function)), context.current_input_id() or ""
-    )
+def spawn(function: AnyFunction, arguments: Arguments, key: str = "") -> Coroutine[Any, Any, FunctionCall[Any]]:
+    """Start it, with an idempotency key at most once; the call's handle."""
+    packed = result.Packed(arguments, function._name or repr(function))
+    return _spawn(function, packed, context.current_input_id() or "", key)
 
 
-async def _spawn(function: AnyFunction, packed: result.Packed, parent: str) -> FunctionCall[Any]:
+async def _spawn(function: AnyFunction, packed: result.Packed, parent: str, key: str) -> FunctionCall[Any]:
     client = await function._called("spawn")
 
     async def put() -> dict[str, Any]:
         value, payload = await result.sent(client, packed, durable=True)
-        body = {
-            "function_id": function._object_id,
-            "inputs": [{"index": 0, "value": value}],
-            "kind": "spawn",
-            "parent_input_id": parent,
-        }
+        body = {"inputs": [{"index": 0, "value": value}], "kind": "spawn", **function._target(parent)}
+        if key:
+            body["idempotency_key"] = key
         return (await client._request_raw("call.spawn", body, payload))[0]
 
     reply = await until_room(put, function, "spawn")

@@ -56,12 +56,16 @@ THROTTLE_WARN_EVERY = 10
 class _Map:
     """One running map, on the background loop."""
 
-    def __init__(self, function: Function[Any, Any, Any], feeder: Feeder, parent: str, ordered: bool) -> None:
+    def __init__(
+        self, function: Function[Any, Any, Any], feeder: Feeder, parent: str, ordered: bool, most: int = 0
+    ) -> None:
         self._function = function
         self._feeder = feeder
         self._parent = parent
         self._ordered = ordered
         self._max_outstanding = 0
+        self._most = most
+        """How many inputs the user wishes to be with the server at once; 0: as many as it takes."""
         self._sent = 0
         self._received = 0
         self._ready: list[result.Output] = []
@@ -82,9 +86,7 @@ class _Map:
         """Outputs in batches, in order if so wished. Unless ``return_exceptions``, the first failure is the last
         output that is given, and is given as soon as it is there."""
         client = await self._function._called("map")
-        stream = await (await client._connected()).stream(
-            "call.map", {"function_id": self._function._object_id, "parent_input_id": self._parent}
-        )
+        stream = await (await client._connected()).stream("call.map", self._function._target(self._parent))
         tasks = [asyncio.ensure_future(self._read(stream, client)), asyncio.ensure_future(self._send(stream, client))]
         self._feeder.start(self._may_send.set)
         try:
@@ -122,7 +124,8 @@ class _Map:
                 for body, payload in frames:
                     opened = body.get("opened")
                     if opened is not None:
-                        self._max_outstanding = opened.get("max_outstanding") or DEFAULT_OUTSTANDING_INPUTS
+                        allowed = opened.get("max_outstanding") or DEFAULT_OUTSTANDING_INPUTS
+                        self._max_outstanding = min(self._most, allowed) if self._most else allowed
                     items = body.get("outputs")
                     if items:
                         async for found in result.outputs(client, items, payload):
@@ -217,12 +220,12 @@ async def _written(
 
 
 def results(
-    function: Function[Any, Any, Any], inputs: Inputs, ordered: bool, return_exceptions: bool
+    function: Function[Any, Any, Any], inputs: Inputs, ordered: bool, return_exceptions: bool, most: int = 0
 ) -> AsyncIterator[Iterable[Any]]:
-    """The values of a map in batches, made in the consumer's thread. Called in the user's thread."""
-    running = _Map(
-        function, Feeder(inputs, function._name or repr(function)), context.current_input_id() or "", ordered
-    )
+    """The values of a map in batches, made in the consumer's thread; ``most`` inputs at once with the server, 0 as
+    many as it takes. Called in the user's thread."""
+    feeder = Feeder(inputs, function._name or repr(function))
+    running = _Map(function, feeder, context.current_input_id() or "", ordered, most)
     make = result.value_or_exception if return_exceptions else result.value
 
     async def batches() -> AsyncIterator[Iterable[Any]]:
@@ -236,11 +239,12 @@ def results(
     return batches()
 
 
-def for_each(function: Function[Any, Any, Any], inputs: Inputs, ignore_exceptions: bool) -> Coroutine[Any, Any, None]:
+def for_each(
+    function: Function[Any, Any, Any], inputs: Inputs, ignore_exceptions: bool, most: int = 0
+) -> Coroutine[Any, Any, None]:
     """Run a map and drop its values unread. Called in the user's thread."""
-    running = _Map(
-        function, Feeder(inputs, function._name or repr(function)), context.current_input_id() or "", ordered=False
-    )
+    feeder = Feeder(inputs, function._name or repr(function))
+    running = _Map(function, feeder, context.current_input_id() or "", False, most)
 
     async def run() -> None:
         outputs = cast("AsyncGenerator[list[result.Output], None]", running.batches(ignore_exceptions))
@@ -312,13 +316,7 @@ def spawn_all(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[An
 def _body(
     function: Function[Any, Any, Any], inputs: list[dict[str, Any]], kind: str, call_id: str, parent: str
 ) -> dict[str, Any]:
-    return {
-        "function_id": function._object_id,
-        "inputs": inputs,
-        "kind": kind,
-        "call_id": call_id,
-        "parent_input_id": parent,
-    }
+    return {"inputs": inputs, "kind": kind, "call_id": call_id, **function._target(parent)}
 
 
 async def _chunks(feeder: Feeder, most: int) -> AsyncIterator[list[result.Packed]]:

@@ -54,6 +54,8 @@ class FunctionOptions:
     scaledown_window_s: float = DEFAULT_SCALEDOWN_S
     single_use: bool = False
     block_network: bool = False
+    restricted: bool = False
+    """Its containers may ask the server nothing: ``restrict_modal_access=True``."""
     schedule: Optional[Schedule] = None
     unbuilt: tuple[str, ...] = ()
     """What was asked for and cannot be given yet, one phrase each; `App.run` refuses the function with them."""
@@ -174,8 +176,6 @@ def read_options(
     """The arguments of a decorator, checked; ``where`` begins each complaint. InvalidError for what can never work."""
     unbuilt: list[str] = []
     numbers = demand.read(cpu, memory, gpu, ephemeral_disk)
-    if numbers[-1]:
-        unbuilt.append(f'gpu="{demand.gpu_text(numbers[-1])}" (functions run without a GPU for now)')
     lowest = count("min_containers", min_containers, where)
     highest = count("max_containers", max_containers, where, least=1)
     spare = count("buffer_containers", buffer_containers, where)
@@ -196,8 +196,6 @@ def read_options(
         unbuilt.append("network_file_systems")
     if proxy is not None:
         unbuilt.append("proxy")
-    if flag("restrict_modal_access", restrict_modal_access, where):
-        unbuilt.append("restrict_modal_access=True")
     if i6pn:
         unbuilt.append("i6pn=True")
     if restrict_output:
@@ -225,6 +223,7 @@ def read_options(
         scaledown_window_s=DEFAULT_SCALEDOWN_S if window is None else window,
         single_use=flag("single_use_containers", single_use_containers, where),
         block_network=flag("block_network", block_network, where),
+        restricted=flag("restrict_modal_access", restrict_modal_access, where),
         schedule=schedule,
         carried={key: value for key, value in carried.items() if value},
         unbuilt=tuple(unbuilt),

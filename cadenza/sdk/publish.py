@@ -17,7 +17,7 @@ from cadenza.protocol.nodes import BuildLine
 from cadenza.protocol.objects import FunctionSpec, ImageSpec
 from cadenza.protocol.plain import from_plain
 from cadenza.sdk import recipe, secret, source
-from cadenza.sdk.declaration import Declaration
+from cadenza.sdk.declaration import Declaration, method_specs, parameter_specs
 from cadenza.sdk.recipe import Resolved
 from cadenza.sdk.serialized import pickled
 
@@ -86,8 +86,6 @@ def refusal(declaration: Declaration) -> str:
     parts = list(declaration.options.unbuilt)
     if declaration.marks.web:
         parts.append(f"@{declaration.marks.web} (web functions)")
-    if declaration.marks.batched is not None:
-        parts.append("@batched")
     return ", ".join(parts)
 
 
@@ -96,7 +94,8 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
     built yet."""
     missing = refusal(declaration)
     if missing:
-        raise UnimplementedError(f"function {declaration.name!r} uses what is not built yet: {missing}")
+        what = "class" if declaration.methods else "function"
+        raise UnimplementedError(f"{what} {declaration.name.partition('.')[0]!r} uses what is not built yet: {missing}")
     options = declaration.options
     resolved = (images or Images()).resolve(declaration.image())
     uploads = source.uploads_of(resolved.files)
@@ -115,6 +114,7 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
             uploads.extend(source.uploads_of(hashed))
             files.update((one.entry.path, one.entry) for one in hashed)
     most, target = declaration.marks.concurrent or (1, 1)
+    batch_max, batch_wait_ms = declaration.marks.batched or (0, 0)
     spec = FunctionSpec(
         name=declaration.name,
         module=module,
@@ -137,8 +137,13 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
         single_use=options.single_use,
         max_concurrent=most,
         target_concurrent=target,
+        batch_max=batch_max,
+        batch_wait_ms=batch_wait_ms,
         block_network=options.block_network,
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
+        methods=method_specs(declaration.methods),
+        class_parameters=parameter_specs(declaration.parameters),
+        restricted=options.restricted,
         options=dict(options.carried),
     )
     return Prepared(spec, uploads)
@@ -150,6 +155,26 @@ def module_of(raw: Callable[..., Any]) -> ModuleType:
     if module is None:
         raise InvalidError(f"the module {raw.__module__!r} of function {raw.__qualname__!r} is not loaded")
     return module
+
+
+async def bring(
+    client: Any, declarations: Sequence[Declaration], progress: Progress, force_build: bool = False
+) -> tuple[FunctionSpec, ...]:
+    """Bring files and images of all functions of an app to the server: all that publishing them needs. Raises
+    ImageBuildError, and what `prepare` raises."""
+    progress.phase("Reading files")
+    images = Images()
+
+    def prepare_all() -> list[Prepared]:
+        return [prepare(one, images) for one in declarations]
+
+    prepared = await asyncio.get_running_loop().run_in_executor(None, prepare_all)
+    uploads = list({one.digest: one for each in prepared for one in each.uploads}.values())
+    if uploads:
+        progress.phase("Sending files")
+        await source.upload(client, uploads, progress.uploading)
+    await build_all(client, [one.spec.image for one in prepared], progress, force_build)
+    return tuple(one.spec for one in prepared)
 
 
 async def publish(
@@ -164,20 +189,10 @@ async def publish(
 
     ``interactive``: their containers may ask for a terminal.
     """
-    progress.phase("Reading files")
-    images = Images()
-
-    def prepare_all() -> list[Prepared]:
-        return [prepare(one, images) for one in declarations]
-
-    prepared = await asyncio.get_running_loop().run_in_executor(None, prepare_all)
-    uploads = list({one.digest: one for each in prepared for one in each.uploads}.values())
-    if uploads:
-        progress.phase("Sending files")
-        await source.upload(client, uploads, progress.uploading)
-    await build_all(client, [one.spec.image for one in prepared], progress, force_build)
+    specs = await bring(client, declarations, progress, force_build)
     progress.phase("Creating functions")
-    specs = tuple(replace(one.spec, interactive=True) if interactive else one.spec for one in prepared)
+    if interactive:
+        specs = tuple(replace(one, interactive=True) for one in specs)
     reply = await client._request("app.publish", AppPublish(app_id, specs))
     for text in reply.warnings:
         warnings.warn(text, _server_warning(), stacklevel=2)

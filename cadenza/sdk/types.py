@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import IntEnum
 from typing import Literal, Optional
 
 
@@ -41,3 +42,37 @@ class SecretInfo:
     created_by: Optional[str]
     last_used: Optional[datetime]
     """When a container was last given it, within ten minutes."""
+
+
+@dataclass(frozen=True)
+class FunctionAutoscalerSettings:
+    """A function's limits in force; None: none. ``scaledown_window`` in seconds."""
+
+    min_containers: Optional[int] = None
+    max_containers: Optional[int] = None
+    scaledown_window: Optional[int] = None
+    buffer_containers: Optional[int] = None
+
+
+class InputStatus(IntEnum):
+    """How an input of a call graph is."""
+
+    PENDING = 0
+    SUCCESS = 1
+    FAILURE = 2
+    INIT_FAILURE = 5
+    TERMINATED = 3
+    TIMEOUT = 4
+
+
+@dataclass
+class InputInfo:
+    """One input of a call graph, and those that its function called. ``task_id`` is its container's, or empty."""
+
+    input_id: str
+    function_call_id: str
+    task_id: str
+    status: InputStatus
+    function_name: str
+    module_name: str
+    children: list[InputInfo]
