@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Awaitable, Callable, Optional, Sequence
 
 from cadenza.base.errors import ConflictError
-from cadenza.control.request import Request
+from cadenza.control.request import Caller, Request
 from cadenza.observe.log import Log
 from cadenza.protocol.methods import Empty, ImageBuild, ImageBuilt, Images as ImagesReply
 from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageInfo, Node
+from cadenza.protocol.objects import ImageSpec
 
 LINES_A_FRAME = 200
 MAX_LINES_KEPT = 20_000
@@ -41,12 +42,24 @@ class Build:
             one.set()
 
 
+async def as_it_is(spec: ImageSpec, environment: str, caller: Caller) -> ImageSpec:
+    """Where no secrets are kept."""
+    return spec
+
+
 class Images:
     """Handlers of ``image.*``."""
 
-    def __init__(self, node: Callable[[], Node], missing: Callable[[Sequence[str]], list[str]]) -> None:
+    def __init__(
+        self,
+        node: Callable[[], Node],
+        missing: Callable[[Sequence[str]], list[str]],
+        filled: Callable[[ImageSpec, str, Caller], Awaitable[ImageSpec]] = as_it_is,
+    ) -> None:
+        """``filled(spec, environment, caller)``: the recipe with the values of stored secrets in it."""
         self._node = node
         self._missing = missing
+        self._filled = filled
         self._builds: dict[str, Build] = {}
 
     async def list(self, request: Request[Empty]) -> ImagesReply:
@@ -55,6 +68,7 @@ class Images:
     async def build(self, request: Request[ImageBuild]) -> None:
         body = request.body
         image_id = body.spec.image_id()
+        spec = await self._filled(body.spec, body.environment, request.caller)
         build = self._builds.get(image_id)
         if build is None:
             missing = self._missing([one.digest for step in body.spec.steps for one in step.files])
@@ -62,7 +76,7 @@ class Images:
                 raise ConflictError(
                     f"{len(missing)} files of the image are not uploaded, the first is {missing[0]}: upload them first"
                 )
-            build = self._begin(BuildOrder(image_id, body.spec, body.force))
+            build = self._begin(BuildOrder(image_id, spec, body.force))
         task = build.task
         assert task is not None
         wake = asyncio.Event()

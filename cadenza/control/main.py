@@ -17,7 +17,7 @@ from cadenza.base.ids import IdSource
 from cadenza.control.access import Access
 from cadenza.control import (
     apps, containers, deployments, environments, functions, images, invocations, logs, lookups, members,
-    objects, tokens,
+    objects, secrets, tokens,
 )  # fmt: skip
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
@@ -92,6 +92,7 @@ class ControlPlane:
         await parts.tokens.start()
         await parts.members.start(own_name())
         parts.access.workspace = parts.access.directory.users[SELF_ID].name
+        await parts.secrets.start()
         await parts.apps.start()  # first: containers of functions that are known may be kept
         await parts.calls.start(node)
         parts.ready = True
@@ -173,7 +174,7 @@ class ControlPlane:
 
     async def _sweep(self, parts: _Parts) -> None:
         """Remove what nothing names any more. Beside the ticks, for it may take long."""
-        for step in (self._sweep_blobs, self._sweep_objects):
+        for step in (self._sweep_blobs, self._sweep_objects, self._sweep_secrets):
             await _guarded(step, parts)
         await _guarded(parts.apps.forget)
         await _guarded(parts.log_store.retain)
@@ -194,6 +195,12 @@ class ControlPlane:
         gone = await asyncio.to_thread(self._objects.sweep, named, oldest)
         if gone:
             _log.info("uploaded files removed", count=gone)
+
+    async def _sweep_secrets(self, parts: _Parts) -> None:
+        named = secrets.named(parts.apps.specs())
+        async for specs in parts.deployments.kept():
+            named |= secrets.named(specs)
+        await parts.secrets.sweep(named)
 
     # --- connections ---
 
@@ -325,7 +332,9 @@ class _Parts:
         self.tokens = tokens.Tokens(db, clock, ids, self.access, lambda gone: self.rpc.drop(gone))
         self.members = members.Members(db, clock, ids, self.access, self.tokens)
         self.lane_path = os.path.join(os.path.dirname(config.socket_path), "lane.sock")
+        self.secrets = secrets.Secrets(config, db, clock, ids, self.access)
         self.calls = Calls(config, db, clock, ids)
+        self.calls.loop.variables = self.secrets.variables
         self.blobs = Blobs(
             DirectoryBlobs(os.path.join(config.data_dir, "blobs"), config.durability == "power"),
             clock.monotonic,
@@ -341,6 +350,7 @@ class _Parts:
             store.missing,
             lambda: {one.image_id for one in node().images()},
             lambda spec: refusal(spec.resources, [node().info()]),
+            self.secrets.keep,
         )
         self.apps = apps.Apps(db, clock, ids, self.calls, self.functions, self.access)
         self.deployments = deployments.Deployments(db, clock, self.calls, self.apps, self.functions, self.access)
@@ -359,16 +369,19 @@ class _Parts:
             **lookups.handlers(lookups.Lookups(self.apps, self.deployments, self.calls)),
             **invocations.handlers(self.invocations),
             **containers.handlers(containers.Containers(self.calls, node, lambda word: self.apps.find(word).app_id)),
-            **images.handlers(images.Images(node, store.missing)),
+            **images.handlers(images.Images(node, store.missing, self.secrets.filled)),
             **objects.handlers(objects.Objects(store, self.blobs)),
             **logs.handlers(self.logs),
             **environments.handlers(self.environments),
+            **secrets.handlers(self.secrets),
             **tokens.handlers(self.tokens),
             **members.handlers(self.members),
             "server.status": home.status,
             "server.keep": home.keep,
             "server.stop": home.stop,
         }
+        for name in ("app.publish", "app.deploy", "function.bind"):
+            table[name] = secrets.asked(table[name])
         self.where = Whereabouts(self.apps, self.calls)
         guarded = Guard(self.access, self.where, config.require_token).table(table)
         loop = self.calls.loop

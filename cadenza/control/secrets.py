@@ -9,13 +9,14 @@ Source: semantics.md section 14.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import hmac
 import json
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any, Awaitable, Callable, Iterable, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
@@ -64,6 +65,8 @@ RETRY_S = 5.0
 """The key is looked for again at most so often while it cannot be had."""
 NAMING = "naming"
 
+_asking: contextvars.ContextVar[Optional[Caller]] = contextvars.ContextVar("cadenza_secrets_asking", default=None)
+"""Who sent the declaration that is being kept."""
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}\Z")
 _log = Log("cadenza.control.secrets")
 
@@ -168,18 +171,19 @@ class Secrets:
     async def keep(
         self, specs: Sequence[FunctionSpec], environment: str, caller: Optional[Caller] = None
     ) -> tuple[FunctionSpec, ...]:
-        """The specs with no value in them: inline secrets sealed, names replaced by ids, build steps' emptied.
+        """The specs with no value in them: inline secrets sealed, names replaced by ids.
 
         NotFoundError for a secret that is not there, InvalidError for bad variables or too many, PermissionDeniedError
-        for one in an environment that ``caller`` may not look into (None: for any but ``environment``). Keeping what
-        was kept changes nothing, so that an unchanged declaration stays one.
+        for one in an environment that ``caller`` may not look into (None: the one whose request it is, see `asked`;
+        without one, any but ``environment``). Keeping what was kept changes nothing, so that an unchanged declaration
+        stays one.
         """
         kept = []
         for spec in specs:
             if spec.secrets:
                 spec = replace(spec, secrets=await self.refs(spec.secrets, environment, caller))
                 self.check_size(spec)
-            kept.append(_without_build_secrets(spec))
+            kept.append(spec)
         return tuple(kept)
 
     async def refs(
@@ -196,6 +200,7 @@ class Secrets:
             elif ref.name:
                 where = ref.environment or environment
                 if where != environment:
+                    caller = caller or _asking.get()
                     if caller is None:
                         raise PermissionDeniedError(f"the secret {ref.name!r} is in another environment, {where!r}")
                     self._access.check(caller, where, READ)
@@ -225,7 +230,7 @@ class Secrets:
             await self._db.execute("secret_touched", (now, secret_id))
         return SecretRef(secret_id=secret_id, keys=tuple(sorted(values)))
 
-    def variables(self, spec: FunctionSpec) -> dict[str, str]:
+    def variables(self, spec: FunctionSpec, environment: str = "") -> dict[str, str]:
         """What a function's containers see: its secrets in order, over them its ``env=``. At once, from memory.
 
         NotFoundError when a secret was removed, ConflictError when the key is not there: the container cannot start.
@@ -506,12 +511,19 @@ def _openable(rows: Iterable[Stored], keys: Mapping[str, Seal]) -> tuple[list[tu
     return found, lost
 
 
-def _without_build_secrets(spec: FunctionSpec) -> FunctionSpec:
-    """Its image is built: nobody needs the values that its steps saw."""
-    if not any(step.secrets or step.secret_refs for step in spec.image.steps):
-        return spec
-    steps = tuple(replace(step, secrets={}, secret_refs=()) for step in spec.image.steps)
-    return replace(spec, image=ImageSpec(steps))
+def asked(handler: Callable[[Request[Any]], Awaitable[Any]]) -> Callable[[Request[Any]], Awaitable[Any]]:
+    """A handler during which `Secrets.keep` knows the caller."""
+
+    async def asking(request: Request[Any]) -> Any:
+        _asking.set(request.caller)  # each request has a task, and so a context, of its own
+        return await handler(request)
+
+    return asking
+
+
+def named(specs: Iterable[FunctionSpec]) -> set[str]:
+    """The ids of all secrets that functions name."""
+    return {ref.secret_id for spec in specs for ref in spec.secrets}
 
 
 def _with_keys(row: Stored, required: Iterable[str]) -> Stored:

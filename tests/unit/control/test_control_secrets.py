@@ -24,6 +24,7 @@ from cadenza.base.errors import (
 from cadenza.base.ids import IdSource
 from cadenza.control.access import MAIN, Access
 from cadenza.control.directory import Environment
+from cadenza.control.functions import stripped
 from cadenza.control.request import Caller, Request
 from cadenza.control.secrets import KEPT_S, MAX_VARIABLES_BYTES, Secrets
 from cadenza.protocol.objects import FunctionSpec, ImageSpec, ImageStep, SecretRef, to_json
@@ -346,7 +347,7 @@ def test_build_steps_get_values_and_kept_functions_none(home: Home) -> None:
         filled = await secrets.filled(image, "", USER)
         assert filled.steps[1].secrets == {"A": "stored", "B": MARKER, "E": "env"}
         assert filled.image_id() == image.image_id()
-        (kept,) = await secrets.keep([function(image=image)], MAIN)
+        (kept,) = await secrets.keep([stripped(function(image=image))], MAIN)
         assert MARKER not in to_json(kept) and "env" not in kept.image.steps[1].secrets.values()
         assert kept.image.image_id() == image.image_id()
         with pytest.raises(NotFoundError):
