@@ -79,6 +79,8 @@ class Channel:
         self.outbox = outbox
         self.streams = streams
         self.lane = lane
+        self.terminal: Any = None
+        """A `cadenza.runner.terminal.Terminal`, while user code has one."""
 
 
 class Executor:
@@ -305,6 +307,8 @@ class Executor:
     ) -> None:  # fmt: skip
         """Send what became of the attempt. Everything that it printed goes first."""
         channel = self.channel
+        if channel.terminal is not None:
+            channel.terminal.detach()
         channel.streams.finish(job.input_id, job.call_id)
         header: dict[str, Any] = {"a": job.attempt, "s": status, "n": 0}
         if error:
@@ -398,8 +402,10 @@ class OnMainThread(Executor):
             finally:
                 self.active = None
             self.result(job, value)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
+        except (KeyboardInterrupt, GeneratorExit) as exc:
+            if self.channel.terminal is None:
+                raise
+            self.failure(job, exc)  # Ctrl-C at the container's own terminal: nobody wants to see it begin again
         except BaseException as exc:
             self.failure(job, exc)
         finally:

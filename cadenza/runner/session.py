@@ -177,6 +177,7 @@ class Session:
         os.register_at_fork(after_in_child=self._after_fork)
         import faulthandler
 
+        sys.breakpointhook = _breakpoint
         faulthandler.enable(2)  # a crash in C code leaves the Python stack on the file descriptor
         function = header["function"]
         began = time.monotonic()
@@ -350,7 +351,7 @@ class Session:
         self.streams.after_fork()
         self.wire.closed = True
         self.wire.sock.close()
-        self._executor = None
+        self._executor = context.executor = None
         for number in (_signal.SIGUSR1, _signal.SIGTERM):
             if getattr(_signal.getsignal(number), "__self__", None) is self:
                 _signal.signal(number, _signal.SIG_DFL)
@@ -368,6 +369,12 @@ class LaterLane:
         lane = Lane(self._path)
         self.get, self.put = lane.get, lane.put
         return getattr(lane, name)
+
+
+def _breakpoint(*args: Any, **kwargs: Any) -> Any:
+    from cadenza.runner import terminal
+
+    return terminal.breakpoint_hook(*args, **kwargs)
 
 
 def _collect_from_here() -> None:

@@ -9,7 +9,7 @@ from cadenza.sdk import _dual
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional
+    from typing import Any, Coroutine, Optional
 
 __all__ = ["apps_here", "container", "current_function_call_id", "current_input_id", "interact", "is_local"]
 
@@ -33,9 +33,16 @@ def current_function_call_id() -> Optional[str]:
     return context.current_function_call_id()
 
 
+async def _connected() -> None:
+    """There is nothing more to wait for."""
+
+
 @_dual.function
-async def interact() -> None:
+def interact() -> Coroutine[Any, Any, None]:
     """Connect the terminal of an interactive run to this container. InvalidError without one."""
     if is_local():
         raise InvalidError("interact() works in a container only: call it inside of a function")
-    raise InvalidError("interact() needs an interactive run (-i), which is not built yet")
+    from cadenza.runner import terminal
+
+    terminal.interact()  # in the caller's thread, whose terminal it is
+    return _connected()

@@ -166,6 +166,7 @@ class Agent:
         self.hello = self.other()[0]
         self.boot_s = time.monotonic() - self.began
         self.ended = False
+        self.container_id = "ta-1"
 
     def __enter__(self) -> Agent:
         return self
@@ -201,7 +202,8 @@ class Agent:
         self.send({"t": "welcome", "protocol": 1, "version": "0", "connection": "co-1", "lane": ""})
         self.send(
             {
-                "t": "attach", "container_id": "ta-1", "app_id": "ap-1", "function_id": "fu-1", "image_id": "im-1",
+                "t": "attach", "container_id": self.container_id, "app_id": "ap-1", "function_id": "fu-1",
+                "image_id": "im-1",
                 "function": {
                     "name": qualname, "module": "" if serialized else "user", "qualname": qualname,
                     "is_generator": False, "is_async": False, "max_concurrent": 1, "python": "3.11", **function,
