@@ -6,7 +6,8 @@ import re
 
 import click
 
-from cadenza.cli import completion, show
+from cadenza.base.errors import InvalidError
+from cadenza.cli import completion, program, show
 from cadenza.cli.connection import ask
 from cadenza.cli.environment import environment_option, wanted
 from cadenza.protocol.deployments import (
@@ -24,6 +25,79 @@ _STRATEGY = "rolling: what runs ends in its container. recreate: containers stop
 strategy_option = click.option(
     "--strategy", type=click.Choice(STRATEGIES), default=STRATEGIES[0], show_default=True, help=_STRATEGY
 )
+
+
+@click.command(
+    help="Put an app in force that stays: any program can call its functions by name, until it is stopped.\n\n"
+    "APP_REF is file.py, or file.py::app where it has several. Deployed again, it gets a new version; when nothing has "
+    "changed, nothing is done."
+)
+@click.argument("app_ref")
+@click.option("--name", default="", help="Name to deploy under, instead of the app's own.")
+@environment_option
+@click.option("--stream-logs", is_flag=True, help="Then follow the app's logs, until Ctrl-C.")
+@click.option("--tag", default="", help="A word for this version, shown in the history.")
+@program.module_option
+@click.option("--timestamps", is_flag=True, help="Begin each log line with its time.")
+@strategy_option
+@click.option("--staged", is_flag=True, hidden=True, help="Keep the version; `cadenza app promote` puts it in force.")
+def deploy(
+    app_ref: str,
+    name: str,
+    env: str | None,
+    stream_logs: bool,
+    tag: str,
+    is_module: bool,
+    timestamps: bool,
+    strategy: str,
+    staged: bool,
+) -> None:
+    from cadenza.cli.run import ended_by_sigterm, sink, user_code
+    from cadenza.sdk import _dual, deploying, entrypoint, output
+
+    module, reference = program.load(app_ref, is_module)
+    try:
+        app = entrypoint.find_app(module, reference, "deploy")
+        title = deploying.check(app, name or None, tag, strategy)
+    except InvalidError as error:
+        raise program.WrongName(str(error)) from None
+    shown = sink(timestamps)
+    output.install(shown)
+    try:
+        with ended_by_sigterm(), user_code():
+            done = _dual.run(deploying.deploy(app, title, wanted(env), tag, None, strategy, staged))
+    finally:
+        output.remove(shown)
+        shown.close()
+    click.echo(summary(title, done, env, staged))
+    if stream_logs and not staged:
+        from cadenza.cli.logs import print_logs
+
+        print_logs(app=done.app_id, follow=True, timestamps=timestamps, since="0s")
+
+
+def summary(name: str, done: AppDeployed, env: str | None, staged: bool) -> str:
+    """What is there now and what to do with it. Pure."""
+    option = f" -e {env}" if env else ""
+    if staged:
+        return f"{name}: v{done.version} is kept. `cadenza app promote {name} {done.version}{option}` puts it in force."
+    lines = [f"{name} v{done.version} ({done.app_id})"]
+    width = max((len(one.removesuffix(".*")) for one in done.functions), default=0)
+    for each, function_id in sorted(done.functions.items()):
+        lines.append(
+            f"  {each.removesuffix('.*'):<{width}}  {'class   ' if each.endswith('.*') else 'function'}  {function_id}"
+        )
+    if not done.changed:
+        return "\n".join(lines)
+    first = min(done.functions, default="")
+    where = f', environment_name="{env}"' if env else ""
+    if first.endswith(".*"):
+        lines.append(f'Call it:  cadenza.Cls.from_name("{name}", "{first[:-2]}"{where})().a_method.remote()')
+    elif first:
+        lines.append(f'Call it:  cadenza.Function.from_name("{name}", "{first}"{where}).remote()')
+    lines.append(f"See it:   cadenza app info {name}{option}, cadenza app logs {name}{option}")
+    lines.append(f"End it:   cadenza app stop {name}{option}")
+    return "\n".join(lines)
 
 
 @click.command(help="List an app's versions, newest first.")

@@ -14,6 +14,7 @@ from cadenza import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:object, one line of help)
     "run": ("cadenza.cli.run:run", "Run a function or a local entrypoint in containers on this machine."),
+    "deploy": ("cadenza.cli.deployments:deploy", "Put an app in force that stays, or a new version of it."),
     "serve": ("cadenza.cli.serve:serve", "Run an app and publish it again whenever its files change."),
     "shell": ("cadenza.cli.shell:shell", "Run a command or a shell in a container."),
     "app": ("cadenza.cli.apps:app", "Look at apps, read their logs, change which version runs, stop them."),

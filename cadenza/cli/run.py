@@ -57,33 +57,28 @@ def run(
     ref: str,
     arguments: tuple[str, ...],
 ) -> None:
-    from cadenza import compat
+    from cadenza.cli import program
     from cadenza.sdk import entrypoint
-    from cadenza.sdk.function import Function
 
     if interactive and quiet:
         raise click.UsageError("-i shows what the container says: leave -q out")
-    compat.install()
     if write_result is not None and not os.path.isdir(os.path.dirname(os.path.abspath(write_result))):
         raise click.UsageError(f"--write-result: there is no directory for {write_result}")
+    module, reference = program.load(ref, is_module)
     try:
-        reference = entrypoint.parse_reference(ref, is_module)
-        if not is_module and not os.path.exists(reference.source):
-            raise click.UsageError(f"no such file: {reference.source}")
-        with user_code():
-            module = entrypoint.import_program(reference)
         found = entrypoint.choose(module, reference)
-        signature = entrypoint.describe(found.raw, found.name)
+        signature = found.signature()
     except InvalidError as error:
-        raise click.ClickException(str(error)) from None
+        raise program.WrongName(str(error)) from None
     kwargs, rest = parse_arguments(ref, found, signature, list(arguments))
-    if isinstance(found.target, Function) and found.target._is_generator:
+    if found.is_generator:
         raise click.ClickException(
             f"{found.name} is a generator, which `cadenza run` cannot run by itself: call it with .remote_gen() from a "
             "@app.local_entrypoint()"
         )
     with ended_by_sigterm():
-        result = execute(found, rest, kwargs, name, quiet, detach, interactive, env, timestamps)
+        of_class = {one.name for one in signature.arguments if one.of_class}
+        result = execute(found, rest, kwargs, of_class, name, quiet, detach, interactive, env, timestamps)
     if write_result is not None:
         save(write_result, result)
     elif not found.is_local and result is not None and not quiet:
@@ -148,6 +143,7 @@ def execute(
     found: Any,
     rest: tuple[str, ...],
     kwargs: dict[str, Any],
+    of_class: set[str],
     name: str | None,
     quiet: bool,
     detach: bool,
@@ -155,7 +151,8 @@ def execute(
     env: str | None,
     timestamps: bool,
 ) -> Any:
-    """Run the app around the entrypoint or the function; the result."""
+    """Run the app around the entrypoint, the function or the method; the result. ``of_class``: which of ``kwargs`` are
+    parameters of the method's class."""
     from cadenza.sdk import output
 
     if found.app.name is None:
@@ -177,10 +174,15 @@ def execute(
                         import asyncio
 
                         result = asyncio.run(result)
-                elif detach:
-                    result = found.target.spawn(*rest, **kwargs).get()
                 else:
-                    result = found.target.remote(*rest, **kwargs)
+                    target: Any = found.target
+                    if found.owner is not None:
+                        instance = found.owner(**{key: kwargs.pop(key) for key in of_class})
+                        target = getattr(instance, found.method)
+                    if detach:
+                        result = target.spawn(*rest, **kwargs).get()
+                    else:
+                        result = target.remote(*rest, **kwargs)
         return result
     finally:
         if shown is not None:

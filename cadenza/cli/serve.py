@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from cadenza.base.errors import InvalidError
+from cadenza.cli import program
 from cadenza.cli.environment import environment_option, wanted
 
 DEBOUNCE_MS = 1500
@@ -30,22 +30,17 @@ QUIET_MS = 100
 @click.option("-n", "--name", default=None, help="Name for this run of the app.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=None, metavar="SECONDS", help="Stop after so long.")
 @environment_option
-@click.option("-m", "is_module", is_flag=True, help="APP_REF is a module's name, not a path.")
+@program.module_option
 @click.option("--timestamps", is_flag=True, help="Begin each log line with its time.")
 def serve(
     app_ref: str, name: str | None, timeout: float | None, env: str | None, is_module: bool, timestamps: bool
 ) -> None:
     from cadenza.base.config import load
     from cadenza.cli.run import ended_by_sigterm, sink
-    from cadenza.sdk import _dual, entrypoint, serving
+    from cadenza.sdk import _dual, serving
     from cadenza.sdk.client import Client
 
-    try:
-        reference = entrypoint.parse_reference(app_ref, is_module)
-    except InvalidError as error:
-        raise click.ClickException(str(error)) from None
-    if not is_module and not os.path.exists(reference.source):
-        raise click.UsageError(f"no such file: {reference.source}")
+    program.read(app_ref, is_module)
     command = [sys.executable, "-m", "cadenza.cli.serve", app_ref, "1" if is_module else "", name or ""]
     shown = sink(timestamps)
 
@@ -134,16 +129,16 @@ def publish_version(ref: str, is_module: bool, name: str, read_fd: int, write_fd
     report = serving.Report(read_fd, write_fd)
     compat.install()
     reference = entrypoint.parse_reference(ref, is_module)
-    program = "" if is_module else reference.source
+    path = "" if is_module else reference.source
     described = None
     try:
         with user_code():
             module = entrypoint.import_program(reference)
             app = entrypoint.find_app(module, reference, "serve")
-            described = serving.describe(app, name, program)
+            described = serving.describe(app, name, path)
     finally:
         if described is None:
-            described = serving.Described(watched=serving.watched(None, program))
+            described = serving.Described(watched=serving.watched(None, path))
         report.say(serving.plain(described))
     app_id = report.app_id()
     if not app_id:

@@ -93,22 +93,14 @@ def shell(
 
 def _from_program(ref: str, is_module: bool) -> Any:
     """The declaration of a program's function."""
-    from cadenza import compat
+    from cadenza.cli import program
     from cadenza.sdk import entrypoint
 
-    compat.install()
+    module, reference = program.load(ref, is_module)
     try:
-        reference = entrypoint.parse_reference(ref, is_module)
-        if not is_module and not os.path.exists(reference.source):
-            raise click.UsageError(
-                f"no such file: {reference.source}; REF is file.py::function, a container's id (ta-...) or an image's "
-                "(im-...)"
-            )
-        with user_code():
-            module = entrypoint.import_program(reference)
         return entrypoint.find_declaration(module, reference, "shell")
     except InvalidError as error:
-        raise click.ClickException(str(error)) from None
+        raise program.WrongName(str(error)) from None
 
 
 def _declared(options: dict[str, Any]) -> Any:

@@ -15,9 +15,11 @@ import typing
 from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, Union
 
 from cadenza.base.errors import InvalidError
+from cadenza.runner import instances
+from cadenza.sdk import shape
 from cadenza.sdk.app import App
 from cadenza.sdk.function import Function
 from cadenza.sdk.local_entrypoint import LocalEntrypoint
@@ -44,6 +46,8 @@ class Argument:
     required: bool
     default: Any = None
     choices: tuple[Any, ...] = ()
+    of_class: bool = False
+    """A parameter of the class whose method is run."""
 
     def convert(self, value: Any) -> Any:
         """A choice's text as the value that was declared; the rest as it is."""
@@ -60,10 +64,13 @@ class Signature:
     rest: str = ""
 
 
-def describe(function: Callable[..., Any], name: str = "") -> Signature:
-    """The command line of a function. InvalidError names a parameter that a command line cannot give."""
+def describe(function: Callable[..., Any], name: str = "", method: bool = False) -> Signature:
+    """The command line of a function. InvalidError names a parameter that a command line cannot give.
+
+    ``method``: its first parameter is the instance, which nobody types.
+    """
     called = name or getattr(function, "__name__", "function")
-    parameters = inspect.signature(function).parameters.values()
+    parameters = list(inspect.signature(function).parameters.values())[1 if method else 0 :]
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
             others = [one.name for one in parameters if one is not parameter]
@@ -75,6 +82,41 @@ def describe(function: Callable[..., Any], name: str = "") -> Signature:
             return Signature(rest=parameter.name)
     hints = _hints(function, called)
     return Signature(tuple(_argument(called, one, hints.get(one.name, one.empty)) for one in parameters))
+
+
+def describe_method(user_cls: type, method: str, name: str) -> Signature:
+    """The command line of a class's method: the class's parameters and the method's together. InvalidError where both
+    have one of a name, and for what a command line cannot give."""
+    signature = describe(instances.methods(user_cls)[method], name, method=True)
+    declared = instances.parameters(user_cls)
+    hints = _hints(user_cls, name)
+    of_class = []
+    for each, parameter in declared.items():
+        default = getattr(parameter, instances.DEFAULT, inspect.Parameter.empty)
+        if hints.get(each) is bytes and default is not inspect.Parameter.empty:
+            continue  # no command line can give it; it has a default
+        kind, choices = _kind(name, each, hints.get(each, inspect.Parameter.empty))
+        required = default is inspect.Parameter.empty
+        of_class.append(Argument(each, _option(each), kind, required, None if required else default, choices, True))
+    if signature.rest:
+        needed = [one.name for one in of_class if one.required]
+        if needed:
+            raise InvalidError(
+                f"{name}: *{signature.rest} takes all words of the command line, so the class's parameters cannot be "
+                f"given: {', '.join(needed)}"
+            )
+        return signature
+    both = {one.name for one in of_class} & {one.name for one in signature.arguments}
+    if both:
+        raise InvalidError(
+            f"{name}: the class and the method both have a parameter {min(both)!r}, and a command line has one option "
+            "for it: call it from a @app.local_entrypoint()"
+        )
+    return Signature((*of_class, *signature.arguments))
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _hints(function: Callable[..., Any], called: str) -> Mapping[str, Any]:
@@ -100,7 +142,7 @@ def _argument(called: str, parameter: inspect.Parameter, hint: Any) -> Argument:
     required = parameter.default is parameter.empty
     return Argument(
         parameter.name,
-        "--" + parameter.name.replace("_", "-"),
+        _option(parameter.name),
         kind,
         required,
         None if required else parameter.default,
@@ -151,10 +193,32 @@ class Found:
     target: Runnable
     module: ModuleType
     name: str
+    method: str = ""
+    """Of a class: which method. ``target`` is then the class's function."""
+
+    @property
+    def owner(self) -> Any:
+        """The class's handle, of a method; else None."""
+        return self.target._class if self.method and isinstance(self.target, Function) else None
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it gives values one after the other."""
+        if self.method:
+            return shape.is_generator(self.raw)
+        return isinstance(self.target, Function) and bool(self.target._is_generator)
+
+    def signature(self) -> Signature:
+        """Its command line. InvalidError for what no command line can give."""
+        if self.owner is not None:
+            return describe_method(self.owner.__cadenza_raw__, self.method, self.name)
+        return describe(self.raw, self.name)
 
     @property
     def raw(self) -> Callable[..., Any]:
         """The user's own callable."""
+        if self.owner is not None:
+            return instances.methods(self.owner.__cadenza_raw__)[self.method]
         return self.target.raw if isinstance(self.target, LocalEntrypoint) else self.target.__cadenza_raw__
 
     @property
@@ -261,22 +325,41 @@ def choose(module: ModuleType, reference: Reference) -> Found:
             f"no App in {reference.source}: define one in global scope, for example app = cadenza.App(), "
             "and put @app.function() on a function"
         )
-    locals_ = [(app, name, one) for app in different for name, one in app._entrypoints.items()]
-    functions = [(app, name, one) for app in different for name, one in _runnable(app).items()]
+    return _only(module, reference, different, f"{reference.source} has")
+
+
+def _only(module: ModuleType, reference: Reference, apps: Sequence[App], begin: str) -> Found:
+    """The only entrypoint, else the only function or method. InvalidError lists what there is."""
+    locals_ = [Found(app, one, module, name) for app in apps for name, one in app._entrypoints.items()]
+    functions = [one for app in apps for one in _runnable(app, module)]
     for group in (locals_, functions):
         if len(group) == 1:
-            app, name, target = group[0]
-            return Found(app, target, module, name)
+            return group[0]
         if group:
             raise InvalidError(
-                f"{reference.source} has more than one thing to run; name one of them:\n"
-                + _choices(reference, [name for _, name, _ in (*locals_, *functions)])
+                f"{begin} more than one thing to run; name one of them:\n"
+                + _choices(reference, [one.name for one in (*locals_, *functions)])
             )
-    raise InvalidError(f"the app in {reference.source} has nothing to run: put @app.function() on a function")
+    raise InvalidError(f"{begin} nothing to run: put @app.function() on a function")
 
 
-def _runnable(app: App) -> dict[str, Function[Any, Any, Any]]:
-    return {name: one for name, one in app._functions.items() if not app._declarations[name].marks.web}
+def _runnable(app: App, module: ModuleType) -> list[Found]:
+    """Functions, and the methods of classes."""
+    found = []
+    for name, one in app._functions.items():
+        if app._declarations[name].marks.web:
+            continue
+        if one._class is not None:
+            found.extend(_methods(app, one, module))
+        else:
+            found.append(Found(app, one, module, name))
+    return found
+
+
+def _methods(app: App, service: Function[Any, Any, Any], module: ModuleType) -> list[Found]:
+    assert service._class is not None
+    names = instances.methods(service._class.__cadenza_raw__)
+    return [Found(app, service, module, f"{service._class._name}.{one}", one) for one in names]
 
 
 def _named(module: ModuleType, reference: Reference, apps: Mapping[str, App], different: Sequence[App]) -> Found:
@@ -284,9 +367,17 @@ def _named(module: ModuleType, reference: Reference, apps: Mapping[str, App], di
     searched = [apps[path]] if path in apps else different
     name = last if path in apps else reference.name
     for app in searched:
-        target: Optional[Runnable] = app._entrypoints.get(name) or app._functions.get(name)
-        if target is not None:
-            return Found(app, target, module, name)
+        entrypoint = app._entrypoints.get(name)
+        if entrypoint is not None:
+            return Found(app, entrypoint, module, name)
+        for one in _runnable(app, module):
+            if one.name == name:
+                return one
+        if name in app._functions:  # a web function: who runs it says why not
+            return Found(app, app._functions[name], module, name)
+        service = app._functions.get(name + ".*")
+        if service is not None:
+            return _only_method(_methods(app, service, module), reference, name)
     # It may be another name in the module, or belong to an app that the module does not name.
     thing: Any = getattr(module, reference.name, None)
     if isinstance(thing, LocalEntrypoint):
@@ -294,8 +385,11 @@ def _named(module: ModuleType, reference: Reference, apps: Mapping[str, App], di
     if isinstance(thing, Function) and thing._definition is not None:
         return Found(thing.app, thing, module, thing._definition.name)
     if isinstance(thing, App):
-        return choose_in(thing, module, reference)
-    names = [name for app in different for name in (*app._entrypoints, *_runnable(app))]
+        return _only(module, reference, [thing], f"{reference.name} has")
+    service = getattr(thing, "_service", None)
+    if isinstance(service, Function) and service._class is thing:
+        return _only_method(_methods(service.app, service, module), reference, reference.name)
+    names = [name for app in different for name in (*app._entrypoints, *(one.name for one in _runnable(app, module)))]
     if callable(thing):
         raise InvalidError(
             f"{reference.name} is not part of an app: put @app.function() or @app.local_entrypoint() on it"
@@ -306,20 +400,14 @@ def _named(module: ModuleType, reference: Reference, apps: Mapping[str, App], di
     )
 
 
-def choose_in(app: App, module: ModuleType, reference: Reference) -> Found:
-    """The only thing to run of one app. InvalidError lists them if there are several."""
-    groups: tuple[Mapping[str, Runnable], ...] = (app._entrypoints, _runnable(app))
-    for group in groups:
-        if len(group) == 1:
-            name, target = next(iter(group.items()))
-            return Found(app, target, module, name)
-        if group:
-            break
-    names = [*app._entrypoints, *_runnable(app)]
-    if not names:
-        raise InvalidError(f"the app {reference.name} has nothing to run: put @app.function() on a function")
+def _only_method(methods: Sequence[Found], reference: Reference, name: str) -> Found:
+    if len(methods) == 1:
+        return methods[0]
+    if not methods:
+        raise InvalidError(f"the class {name} has nothing to run: put @method() on a method")
     raise InvalidError(
-        f"{reference.name} has more than one thing to run; name one of them:\n" + _choices(reference, names)
+        f"the class {name} has more than one method; name one of them:\n"
+        + _choices(reference, [one.name for one in methods])
     )
 
 
