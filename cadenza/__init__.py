@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cadenza.base.errors import Error as Error
     from cadenza.sdk import settings as config
     from cadenza.sdk.app import App as App
+    from cadenza.sdk.budget import Budget as Budget
     from cadenza.sdk.call import FunctionCall as FunctionCall
     from cadenza.sdk.client import Client as Client
     from cadenza.sdk.cls import Cls as Cls
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cadenza.sdk.decorators import web_endpoint as web_endpoint
     from cadenza.sdk.decorators import web_server as web_server
     from cadenza.sdk.decorators import wsgi_app as wsgi_app
+    from cadenza.sdk.environment import Environment as Environment
     from cadenza.sdk.function import Function as Function
     from cadenza.sdk.image import Image as Image
     from cadenza.sdk.later import clustered as clustered
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
     from cadenza.sdk.schedule import Cron as Cron
     from cadenza.sdk.schedule import Period as Period
     from cadenza.sdk.secret import Secret as Secret
+    from cadenza.sdk.workspace import Workspace as Workspace
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "App": "app",
+    "Budget": "budget",
     "FunctionCall": "call",
     "Client": "client",
     "Cls": "cls",
@@ -63,6 +67,7 @@ _HOMES = {
     "web_endpoint": "decorators",
     "web_server": "decorators",
     "wsgi_app": "decorators",
+    "Environment": "environment",
     "Function": "function",
     "Image": "image",
     "clustered": "later",
@@ -74,14 +79,15 @@ _HOMES = {
     "Cron": "schedule",
     "Period": "schedule",
     "Secret": "secret",
+    "Workspace": "workspace",
 }
 """Name to the module of `cadenza.sdk` that has it."""
 
 _MODULES = {"config": "cadenza.sdk.settings", "exception": "cadenza.exception"}
 
 _UNBUILT = (
-    "CloudBucketMount", "Cluster", "Dict", "Environment", "NetworkFileSystem", "Probe", "Proxy", "Queue",
-    "Sandbox", "SandboxSnapshot", "SchedulerPlacement", "Server", "Tunnel", "Volume", "Workspace", "experimental",
+    "CloudBucketMount", "Cluster", "Dict", "NetworkFileSystem", "Probe", "Proxy", "Queue",
+    "Sandbox", "SandboxSnapshot", "SchedulerPlacement", "Server", "Tunnel", "Volume", "experimental",
     "forward",
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Literal, Optional
 
 
@@ -76,3 +76,109 @@ class InputInfo:
     function_name: str
     module_name: str
     children: list[InputInfo]
+
+
+class AppState(Enum):
+    """Where an app is in its life."""
+
+    EPHEMERAL = "ephemeral"
+    DETACHED = "detached"
+    DEPLOYED = "deployed"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    INITIALIZING = "initializing"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True)
+class AppLifecycle:
+    """An app's state and how it came to it. Times are in UTC; ``version`` is of a deployed app."""
+
+    state: AppState
+    version: Optional[int]
+    created_at: datetime
+    created_by: str
+    deployed_at: Optional[datetime] = None
+    deployed_by: Optional[str] = None
+    stopped_at: Optional[datetime] = None
+    stopped_by: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class AppInfo:
+    """What the server knows of an app. ``functions`` and ``servers``: name to id."""
+
+    app_id: str
+    description: str
+    lifecycle: AppLifecycle
+    functions: dict[str, str] = field(default_factory=dict)
+    servers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EnvironmentRoles:
+    """Who has which role in an environment: contributor, viewer or no-access; owner or manager of the workspace."""
+
+    users: dict[str, str]
+    service_users: dict[str, str]
+
+
+@dataclass(frozen=True)
+class WorkspaceMemberInfo:
+    """A member of the workspace. Times are in UTC."""
+
+    name: str
+    email: str
+    """Empty: a server of one's own knows no addresses."""
+    user_id: str
+    role: str
+    """owner, manager or member."""
+    joined_at: datetime
+    last_active_at: Optional[datetime]
+    """When one of its tokens was last used."""
+
+
+@dataclass(frozen=True)
+class WorkspaceSettings:
+    """What is set for the whole workspace."""
+
+    default_environment: str
+    image_builder_version: str
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """A new token. Its secret is said this once."""
+
+    token_id: str
+    token_secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MemberTokenInfo:
+    """A member's token, without its secret. Times are in UTC."""
+
+    name: Optional[str]
+    token_id: str
+    user_id: str
+    username: str
+    created_at: datetime
+    last_used_at: Optional[datetime]
+    expires_at: Optional[datetime]
+    disabled: bool
+
+
+@dataclass(frozen=True)
+class ServiceUserInfo:
+    """A service user and its token. Times are in UTC."""
+
+    service_user_id: str
+    name: str
+    token_id: str
+    """The newest; empty when it has none left."""
+    created_by: str
+    created_at: datetime
+    last_used_at: Optional[datetime]
+    expires_at: Optional[datetime]
+    environment_roles: dict[str, str]
+    """Those set directly."""
