@@ -103,6 +103,7 @@ class Apps:
             created_at=self._clock.now(),
             tags=dict(body.tags),
             budget=body.budget,
+            created_by=self.who(request.caller),
             connection_id=request.caller.connection_id,
             heartbeat_at=self._clock.monotonic(),
         )
@@ -193,7 +194,7 @@ class Apps:
                         f"no app named {body.name!r} is deployed in the environment {environment!r}: see "
                         "`cadenza app list`, or pass create_if_missing=True"
                     )
-                app = self.fresh(body.name, environment)
+                app = self.fresh(body.name, environment, self.who(request.caller))
                 await self._db.execute("app_add", appstate.row(app))
                 self.adopt(app)
             return self.info(app)
@@ -223,9 +224,9 @@ class Apps:
                 return one
         return None
 
-    def fresh(self, name: str, environment: str) -> App:
+    def fresh(self, name: str, environment: str, by: str) -> App:
         """A deployed app without functions that nobody knows yet."""
-        return App(self._ids.new("app"), name, environment, DEPLOYED, False, self._clock.now())
+        return App(self._ids.new("app"), name, environment, DEPLOYED, False, self._clock.now(), created_by=by)
 
     def add_to(self, transaction: Transaction, app: App) -> None:
         """Keep a `fresh` app."""

@@ -52,6 +52,8 @@ class App:
     deployed_at: Optional[float] = None
     tags: dict[str, str] = field(default_factory=dict)
     budget: Optional[BudgetSpec] = None
+    created_by: str = ""
+    deployed_by: str = ""
     connection_id: str = ""
     heartbeat_at: float = 0.0
     gone_at: Optional[float] = None
@@ -105,7 +107,7 @@ def info(app: App, containers: int) -> AppInfo:
     state = STOPPING if app.state == STOPPED and containers else app.state
     return AppInfo(
         app.app_id, app.name, state, app.created_at, app.stopped_at, containers, app.stop_reason, app.environment,
-        app.version, dict(app.tags), app.deployed_at,
+        app.version, dict(app.tags), app.deployed_at, created_by=app.created_by, deployed_by=app.deployed_by,
     )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def row(app: App) -> tuple[Any, ...]:
     """What ``app_add`` takes."""
     return (
         app.app_id, app.name, app.environment, app.state, int(app.detached), app.created_at, json.dumps(app.tags),
-        budget_text(app.budget),
+        budget_text(app.budget), app.created_by,
     )  # fmt: skip
 
 
@@ -129,10 +131,9 @@ def read_budget(text: str) -> Optional[BudgetSpec]:
 
 def read(kept: Sequence[Any]) -> App:
     """An app from a row of ``app_all``."""
-    app_id, name, environment, state, detached, created_at, stopped_at, reason, version, deployed_at, tags, budget = (
-        kept
-    )
+    app_id, name, environment, state, detached, created_at, stopped_at, reason, *more = kept
+    version, deployed_at, tags, budget, created_by, deployed_by = more
     return App(
         app_id, name, environment, state, bool(detached), created_at, stopped_at, reason, version, deployed_at,
-        json.loads(tags), read_budget(budget), gone_at=0.0,
+        json.loads(tags), read_budget(budget), created_by, deployed_by, gone_at=0.0,
     )  # fmt: skip

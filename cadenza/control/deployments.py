@@ -168,7 +168,7 @@ class Deployments:
     async def _first(
         self, body: AppDeploy, environment: str, specs: Sequence[FunctionSpec], origin: _Origin
     ) -> AppDeployed:
-        app = self._apps.fresh(body.name, environment)
+        app = self._apps.fresh(body.name, environment, origin.by)
         async with app.changing:
             return await self._put(app, specs, origin, dict(body.tags), body.budget, new=True)
 
@@ -342,7 +342,9 @@ class Deployments:
                 transaction.execute("deployment_drop", (app.app_id, number))
             if not staged:
                 self._functions.write(transaction, change)
-                transaction.execute("app_deployed", (version, now, json.dumps(tags), budget_text(budget), app.app_id))
+                transaction.execute(
+                    "app_deployed", (version, now, origin.by, json.dumps(tags), budget_text(budget), app.app_id)
+                )
 
         await self._db.transaction(write)
         if new:
@@ -350,7 +352,8 @@ class Deployments:
         if staged:
             layout = self._functions.layout(app.app_id)
             return AppDeployed(app.app_id, version, True, layout, ("staged: not in force before it is promoted",))
-        app.version, app.deployed_at, app.tags, app.budget = version, now, tags, budget
+        app.version, app.deployed_at, app.deployed_by = version, now, origin.by
+        app.tags, app.budget = tags, budget
         self._functions.apply(app.place, change, strategy=origin.strategy, renew=renew)
         self._apps.changed(app, True)
         return AppDeployed(app.app_id, version, True, dict(change.layout))

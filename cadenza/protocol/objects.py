@@ -275,6 +275,9 @@ class AppInfo:
     deployed_at: Optional[float] = None
     note: str = ""
     """What is wrong with it now, in a sentence: containers that do not start, a budget that is spent."""
+    created_by: str = ""
+    deployed_by: str = ""
+    """Who put the version in force there."""
 
 
 def to_json(value: Any) -> str:

@@ -5,10 +5,11 @@ What a run of an app does is in `cadenza.sdk.running`.
 
 from __future__ import annotations
 
-from cadenza.base.errors import DeprecationError, InvalidError, UnimplementedError
+from cadenza.base.errors import DeprecationError, InvalidError
 from cadenza.sdk import _dual, shape
 from cadenza.sdk._light import cast
 from cadenza.sdk.app_classes import AppClasses
+from cadenza.sdk.app_deployed import AppOnServer
 from cadenza.sdk.context_api import container
 from cadenza.sdk.declaration import Declaration
 from cadenza.sdk.decorators import PartialFunction
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
 
     from cadenza.protocol.objects import FunctionSpec
+    from cadenza.sdk.budget import Budget
     from cadenza.sdk.client import Client
     from cadenza.sdk.logs import Logs
     from cadenza.sdk.retries import Retries
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
 
 else:
     P = T = None
+
 
 class _Runs(_dual.context[P, T]):
     """A context manager method that also has ``.aio``."""
@@ -106,11 +109,12 @@ class _RunMethod(_dual.BothContextMethod[P, T]):
         return self(*args, **kwargs)
 
 
-class App(AppClasses, LaterApp):
+class App(AppClasses, AppOnServer, LaterApp):
     """A group of functions with shared defaults.
 
     ``image``, ``secrets`` and ``volumes`` hold for functions that do not say otherwise: an app's secrets come before a
-    function's own. ``include_source=False`` keeps the program's files out of containers.
+    function's own. ``include_source=False`` keeps the program's files out of containers. ``budget`` is a hard cap on
+    what the app may spend.
     """
 
     _app_id: Optional[str]
@@ -125,12 +129,16 @@ class App(AppClasses, LaterApp):
         secrets: Sequence[Secret] = [],
         volumes: Mapping[Any, Any] = {},
         include_source: bool = True,
+        budget: Optional[Budget] = None,
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise InvalidError(f"App: name must be a string, not {type(name).__name__}")
         if image is not None and not isinstance(image, Image):
             raise InvalidError(f"App: image must be an Image, not {type(image).__name__}")
+        if budget is not None:
+            _check_budget(budget)
         self._name = name
+        self._budget = budget
         self._description: Optional[str] = None
         self._tags = check_tags(tags or {})
         self._image = image
@@ -361,13 +369,15 @@ class App(AppClasses, LaterApp):
         return cast("EntrypointDecorator", decorate)
 
     def include(self, other_app: App, inherit_tags: bool = True) -> App:
-        """Add another app's functions. Where both have one of a name, the other's is used, with a warning."""
+        """Add another app's functions and classes. Where both have one of a name, the other's is used, and a warning
+        says so."""
         if not isinstance(other_app, App):
             raise InvalidError(f"App.include takes an App, not {type(other_app).__name__}")
         for name, function in other_app._functions.items():
             before = self._functions.get(name)
             if before is not None and before is not function:
-                _warn(f"both apps have a function named {name!r}: the included one is used", stacklevel=2)
+                shown = f"a class named {name[:-2]!r}" if name.endswith(".*") else f"a function named {name!r}"
+                _warn(f"both apps have {shown}: the included one is used", stacklevel=2)
             self._functions[name] = function
             self._declarations[name] = other_app._declarations[name]
         if inherit_tags:
@@ -395,17 +405,6 @@ class App(AppClasses, LaterApp):
 
         return running.run(self, name, client, detach, interactive, environment_name)
 
-    @_dual.method
-    async def stop(self, *, client: Optional[Client] = None) -> None:
-        """Stop the app that runs: its containers end and what waits is dropped. InvalidError if it does not run."""
-        from cadenza.protocol.methods import AppRef
-
-        if self._app_id is None:
-            raise InvalidError("the app does not run: there is nothing to stop")
-        used = client or self._client
-        assert used is not None
-        await used._request("app.stop", AppRef(self._app_id))
-
     @property
     def logs(self) -> Logs:
         """What its containers wrote: ``fetch``, ``tail`` and ``stream``. Of an app that does not run, but has a name:
@@ -427,21 +426,6 @@ class App(AppClasses, LaterApp):
         """None: there is no web page for it yet."""
         return None
 
-    @_dual.method
-    async def set_tags(self, tags: Mapping[str, str], *, client: Optional[Client] = None) -> None:
-        """Replace the tags; they are sent when the app is run."""
-        checked = check_tags(tags)
-        if self._app_id is not None:
-            raise UnimplementedError(
-                "set_tags on an app that runs is not built yet: set them before, or in App(tags=...)"
-            )
-        self._tags = checked
-
-    @_dual.method
-    async def get_tags(self, *, client: Optional[Client] = None) -> dict[str, str]:
-        """The tags."""
-        return dict(self._tags)
-
     def __repr__(self) -> str:
         shown = self.description or "without a name"
         return f"<App {shown}{', ' + self._app_id if self._app_id else ''}>"
@@ -451,6 +435,15 @@ def _spec(declaration: Declaration) -> FunctionSpec:
     from cadenza.sdk.publish import prepare  # late: a container never needs it
 
     return prepare(declaration).spec
+
+
+def _check_budget(budget: object) -> None:
+    from cadenza.sdk.budget import Budget
+
+    if not isinstance(budget, Budget):
+        raise InvalidError(
+            f"App: budget must be a Budget, such as Budget(container_seconds=3600), not {type(budget).__name__}"
+        )
 
 
 def _warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:

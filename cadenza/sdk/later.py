@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from cadenza.base.errors import InvalidError, UnimplementedError
 from cadenza.sdk import _dual
-from cadenza.sdk.names import check_name
 from cadenza.sdk.namespaces import LaterNamespace, unbuilt
-from cadenza.sdk.options import DEFAULT_TIMEOUT_S
 from cadenza.sdk.patterns import FilePatternMatcher
 
 TYPE_CHECKING = False
@@ -17,12 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
-    from cadenza.sdk.app import App
-    from cadenza.sdk.client import Client
     from cadenza.sdk.image import Env, Image, Packages, Secrets
     from cadenza.sdk.patterns import Ignore
     from cadenza.sdk.recipe import Gpu
-    from cadenza.sdk.retries import Retries
     from cadenza.sdk.secret import Secret
 
 AUTO_DOCKERIGNORE = FilePatternMatcher()
@@ -258,8 +253,6 @@ class LaterApp:
 
     sandboxes = LaterNamespace("App.sandboxes", "sandboxes come later")
 
-    _name: Optional[str]
-
     def server(
         self,
         *,
@@ -297,36 +290,6 @@ class LaterApp:
     ) -> Callable[[Any], Any]:
         """Not built yet."""
         raise UnimplementedError("@app.server is not built yet: web functions come later")
-
-    @_dual.method
-    async def deploy(
-        self,
-        *,
-        name: Optional[str] = None,
-        environment_name: Optional[str] = None,
-        tag: str = "",
-        client: Optional[Client] = None,
-        strategy: str = "rolling",
-    ) -> App:
-        """Not built yet. InvalidError for an app without a name."""
-        if name is None and self._name is None:
-            raise InvalidError(
-                'an app needs a name to be deployed: app = App("my-app"), or app.deploy(name="my-app"), '
-                "or on the command line --name my-app"
-            )
-        check_name(name or self._name)
-        raise UnimplementedError("app.deploy is not built yet: use app.run, or detach=True to let it go on by itself")
-
-    @_dual.static_method
-    async def lookup(
-        name: str,
-        *,
-        client: Optional[Client] = None,
-        environment_name: Optional[str] = None,
-        create_if_missing: bool = False,
-    ) -> App:
-        """Not built yet."""
-        raise UnimplementedError("App.lookup is not built yet: it comes with deployed apps")
 
 
 def clustered(*, size: int, rdma: bool = False) -> Callable[[Any], Any]:

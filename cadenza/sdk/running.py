@@ -22,7 +22,7 @@ from cadenza.base.errors import (
     ServiceError,
 )
 from cadenza.protocol.methods import AppCreate, AppFinish, AppRef
-from cadenza.sdk import output, publish
+from cadenza.sdk import deploying, output, publish
 from cadenza.sdk.context_api import container, current_input_id
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ async def run(
     config = configuration.load()
     used: Client = client or await Client._environment()
     title = name or app.description or _program()
+    budget = app._budget._spec() if app._budget is not None else None
     created = await used._request(
-        "app.create", AppCreate(title, environment_name or config.environment, bool(detach), dict(app._tags))
+        "app.create", AppCreate(title, environment_name or config.environment, bool(detach), dict(app._tags), budget)
     )
     app_id: str = created.app_id
-    app._app_id, app._client, app._interactive = app_id, used, interactive
+    app._app_id, app._client, app._interactive, app._runs = app_id, used, interactive, True
     heart = asyncio.ensure_future(_heartbeat(used, app_id, config.heartbeat_interval))
     shown = _Shown(used, app_id, title, config.logs_timeout)
     failure: Optional[BaseException] = None
@@ -61,10 +62,7 @@ async def run(
         ids = await publish.publish(
             used, app_id, list(app._declarations.values()), shown.progress, config.force_build, bool(interactive)
         )
-        for function_name, function_id in ids.items():
-            function = app._functions.get(function_name)
-            if function is not None:
-                function._hydrate(function_id, used)
+        deploying.hydrate(app, ids, used)
         shown.started(len(ids))
         yield app
     except BaseException as error:
@@ -76,9 +74,13 @@ async def run(
             await _finish(used, app_id, failure)
             await shown.ended()
         finally:
-            app._app_id, app._client, app._interactive = None, None, False
+            app._app_id, app._client, app._interactive, app._runs = None, None, False, False
             for function in app._functions.values():
                 function._init_handle()
+            if app._deployed is not None:  # it goes on beside this run
+                deployed, of_it = app._deployed
+                app._app_id, app._client = deployed.app_id, of_it
+                deploying.hydrate(app, deployed.functions, of_it)
 
 
 def _check(app: App) -> None:
@@ -92,7 +94,7 @@ def _check(app: App) -> None:
             "app.run() was called in a container, where the program is imported again: call it below "
             'if __name__ == "__main__": or in a @app.local_entrypoint()'
         )
-    if app._app_id is not None:
+    if app._runs:
         raise InvalidError("the app runs already: one app.run() at a time")
 
 
@@ -104,7 +106,10 @@ def _program() -> str:
 def _warn_schedules(app: App) -> None:
     named = [name for name, one in app._declarations.items() if one.options.schedule is not None]
     if named:
-        warnings.warn(f"schedules are not built yet: {', '.join(named)} will not run by itself", stacklevel=2)
+        warnings.warn(
+            f"only deployed apps run by schedule: {', '.join(named)} will not run by itself before `cadenza deploy`",
+            stacklevel=2,
+        )
 
 
 async def _heartbeat(client: Client, app_id: str, interval_s: float) -> None:

@@ -1,7 +1,8 @@
 -- Named queries of deployed apps, their versions, and variants of functions.
 
 -- name: app_deployed
-UPDATE server_app SET state = 'deployed', version = ?, deployed_at = ?, tags = ?, budget = ? WHERE app_id = ?;
+UPDATE server_app SET state = 'deployed', version = ?, deployed_at = ?, deployed_by = ?, tags = ?, budget = ?
+WHERE app_id = ?;
 
 -- name: app_tags
 UPDATE server_app SET tags = ? WHERE app_id = ?;

@@ -1,14 +1,15 @@
 -- Named queries of apps, functions and logs. A name line begins with "-- name:"; parameters are positional.
 
 -- name: app_add
-INSERT INTO server_app (app_id, name, environment, state, detached, created_at, tags, budget)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO server_app (app_id, name, environment, state, detached, created_at, tags, budget, created_by)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: app_state
 UPDATE server_app SET state = ?, stopped_at = ?, stop_reason = ? WHERE app_id = ?;
 
 -- name: app_all
-SELECT app_id, name, environment, state, detached, created_at, stopped_at, stop_reason, version, deployed_at, tags, budget
+SELECT app_id, name, environment, state, detached, created_at, stopped_at, stop_reason, version, deployed_at, tags,
+       budget, created_by, deployed_by
 FROM server_app ORDER BY created_at;
 
 -- name: app_forget

@@ -4,6 +4,8 @@ ALTER TABLE server_app ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE server_app ADD COLUMN deployed_at REAL;
 ALTER TABLE server_app ADD COLUMN tags TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE server_app ADD COLUMN budget TEXT NOT NULL DEFAULT '';
+ALTER TABLE server_app ADD COLUMN created_by TEXT NOT NULL DEFAULT '';
+ALTER TABLE server_app ADD COLUMN deployed_by TEXT NOT NULL DEFAULT '';
 
 -- kind: '' declared by the program, 'variant' of base_id by wish (what is changed, as canonical JSON), 'pinned' to a version.
 ALTER TABLE server_function ADD COLUMN kind TEXT NOT NULL DEFAULT '';
