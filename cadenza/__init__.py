@@ -83,7 +83,13 @@ _HOMES = {
 }
 """Name to the module of `cadenza.sdk` that has it."""
 
-_MODULES = {"config": "cadenza.sdk.settings", "exception": "cadenza.exception"}
+_MODULES = {
+    "call_graph": "cadenza.sdk.types",
+    "config": "cadenza.sdk.settings",
+    "exception": "cadenza.exception",
+    "experimental": "cadenza.sdk.experimental",
+    "types": "cadenza.sdk.types",
+}
 
 _UNBUILT = (
     "CloudBucketMount", "Cluster", "Dict", "NetworkFileSystem", "Probe", "Proxy", "Queue",
