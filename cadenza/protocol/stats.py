@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Optional
 
+from cadenza.base.resources import Gpu
+from cadenza.protocol.functions import FunctionRef
 from cadenza.protocol.method import CLIENT, READ, Method
 
 GROUPS = ("containers", "cpu", "memory", "network", "gpu", "calls")
@@ -103,8 +106,38 @@ class MetricSchema:
     definitions: tuple[MetricDefinition, ...] = ()
 
 
+@dataclass(frozen=True)
+class FunctionDetails:
+    """A function as it is declared, without what is secret. ``options``: those that are kept by name alone."""
+
+    function_id: str
+    app_id: str
+    image_id: str = ""
+    cpu_milli: int = 0
+    cpu_limit_milli: int = 0
+    memory_mib: int = 0
+    memory_limit_mib: int = 0
+    disk_mib: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    timeout_s: float = 0.0
+    startup_timeout_s: float = 0.0
+    max_retries: Optional[int] = None
+    max_concurrent: int = 1
+    target_concurrent: int = 1
+    batch_max: int = 0
+    batch_wait_ms: int = 0
+    block_network: bool = False
+    restricted: bool = False
+    single_use: bool = False
+    secrets: tuple[str, ...] = ()
+    """Names."""
+    methods: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+
+
 ROWS = (
     Method("stats.read", StatsQuery, Stats, callers=(CLIENT,), needs=READ),
     Method("metric.read", MetricQuery, Metrics, callers=(CLIENT,), needs=READ),
     Method("metric.schema", MetricGroups, MetricSchema, callers=(CLIENT,), needs=READ),
+    Method("function.describe", FunctionRef, FunctionDetails, needs=READ),
 )
