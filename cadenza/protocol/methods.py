@@ -93,6 +93,10 @@ class LogQuery:
     source: str = ""
     """stdout, stderr, system, or empty."""
     follow: bool = False
+    environment: str = ""
+    """Where an app is looked up by name. Empty: the caller's."""
+    all_variants: bool = False
+    """With ``function``: those of its variants too."""
 
 
 @dataclass(frozen=True)
