@@ -362,7 +362,7 @@ def _noted(spec: FunctionSpec) -> dict[str, Any]:
     return {
         "digest": hashlib.sha256(to_json(limits).encode()).hexdigest(),
         "cpu_milli": asked.cpu_milli, "memory_mib": asked.memory_mib, "disk_mib": asked.disk_mib,
-        "timeout_s": spec.timeout_s, "max_concurrent": spec.max_concurrent,
+        "timeout_s": spec.timeout_s, "max_concurrent": spec.max_concurrent, "batch_max": spec.batch_max,
     }  # fmt: skip
 
 
@@ -374,7 +374,12 @@ def _former(spec: FunctionSpec, noted: Optional[dict[str, Any]]) -> Optional[Fun
         spec.resources, cpu_milli=noted["cpu_milli"], memory_mib=noted["memory_mib"], disk_mib=noted["disk_mib"]
     )
     return replace(
-        spec, resources=asked, timeout_s=noted["timeout_s"], max_concurrent=noted["max_concurrent"], single_use=False
+        spec,
+        resources=asked,
+        timeout_s=noted["timeout_s"],
+        max_concurrent=noted["max_concurrent"],
+        batch_max=noted["batch_max"],
+        single_use=False,
     )
 
 

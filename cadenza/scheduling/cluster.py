@@ -33,6 +33,7 @@ from cadenza.scheduling.events import (
 from cadenza.scheduling.states import (
     MOVES, NO_LIMITS, AttemptState, ContainerState, FunctionState, NodeState, limited, runs_alike,
 )  # fmt: skip
+from cadenza.storage.entry import Entry
 
 AVERAGE_WEIGHT = 0.3
 """How much the newest execution counts in a function's moving average."""
@@ -224,6 +225,15 @@ class Cluster:
         return given
 
     @staticmethod
+    def _adopted_batch(container: ContainerState, entry: Entry) -> str:
+        """Which inputs ran together is not known any more: those that could have."""
+        for one in container.attempts.values():
+            same = one.batch and one.entry.method == entry.method
+            if same and container.batches[one.batch] < container.spec.batch_max:
+                return one.batch
+        return f"adopted {entry.input_id}"
+
+    @staticmethod
     def _join(container: ContainerState, attempt: AttemptState, batch: str) -> None:
         attempt.batch = batch
         container.batches[batch] = container.batches.get(batch, 0) + 1
@@ -351,7 +361,7 @@ class Cluster:
         container.taken += 1
         function.running += 1
         if container.spec.batch_max:
-            self._join(container, attempt, "adopted")  # which of them run together is not known any more
+            self._join(container, attempt, self._adopted_batch(container, entry))
         if attempt.batch or container.begun < container.spec.max_concurrent:
             self._begin(container, attempt, now)
         else:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import random
 import selectors
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Optional, Sequence
 
 from cadenza.base.config import Config
@@ -33,7 +33,7 @@ from cadenza.protocol.calls import (
     OutputItem,
 )
 from cadenza.protocol.nodes import ContainerReport, ContainerSpec, Desired, NodeInfo, NodeReport
-from cadenza.protocol.objects import FunctionSpec, RetryPolicy
+from cadenza.protocol.objects import AutoscalerPatch, FunctionSpec, MethodSpec, RetryPolicy
 from cadenza.scheduling.dispatch import MAX_EARLY
 from cadenza.storage.queue_memory import MemoryQueue, MemoryStore
 
@@ -92,6 +92,8 @@ class Faults:
     disconnects: int = 0
     restarts: int = 0
     node_dies_with_control: bool = False
+    deploys: int = 0
+    """How often a function is published anew, or limited at run time."""
 
 
 @dataclass(eq=False)
@@ -107,6 +109,10 @@ class _Box:
     handles: list[asyncio.TimerHandle] = field(default_factory=list)
     taken: int = 0
     ending: bool = False
+    number: int = 0
+    """Of the function's publication that it was started for."""
+    batch_of: dict[str, str] = field(default_factory=dict)
+    """By running attempt: its batch, or itself."""
 
 
 class World:
@@ -123,6 +129,11 @@ class World:
         self.ids = IdSource(self.random.randbytes)
         self.capacity = Resources(4000, 8192)  # room for every function's minimum and one more
         self.functions: dict[str, FunctionSpec] = {}
+        self.deployed = False
+        """Whether the functions are of a deployed app."""
+        self.replaced_at: dict[tuple[str, int], float] = {}
+        """By function and number of its publication: when another one came into force."""
+        self.published: dict[str, int] = {}
         self.calls: Calls
         self.boxes: dict[str, _Box] = {}
         self.revision = 0
@@ -150,9 +161,22 @@ class World:
         self.calls.loop.failed = self._failed  # type: ignore[method-assign]
         self._generation += 1
         for name, spec in self.functions.items():
-            self.calls.add_function(name, "ap-1", "app", spec, {})
+            self.calls.add_function(name, "ap-1", "app", spec, {}, ephemeral=not self.deployed)
         self.loop.call_later(self.random.uniform(0, 0.2), self._hello, self._generation)
         await self.calls.start(self)
+
+    def deploy(self, name: str, spec: FunctionSpec, renew: bool, strategy: str) -> None:
+        """A function is published anew."""
+        before = self.calls.loop.cluster.functions[name].generation
+        self.calls.add_function(
+            name, "ap-1", "app", spec, {}, ephemeral=not self.deployed, renew=renew, strategy=strategy
+        )
+        self.functions[name] = spec
+        if self.calls.loop.cluster.functions[name].generation != before:
+            number = self.published.get(name, 0)
+            self.replaced_at[name, number] = self.loop.time()
+            self.published[name] = number + 1
+            self._say(f"{name} is published anew, {strategy}")
 
     def _hello(self, generation: int) -> None:
         if generation == self._generation:
@@ -204,6 +228,7 @@ class World:
                 self._report_end(name)
             elif name not in self.boxes:
                 self._prepare(spec)
+                self._check_count(spec.function_id)
         for order in desired.stops:
             box = self.boxes.get(order.container_id)
             if box is None or box.ending:
@@ -226,14 +251,17 @@ class World:
         memory = sum(box.spec.function.resources.memory_mib for box in self.boxes.values())
         if (cpu > self.capacity.cpu_milli and not self.nests) or memory > self.capacity.memory_mib:
             raise Broken(f"the node holds {cpu} mcpu and {memory} MiB, more than it has")
-        for name, spec in self.functions.items():
-            count = sum(1 for box in self.boxes.values() if box.spec.function_id == name)
-            if spec.max_containers and count > spec.max_containers:
-                raise Broken(f"{count} containers of {name}, at most {spec.max_containers} allowed")
+
+    def _check_count(self, name: str) -> None:
+        """When one starts: those of earlier versions count, too."""
+        most = self.calls.loop.cluster.functions[name].spec.max_containers
+        count = sum(1 for box in self.boxes.values() if box.spec.function_id == name)
+        if most and count > most:
+            raise Broken(f"{count} containers of {name}, at most {most} allowed")
 
     def _prepare(self, spec: ContainerSpec) -> None:
         self._say(f"{spec.container_id[:6]} starts")
-        box = _Box(spec)
+        box = _Box(spec, number=self.published.get(spec.function_id, 0))
         self.boxes[spec.container_id] = box
         delay = self.random.uniform(0.05, 1.0 if self.faulty else 0.1)
         box.handles.append(self.loop.call_later(delay / 2, self._move, box, nodes.STARTING))
@@ -301,15 +329,35 @@ class World:
             else:
                 box.waiting.append(one)
         spec = box.spec.function
-        if spec.single_use and box.taken > 1:
+        self._check_batches(spec, attempts)
+        if spec.single_use and box.taken > max(1, spec.batch_max):
             raise Broken("a single-use container was given a second input")
-        if len(box.waiting) > MAX_EARLY + spec.max_concurrent:
+        if len(box.waiting) > MAX_EARLY + spec.max_concurrent * max(1, spec.batch_max):
             raise Broken("too many inputs wait in a container")
         self._run(box)
 
+    def _check_batches(self, spec: FunctionSpec, attempts: Sequence[Attempt]) -> None:
+        sizes: dict[str, list[str]] = {}
+        for one in attempts:
+            if bool(one.batch) != bool(spec.batch_max):
+                raise Broken("batches are for batched functions, and for those alone")
+            sizes.setdefault(one.batch or one.attempt_id, []).append(one.method)
+        for methods in sizes.values():
+            if len(methods) > max(1, spec.batch_max) or len(set(methods)) > 1:
+                raise Broken(f"a batch of {methods}, at most {spec.batch_max} of one method may be")
+
     def _run(self, box: _Box) -> None:
-        while box.waiting and len(box.running) < box.spec.function.max_concurrent:
-            one = box.waiting.pop(0)
+        while box.waiting:
+            one = box.waiting[0]
+            runs = {box.batch_of[name] for name in box.running}
+            if len(runs) >= box.spec.function.max_concurrent and (one.batch or one.attempt_id) not in runs:
+                break
+            box.waiting.pop(0)
+            box.batch_of[one.attempt_id] = one.batch or one.attempt_id
+            replaced_at = self.replaced_at.get((box.spec.function_id, box.number), math.inf)
+            calm = not self.faults.disconnects and not self.faults.restarts
+            if self.loop.time() > replaced_at and calm and not box.ending:
+                raise Broken("an input began in a container of an earlier version")
             word, _, seconds = one.data.decode().partition(" ")
             if word == "nest":
                 self._nest(box, one, seconds)
@@ -443,6 +491,7 @@ def draw_faults(random_: random.Random) -> Faults:
         late_s=random_.choice((0.001, 0.05, 0.5)),
         disk_full=random_.choice((0.0, 0.0, 0.2)),
         disconnects=random_.choice((0, 0, 1, 2)),
+        deploys=random_.choice((0, 0, 1, 3)),
         restarts=random_.choice((0, 1, 2)),
         node_dies_with_control=random_.random() < 0.5,
     )
@@ -452,6 +501,7 @@ def draw_function(random_: random.Random, name: str) -> FunctionSpec:
     """Any mixture of the settings that scheduling reads."""
     retries = random_.choice((None, RetryPolicy(2), RetryPolicy(3, 2.0, 1.0, 10.0)))
     concurrent = random_.choice((1, 1, 1, 3))
+    batch_max = random_.choice((0, 0, 0, 2, 5))
     return FunctionSpec(
         name,
         resources=Resources(random_.choice((125, 500, 1000)), random_.choice((128, 1024))),
@@ -464,15 +514,29 @@ def draw_function(random_: random.Random, name: str) -> FunctionSpec:
         single_use=concurrent == 1 and random_.random() < 0.15,
         max_concurrent=concurrent,
         target_concurrent=random_.choice((1, concurrent)),
+        batch_max=batch_max,
+        batch_wait_ms=random_.choice((0, 20, 1000)) if batch_max else 0,
+        methods=random_.choice(((), (MethodSpec("a"), MethodSpec("b")))),
     )
 
 
-def draw_value(random_: random.Random) -> bytes:
-    """What one input does."""
+def draw_value(random_: random.Random, alone: bool) -> bytes:
+    """What one input does. Unless it is ``alone`` nothing that takes others with it, or that never ends."""
     return random_.choices(
         (b"ok 0.001", b"ok 0.05", b"ok 0.5", b"flaky 0.01", b"fail 0.01", b"stuck", b"crash 0.02"),
-        (8, 4, 2, 1, 1, 0.3, 0.3),
+        (8, 4, 2, 1, 1, 0.3 * alone, 0.3 * alone),
     )[0]
+
+
+def draw_patch(random_: random.Random) -> tuple[AutoscalerPatch, tuple[str, ...]]:
+    """Limits at run time."""
+    if random_.random() < 0.3:
+        return AutoscalerPatch(), ("max_containers",)
+    patch = AutoscalerPatch(
+        min_containers=random_.choice((None, 0)), max_containers=random_.choice((None, 1, 5)),
+        buffer_containers=random_.choice((None, 0, 1)), scaledown_window_s=random_.choice((None, 3.0)),
+    )  # fmt: skip
+    return patch, ()
 
 
 async def play(world: World) -> None:
@@ -481,22 +545,27 @@ async def play(world: World) -> None:
     for number in range(rng.choice((1, 2, 3))):
         name = f"fu-{number}"
         world.functions[name] = draw_function(rng, name)
+    world.deployed = rng.random() < 0.3
     await world.boot()
     sent: list[Sent] = []
     attached: list[tuple[int, str, int]] = []
     lives = 0
     events = ["spawn"] * rng.randint(1, 4) + ["map"] * rng.randint(0, 2) + ["sync"] * rng.randint(0, 4)
     events += ["disconnect"] * world.faults.disconnects + ["restart"] * world.faults.restarts
+    events += ["deploy", "scale"] * world.faults.deploys
     events += ["cancel"] * rng.randint(0, 1) + ["abandon"] * rng.randint(0, 1) + ["stop"] * rng.randint(0, 1)
     rng.shuffle(events)
     for event in events:
         await asyncio.sleep(rng.choice((0.0, 0.01, 0.3, 2.0)))
         function = rng.choice(list(world.functions))
+        spec = world.functions[function]
+        alone = not spec.batch_max and not world.deployed and not world.faults.deploys
+        method = rng.choice(spec.methods).name if spec.methods else ""
         try:
             if event == "spawn":
-                values = [draw_value(rng) for _ in range(rng.choice((1, 3, 20)))]
+                values = [draw_value(rng, alone) for _ in range(rng.choice((1, 3, 20)))]
                 call_id, _ = await world.calls.submit(
-                    function, SPAWN_MAP, [(index, value, None) for index, value in enumerate(values)]
+                    function, SPAWN_MAP, [(index, value, None) for index, value in enumerate(values)], method=method
                 )
                 sent.append(Sent(call_id, values))
             elif event in ("map", "sync"):
@@ -504,8 +573,8 @@ async def play(world: World) -> None:
                 key = f"{event}{len(attached)}"
                 kind = SYNC if event == "sync" else MAP
                 call_id, _ = await world.calls.submit(
-                    function, kind, [(index, draw_value(rng), None) for index in range(count)], total=count,
-                    caller=rng.choice(("co-1", "co-2")), on_output=world.on_output(key),
+                    function, kind, [(index, draw_value(rng, alone), None) for index in range(count)], total=count,
+                    caller=rng.choice(("co-1", "co-2")), on_output=world.on_output(key), method=method,
                 )  # fmt: skip
                 attached.append((lives, key, count))
             elif event == "cancel" and sent:
@@ -516,6 +585,12 @@ async def play(world: World) -> None:
                 world.calls.abandon("co-2")
             elif event == "stop" and world.boxes:
                 world.calls.stop_container(rng.choice(sorted(world.boxes)), rng.random() < 0.5)
+            elif event == "deploy":
+                other = draw_function(rng, function) if rng.random() < 0.7 else spec
+                other = replace(other, methods=spec.methods)
+                world.deploy(function, other, rng.random() < 0.3, rng.choice(("rolling", "recreate")))
+            elif event == "scale":
+                world.calls.scale(function, *draw_patch(rng))
             elif event == "disconnect":
                 world.disconnect(rng.uniform(0.1, 3.0))
             elif event == "restart":
@@ -577,6 +652,8 @@ def check(world: World, sent: Sequence[Sent], attached: Sequence[tuple[int, str,
     for function in cluster.functions.values():
         if function.busy:
             raise Broken(f"at rest, yet busy: {stuck(world)}")
+        if any(one.replaced for one in function.containers.values()):
+            raise Broken(f"a container of an earlier version is still there: {stuck(world)}")
         alive = sum(1 for one in function.containers.values() if one.stop is None)
         if alive > function.spec.min_containers:
             raise Broken(f"{alive} containers are idle for two minutes: {stuck(world)}")
