@@ -228,7 +228,8 @@ class World:
                 self._report_end(name)
             elif name not in self.boxes:
                 self._prepare(spec)
-                self._check_count(spec.function_id)
+                if all(one.container_id != name for one in desired.stops):
+                    self._check_count(spec.function_id)
         for order in desired.stops:
             box = self.boxes.get(order.container_id)
             if box is None or box.ending:
