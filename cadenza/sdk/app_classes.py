@@ -49,11 +49,13 @@ class AppClasses:
         """The image of functions that name none; `App` has it."""
         raise NotImplementedError
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        app = super().__new__(cls)
-        if container() is not None:
-            apps_here.append(app)
-        return app
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            app = super().__new__(cls)
+            if container() is not None:
+                apps_here.append(app)
+            return app
 
     def _register(self, declaration: Declaration) -> Function[Any, Any, Any]:
         raise NotImplementedError  # `App` has it

@@ -6,7 +6,7 @@ import asyncio
 import builtins
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, AsyncIterator, Coroutine, Generic, Iterable, Optional, TypeVar, cast
+from typing import TYPE_CHECKING, Any, AsyncIterator, Coroutine, Generic, Iterable, Optional, Sequence, TypeVar, cast
 
 from cadenza.base.errors import InvalidError
 from cadenza.protocol.statuses import PENDING, SUCCESS
@@ -16,7 +16,9 @@ from cadenza.sdk.handle import Object, travels
 if TYPE_CHECKING:
     from cadenza.protocol.methods import CallInfo
     from cadenza.sdk.client import Client
+    from cadenza.protocol.functions import GraphInput
     from cadenza.sdk.logs import CallLogs
+    from cadenza.sdk.types import InputInfo
 
 R = TypeVar("R")
 
@@ -129,6 +131,15 @@ class FunctionCall(Object, Generic[R]):
         """How many inputs the call has."""
         return (await self._info()).inputs
 
+    @_dual.method
+    async def get_call_graph(self) -> list[InputInfo]:
+        """Its inputs, each with those that its function called, and so on: a list of trees."""
+        from cadenza.protocol.functions import CallGraph
+
+        client = await self._ready()
+        found = await client._request("call.graph", CallGraph(self.object_id))
+        return graph(found.inputs)
+
     @property
     def logs(self) -> CallLogs:
         """What was written for it: ``fetch``, ``tail`` and ``stream``."""
@@ -154,6 +165,37 @@ class FunctionCall(Object, Generic[R]):
 
         client = await self._ready()
         await client._request("call.cancel", CallCancel(self.object_id, terminate_containers))
+
+
+def graph(inputs: Sequence[GraphInput]) -> list[InputInfo]:
+    """The trees of inputs that name their parents; an input whose parent is not among them is a root."""
+    from cadenza.protocol import statuses
+    from cadenza.sdk.types import InputInfo, InputStatus
+
+    seen = {
+        statuses.PENDING: InputStatus.PENDING,
+        statuses.SUCCESS: InputStatus.SUCCESS,
+        statuses.INIT_FAILURE: InputStatus.INIT_FAILURE,
+        statuses.TERMINATED: InputStatus.TERMINATED,
+        statuses.TIMEOUT: InputStatus.TIMEOUT,
+    }
+    nodes = {
+        one.input_id: InputInfo(
+            input_id=one.input_id,
+            function_call_id=one.call_id,
+            task_id=one.container_id,
+            status=seen.get(one.status, InputStatus.FAILURE),
+            function_name=one.function_name,
+            module_name=one.module,
+            children=[],
+        )
+        for one in inputs
+    }
+    roots: list[InputInfo] = []
+    for one in inputs:
+        parent = nodes.get(one.parent_input_id) if one.parent_input_id != one.input_id else None
+        (roots if parent is None else parent.children).append(nodes[one.input_id])
+    return roots
 
 
 async def _gather(calls: tuple[FunctionCall[Any], ...]) -> list[Any]:

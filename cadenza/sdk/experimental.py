@@ -9,17 +9,22 @@ from cadenza.sdk import _dual
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Coroutine
 
 __all__ = ["get_local_input_concurrency", "set_local_input_concurrency", "stop_fetching_inputs"]
 
 
+async def _said() -> None:
+    """There is nothing to wait for."""
+
+
 @_dual.function
-async def stop_fetching_inputs() -> None:
+def stop_fetching_inputs() -> Coroutine[Any, Any, None]:
     """This container takes no more inputs: it finishes those that run and ends. InvalidError outside of a container."""
     from cadenza.runner import slots
 
     slots.stop_fetching_inputs()
+    return _said()
 
 
 def get_local_input_concurrency() -> int:
@@ -41,8 +46,8 @@ _LATER = (
     "AppInfo", "AppLifecycle", "AppendResult", "ClusterInfo", "ClusterReservation", "ClusterReservationTask",
     "DockerfileSpec", "Entry", "IdempotencyConflict", "OutboundPolicy", "ServerManager", "Stream", "StreamInfo",
     "StreamToken", "StreamWriter", "clustered", "flash_forward", "flash_get_containers", "get_app_lifecycle",
-    "get_app_objects", "get_cluster_info", "get_fabric_peers", "http_server", "image_delete", "list_cluster_reservations",
-    "list_deployed_apps", "server_forward", "stop_app",
+    "get_app_objects", "get_cluster_info", "get_fabric_peers", "http_server", "image_delete",
+    "list_cluster_reservations", "list_deployed_apps", "server_forward", "stop_app",
 )  # fmt: skip
 
 

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
         AsyncIterator,
         Coroutine,
         Iterable,
+        Literal,
         Mapping,
         Optional,
         ParamSpec,
+        Protocol,
         Sequence,
         TypeVar,
         Union,
+        overload,
     )
 
     from cadenza.protocol.functions import FunctionInfo
@@ -38,6 +41,26 @@ if TYPE_CHECKING:
     """What the call gives: for ``async def`` the awaited value."""
     O = TypeVar("O")  # noqa: E741
     """What the user's own callable returns: for ``async def`` the coroutine."""
+
+    class SpawnMap(Protocol[R]):
+        """`Function.spawn_map`, which returns a handle only where it is wished."""
+
+        @overload
+        def __call__(
+            self, *input_iterators: Any, kwargs: dict[str, Any] = ..., return_call: Literal[False] = False
+        ) -> None: ...
+        @overload
+        def __call__(
+            self, *input_iterators: Any, kwargs: dict[str, Any] = ..., return_call: Literal[True]
+        ) -> FunctionCall[R]: ...
+        @overload
+        async def aio(
+            self, *input_iterators: Any, kwargs: dict[str, Any] = ..., return_call: Literal[False] = False
+        ) -> None: ...
+        @overload
+        async def aio(
+            self, *input_iterators: Any, kwargs: dict[str, Any] = ..., return_call: Literal[True]
+        ) -> FunctionCall[R]: ...
 else:
     P = R = O = None  # noqa: E741
 
@@ -204,22 +227,29 @@ class Function(FunctionIdentity, Generic[P, R, O]):
 
         return mapping.for_each(self, mapping.zipped(input_iterators, kwargs), ignore_exceptions, most)
 
-    @_dual.method
-    def spawn_map(
-        self,
-        *input_iterators: Any,
-        kwargs: dict[str, Any] = {},  # noqa: B006
-        return_call: bool = False,
-    ) -> Coroutine[Any, Any, Optional[FunctionCall[R]]]:
-        """`spawn` for each of ``zip(*input_iterators)``; returns when all are accepted.
+    if TYPE_CHECKING:
 
-        With ``return_call=True`` they are one call, and it returns its handle: ``get(index=i)``, ``iter()``.
-        """
-        self._check_verb("spawn_map")
-        from cadenza.sdk import mapping
+        @property
+        def spawn_map(self) -> SpawnMap[R]: ...
 
-        inputs = mapping.zipped(input_iterators, kwargs)
-        return mapping.spawn_all(self, inputs) if return_call else mapping.spawn_each(self, inputs)
+    else:
+
+        @_dual.method
+        def spawn_map(
+            self,
+            *input_iterators: Any,
+            kwargs: dict[str, Any] = {},  # noqa: B006
+            return_call: bool = False,
+        ) -> Coroutine[Any, Any, Optional[FunctionCall[R]]]:
+            """`spawn` for each of ``zip(*input_iterators)``; returns when all are accepted.
+
+            With ``return_call=True`` they are one call, and it returns its handle: ``get(index=i)``, ``iter()``.
+            """
+            self._check_verb("spawn_map")
+            from cadenza.sdk import mapping
+
+            inputs = mapping.zipped(input_iterators, kwargs)
+            return mapping.spawn_all(self, inputs) if return_call else mapping.spawn_each(self, inputs)
 
     @_dual.method
     def experimental_spawn_map(

@@ -27,7 +27,7 @@ KINDS = {
     inspect.Parameter.KEYWORD_ONLY: "ko",
     inspect.Parameter.VAR_KEYWORD: "vk",
 }
-LEAST_BUILT = 170
+LEAST_BUILT = 250
 """How many names were built at the last count; it only grows."""
 OTHERS = {
     # Namespaces and members of built classes that are for later, each with its reason.
@@ -39,13 +39,21 @@ OTHERS = {
     "modal.enable_output": "show_progress is documented (semantics.md section 23)",
     "modal.partial_function.PartialFunction": "the shape of a class of Modal's own",
 }
+MORE = {
+    # Parameters that Modal has not: keyword-only, with a default, after all of Modal's.
+    "modal.App": {"budget"},
+    "modal.Function.map": {"max_in_flight"},
+    "modal.Function.starmap": {"max_in_flight"},
+    "modal.Function.for_each": {"max_in_flight"},
+    "modal.Function.spawn_map": {"return_call"},
+    "modal.Retries": {"on", "not_on"},
+}
 LATER_MEMBERS = {
     "modal.Client": {"anonymous", "from_oauth_credentials", "get_input_plane_metadata", "get_stub", "stub", "verify"},
     "modal.Function": {
-        "_experimental_get_flash_urls", "_experimental_spawn", "autoscaler", "metrics", "stats",
-        "update_autoscaler", "with_batching", "with_concurrency", "with_options",
+        "_experimental_get_flash_urls", "_experimental_spawn", "metrics", "stats",
     },
-    "modal.FunctionCall": {"get_call_graph"},
+    "modal.Cls": {"_experimental_get_flash_urls"},
     "modal.object.Object": {"hydrate"},
     "modal.partial_function.PartialFunction": {"stack", "validate_flag_composition", "validate_obj_compatibility"},
 }  # fmt: skip
@@ -164,7 +172,12 @@ def test_a_built_name_has_modals_kind_and_parameters(item: dict[str, Any], thing
     if kind == "exception":
         assert [base.__name__ for base in thing.__mro__[1:-2]] == item["bases"] or not item["bases"]
     elif "params" in item:
-        assert same(parameters(thing, kind), item["params"]), parameters(thing, kind)
+        ours = parameters(thing, kind)
+        more = MORE.get(item["name"], set())
+        added = [one for one in ours if one[0] in more]
+        assert {one[0] for one in added} == more
+        assert all(one[1] == "ko" and len(one) == 3 for one in added)
+        assert same([one for one in ours if one[0] not in more], item["params"]), ours
 
 
 @pytest.mark.parametrize(("item", "thing"), [pytest.param(i, t, id=i["name"]) for i, t in LATER])
