@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from pathlib import Path
 
 import click
 
 from cadenza.base.config import Config, load
-from cadenza.cli import show
+from cadenza.cli import configfile, show
+from cadenza.cli.configfile import with_setting as with_setting
 
 SECRET = ("token_secret",)
-_HEADER = re.compile(r"""\s*\[\s*["']?([^\]"']+?)["']?\s*\]\s*(?:#.*)?""")
-"""The line that begins a table."""
 
 
 @click.group(help="Show and set the configuration.")
@@ -44,47 +41,22 @@ def set_config(key: str, value: str) -> None:
     if key not in kinds:
         raise click.UsageError(f"unknown setting {key!r}; there are: {', '.join(sorted(kinds))}")
     load({**os.environ, "CADENZA_" + key.upper(): value})  # says what is wrong with the value, if anything is
-    literal = value if kinds[key] in ("int", "float", "bool", "Optional[float]") else _quoted(value)
+    literal = value if kinds[key] in ("int", "float", "bool", "Optional[float]") else configfile.quoted(value)
     if kinds[key] == "bool":
         literal = "true" if value.strip().lower() in ("1", "true", "yes", "on") else "false"
-    path = Path(load().config_dir) / "config.toml"
-    profile = os.environ.get("CADENZA_PROFILE") or os.environ.get("MODAL_PROFILE") or ""
-    text = path.read_text() if path.exists() else ""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_suffix(".new")
-    temporary.touch(mode=0o600)
-    temporary.write_text(with_setting(text, profile, key, literal))
-    temporary.replace(path)
+    text = configfile.read()
+    path = configfile.save(with_setting(text, configfile.in_use(text), key, literal))
     click.echo(f"Set {key} in {path}.")
 
 
-def _quoted(value: str) -> str:
-    import json
+@config.command("set-environment", help="Set the environment that the active profile means where none is named.")
+@click.argument("environment_name")
+def set_environment(environment_name: str) -> None:
+    from cadenza.cli.connection import ask
+    from cadenza.protocol.accounts import EnvironmentRef
 
-    return json.dumps(value)
-
-
-def with_setting(text: str, profile: str, key: str, literal: str) -> str:
-    """The TOML text with ``key = literal`` in a profile's table; everything else stays as it was written.
-
-    Without ``profile``: the table marked ``active = true``, else ``[default]``.
-    """
-    lines = text.splitlines()
-    tables = [(at, found[1]) for at, line in enumerate(lines) if (found := _HEADER.fullmatch(line))]
-    if not profile:
-        profile = "default"
-        for order, (at, name) in enumerate(tables):
-            end = tables[order + 1][0] if order + 1 < len(tables) else len(lines)
-            if any(line.partition("#")[0].replace(" ", "") == "active=true" for line in lines[at:end]):
-                profile = name
-    for order, (at, name) in enumerate(tables):
-        if name != profile:
-            continue
-        end = tables[order + 1][0] if order + 1 < len(tables) else len(lines)
-        for index in range(at + 1, end):
-            if lines[index].split("=")[0].strip() == key:
-                lines[index] = f"{key} = {literal}"
-                return "\n".join(lines) + "\n"
-        lines.insert(at + 1, f"{key} = {literal}")
-        return "\n".join(lines) + "\n"
-    return "\n".join([*lines, f"[{profile}]", f"{key} = {literal}"]) + "\n"
+    ask("environment.get", EnvironmentRef(environment_name))  # NotFoundError, before anything is written
+    text = configfile.read()
+    profile = configfile.in_use(text)
+    configfile.save(with_setting(text, profile, "environment", configfile.quoted(environment_name)))
+    click.echo(f"The profile {profile} means the environment {environment_name} now.")

@@ -25,7 +25,6 @@ LATER = {
     "dict": "stored objects",
     "endpoint": "inference endpoints",
     "environment billing": "there is no billing",
-    "environment members": "deprecated by Modal itself: environment roles",
     "image build": "images of other builders",
     "image logs": "logs of builds",
     "image names": "published images",
@@ -36,7 +35,6 @@ LATER = {
     "skills": "no part of the product",
     "volume": "volumes",
     "workspace proxy-tokens": "web functions",
-    "workspace settings": "a workspace has none yet",
 }
 LATER_OPTIONS = {
     ("config show", "--include-internal"): "there are no internal settings",
