@@ -55,6 +55,58 @@ def local_function() -> Callable[..., Any]:
 F = APP.function()(plain)
 
 
+class Parametrized:
+    x: int = cadenza.parameter(default=1)
+
+    @cadenza.method()
+    def get(self) -> Any:
+        return self.x
+
+
+C: Any = APP.cls()(Parametrized)
+
+
+class Constructed:
+    def __init__(self) -> None:
+        pass
+
+
+class InheritsConstructor(Constructed):
+    @cadenza.method()
+    def get(self) -> int:
+        return 1
+
+
+class Snapshots:
+    @cadenza.enter(snap=True)
+    def load(self) -> None:
+        pass
+
+    @cadenza.method()
+    def get(self) -> int:
+        return 1
+
+
+class FloatParameter:
+    x: float = cadenza.parameter()
+
+    @cadenza.method()
+    def get(self) -> int:
+        return 1
+
+
+class NoAnnotation:
+    x = cadenza.parameter()
+
+    @cadenza.method()
+    def get(self) -> int:
+        return 1
+
+
+def declare_class(raw: Any, **options: Any) -> Any:
+    return App().cls(**options)(raw)
+
+
 def declare(raw: Any = plain, **options: Any) -> Any:
     return App().function(**options)(raw)
 
@@ -117,7 +169,25 @@ ROWS: dict[str, list[tuple[Callable[[], Any], Optional[type[BaseException]], str
         (lambda: cadenza.batched(max_batch_size=2, wait_ms=1)(plain), InvalidError, "default")
     ],
     "concurrent on a method; custom __init__; snap=True without the flag": [
-        (lambda: cadenza.concurrent(max_inputs=2)(Holder.method), InvalidError, "on the class")
+        (lambda: cadenza.concurrent(max_inputs=2)(Holder.method), InvalidError, "on the class"),
+        (lambda: declare_class(Constructed), InvalidError, "__init__"),
+        (lambda: declare_class(InheritsConstructor), InvalidError, "from Constructed"),
+        (lambda: declare_class(Snapshots), InvalidError, "enable_memory_snapshot=True"),
+        (lambda: declare_class(Snapshots, enable_memory_snapshot=True), None, ""),
+    ],
+    "float class parameter; parameter without annotation": [
+        (lambda: declare_class(FloatParameter), InvalidError, "not float"),
+        (lambda: declare_class(NoAnnotation), InvalidError, "needs an annotation"),
+    ],
+    '`C(5)`, `C(x="wrong type")`, `C(z=1)`': [
+        (lambda: (C(5), C(x="wrong type"), C(z=1)), None, ""),
+        (lambda: C(5).get.local(), None, ""),
+        (lambda: C(x="wrong type").get.local(), None, ""),
+        (lambda: C(z=1).get.local(), TypeError, "unexpected"),
+    ],
+    "with_options(min_containers=1)": [
+        (lambda: C.with_options(min_containers=1), TypeError, "min_containers"),
+        (lambda: F.with_options(min_containers=1), TypeError, "min_containers"),  # type: ignore[call-arg]
     ],
     "asgi_app with parameter / async; wrong decorator order": [
         (lambda: cadenza.asgi_app()(needs), InvalidError, "no arguments"),
@@ -170,11 +240,6 @@ ROWS: dict[str, list[tuple[Callable[[], Any], Optional[type[BaseException]], str
 
 MISSING: dict[str, tuple[str, Callable[[], Any]]] = {
     # row, or the part of a row: (the name that is not built, what raises UnimplementedError until it is)
-    "custom __init__": ("App.cls", lambda: App().cls()(Holder)),
-    "snap=True without the flag": ("App.cls", lambda: App().cls()(Holder)),
-    "float class parameter; parameter without annotation": ("parameter", lambda: cadenza.parameter()),
-    '`C(5)`, `C(x="wrong type")`, `C(z=1)`': ("App.cls", lambda: App().cls()(Holder)),
-    "with_options(min_containers=1)": ("Cls", lambda: cadenza.Cls),  # type: ignore[attr-defined]
     "`.read_only().with_mount_options()`": ("Volume", lambda: cadenza.Volume),  # type: ignore[attr-defined]
     "Dict(), Queue()": ("Dict", lambda: cadenza.Dict),  # type: ignore[attr-defined]
     "Queue()": ("Queue", lambda: cadenza.Queue),  # type: ignore[attr-defined]

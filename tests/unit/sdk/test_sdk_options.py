@@ -95,11 +95,9 @@ def test_one_volume_at_two_places() -> None:
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"gpu": "h100:2"}, "H100:2"),
         ({"volumes": {"/data": object()}}, "volumes"),
         ({"proxy": object()}, "proxy"),
         ({"i6pn": True}, "i6pn"),
-        ({"restrict_modal_access": True}, "restrict_modal_access"),
     ],
 )
 def test_what_is_not_built_is_noted_and_not_ignored(given: dict[str, Any], word: str) -> None:
