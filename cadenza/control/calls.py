@@ -37,6 +37,7 @@ from cadenza.storage.queue import EXPIRE_ROWS, Queue
 from cadenza.storage.queue_sqlite import SqliteQueue
 
 EXPIRE_EVERY_S = 600.0
+MAX_KEY_CHARS = 200
 FIRST_REPORT_S = 1.0
 """How long after a start a node may take to say which of the containers that it had are still there."""
 
@@ -156,6 +157,7 @@ class Calls(Published):
         on_output: Optional[OnOutput] = None,
         on_item: Optional[OnItem] = None,
         method: str = "",
+        idempotency_key: str = "",
     ) -> tuple[str, list[str]]:
         """Open a call with its first inputs: ``(call id, input ids)``.
 
@@ -164,8 +166,12 @@ class Calls(Published):
         how many inputs the call will have, if that is known (None for a map that is still being read; see `close`).
         ``on_output(item, data)`` is called once for each input, after its output is committed;
         ``on_item(number, data, blob)`` for a generator's values, in order.
+        ``idempotency_key``, for detached kinds: a call of this function that was opened with the same key is answered
+        in its place, whatever its inputs were, for as long as it is known.
         NotFoundError for an unknown function, ResourceExhaustedError over the limits of semantics.md section 3.4.
         """
+        if len(idempotency_key) > MAX_KEY_CHARS:
+            raise InvalidError(f"an idempotency key has at most {MAX_KEY_CHARS} characters")
         if kind not in DETACHED_KINDS and not call_id:
             return self.attach(
                 function_id, kind, values, caller=caller, parent_input_id=parent_input_id, total=total,
@@ -182,7 +188,9 @@ class Calls(Published):
             )  # fmt: skip
         record = self._record(function_id, kind, values, call_id, caller, parent_input_id, None, method)
         entries = self._intake.entries(record, values)
-        await self._intake.store_detached(function_id, record, entries)
+        first = await self._intake.store_detached(function_id, record, entries, idempotency_key)
+        if first and first != record.call_id:
+            return first, [input_id(first, index) or "" for index, _, _ in values]
         return record.call_id, [one.input_id for one in entries]
 
     def attach(

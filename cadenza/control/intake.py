@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.errors import Error
@@ -109,16 +109,22 @@ class Intake:
             text = f"the call could not be stored: {done.exception()}"
             self._ended(Output(one.call_id, one.index, one.input_id, INTERNAL_FAILURE, error=text), function_id, True)
 
-    async def store_detached(self, function_id: str, record: Optional[CallRecord], entries: list[Entry]) -> None:
-        """Write, then let run what is new."""
-        future = self._queue.put(record, entries)
+    async def store_detached(
+        self, function_id: str, record: Optional[CallRecord], entries: list[Entry], key: str = ""
+    ) -> str:
+        """Write, then let run what is new. With a ``key``, which needs a ``record``: the id of the call that has it."""
+        future: asyncio.Future[Any]
+        if key and record is not None:
+            future = self._queue.put_once(record, entries, key)
+        else:
+            future = self._queue.put(record, entries)
         usage = self._limits.of(function_id)
         usage.detached += len(entries)
         waiting = sum(1 for one in entries if not one.fence)
         if waiting:
             self._loop.post(self._loop.stored, function_id, waiting)
         try:
-            known = await asyncio.shield(future)
+            found: Any = await asyncio.shield(future)
         except asyncio.CancelledError:
             # The caller went away; what is being written is accepted all the same.
             future.add_done_callback(lambda done: self._run_detached(function_id, entries, done))
@@ -126,7 +132,11 @@ class Intake:
         except Error:
             self._not_stored(function_id, entries)
             raise
-        self._run_stored(function_id, entries, known)
+        if isinstance(found, tuple):
+            self._run_stored(function_id, entries, found[1])
+            return str(found[0])
+        self._run_stored(function_id, entries, found)
+        return ""
 
     def _not_stored(self, function_id: str, entries: list[Entry]) -> None:
         waiting = sum(1 for one in entries if not one.fence)
@@ -135,11 +145,12 @@ class Intake:
         if waiting:
             self._loop.post(self._loop.removed, function_id, waiting)
 
-    def _run_detached(self, function_id: str, entries: list[Entry], done: asyncio.Future[list[int]]) -> None:
+    def _run_detached(self, function_id: str, entries: list[Entry], done: asyncio.Future[Any]) -> None:
         if done.cancelled() or self.stopped:
             return
         if done.exception() is None:
-            self._run_stored(function_id, entries, done.result())
+            found = done.result()
+            self._run_stored(function_id, entries, found[1] if isinstance(found, tuple) else found)
         else:
             self._not_stored(function_id, entries)
 

@@ -226,6 +226,7 @@ class Invocations:
             parent_input_id=body.parent_input_id,
             method=body.method,
             total=len(values) if body.kind == SPAWN else None,
+            idempotency_key=body.idempotency_key,
         )
         return Spawned(call_id, tuple(input_ids))
 

@@ -6,6 +6,17 @@ INSERT INTO counters (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SE
 -- name: get_counter
 SELECT value FROM counters WHERE name = ?;
 
+-- name: get_key
+SELECT call_keys.call_id FROM call_keys JOIN calls ON calls.call_id = call_keys.call_id
+WHERE call_keys.function_id = ? AND call_keys.key = ?;
+
+-- name: put_key
+INSERT INTO call_keys (function_id, key, call_id, created_at) VALUES (?, ?, ?, ?)
+ON CONFLICT (function_id, key) DO UPDATE SET call_id = excluded.call_id, created_at = excluded.created_at;
+
+-- name: expire_keys
+DELETE FROM call_keys WHERE NOT EXISTS (SELECT 1 FROM calls WHERE calls.call_id = call_keys.call_id);
+
 -- name: grow_call
 UPDATE calls SET inputs = inputs + ? WHERE call_id = ?;
 

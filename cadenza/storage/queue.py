@@ -28,7 +28,7 @@ RETRY_WRITE_S = 0.5
 MAX_OPS_PER_WRITE = 4_000
 WRITE_BEHIND_S = 0.1
 """The cycle in which attached inputs are written: what has waited for one whole cycle is on disk within the next."""
-ASKED = ("put", "take", "expire")
+ASKED = ("put", "put_once", "take", "expire")
 """Operations whose failure by a full disk is told to who asked; every other one is tried again."""
 
 _log = Log("cadenza.storage.queue")
@@ -96,6 +96,11 @@ class Queue:
         """
         rows = [input_row(one) for one in entries]
         return self._push("put", (None if record is None else call_row(record), rows))
+
+    def put_once(self, record: CallRecord, entries: Sequence[Entry], key: str) -> asyncio.Future[tuple[str, list[int]]]:
+        """`put` of a new detached call, unless its function has one with this key: then nothing is kept. Resolves to
+        the id of the call with the key, and the indices that were new."""
+        return self._push("put_once", (call_row(record), [input_row(one) for one in entries], key))
 
     def keep(self, entry: Entry) -> None:
         """Write an attached input that is in the hands of the control plane, unless `forget` comes within a cycle.
@@ -301,7 +306,7 @@ def _subject(one: _Pending) -> str:
     name, payload, _ = one
     if name == "ack":
         return str(payload[1][2])
-    if name in ("keep", "put"):
+    if name in ("keep", "put", "put_once"):
         rows: Sequence[Row] = payload if name == "keep" else payload[1]
         return ascii(rows[0][1])[1:-1] if rows else ""
     return ""

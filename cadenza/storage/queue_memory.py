@@ -36,6 +36,7 @@ class MemoryStore:
     inputs: dict[int, list[Any]] = field(default_factory=dict)
     outputs: dict[tuple[str, int], Row] = field(default_factory=dict)
     containers: dict[str, tuple[str, str, str, str]] = field(default_factory=dict)
+    keys: dict[tuple[str, str], str] = field(default_factory=dict)
     full: bool = False
     """While set, every write is refused, as on a full disk."""
 
@@ -121,6 +122,15 @@ class MemoryQueue(Queue):
         if call is None and fresh and not fresh[0][_ATTACHED] and fresh[0][_CALL] in store.calls:
             store.calls[fresh[0][_CALL]][8] += len(fresh)
         return [row[_POSITION] for row in fresh]
+
+    def _do_put_once(self, payload: Any) -> tuple[str, list[int]]:
+        call, rows, key = payload
+        known = self.store.keys.get((call[1], key))
+        if known in self.store.calls:
+            assert known is not None
+            return known, []
+        self.store.keys[call[1], key] = call[0]
+        return call[0], self._do_put((call, rows))
 
     def _do_take(self, payload: Any) -> Taken:
         function_id, now, count = payload
@@ -215,6 +225,7 @@ class MemoryQueue(Queue):
         for call_id, row in list(self.store.calls.items()):
             if row[7] <= now - CALL_RECORD_KEPT_S and call_id not in used:
                 del self.store.calls[call_id]
+        self.store.keys = {key: call_id for key, call_id in self.store.keys.items() if call_id in self.store.calls}
         return len(old)
 
     def _do_nothing(self, payload: Any) -> None:

@@ -40,6 +40,7 @@ _LEASE = _in("UPDATE inputs SET state = 1 WHERE seq")
 _FINISH = _in("DELETE FROM inputs WHERE fence = ? AND seq")
 _DROP_INPUTS = _in("DELETE FROM inputs WHERE seq")
 _FORGET_OUTPUTS = _in("DELETE FROM outputs WHERE call_id")
+_FORGET_KEYS = _in("DELETE FROM call_keys WHERE call_id")
 _FORGET_CALLS = _in("DELETE FROM calls WHERE call_id")
 _FORGET_INPUTS = _in("DELETE FROM inputs WHERE call_id")
 
@@ -187,6 +188,18 @@ def _put(transaction: Transaction, payloads: list[Any], careful: bool) -> list[A
     return results
 
 
+def _put_once(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
+    call, rows, key = payloads[0]
+    call_id, function_id, created_at = call[0], call[1], call[7]
+    known = transaction.fetch("get_key", (function_id, key))
+    if known:
+        return [(known[0][0], [])]
+    transaction.execute("put_key", (function_id, key, call_id, created_at))
+    _insert(transaction, _PUT_CALLS, [call])
+    _insert(transaction, _PUT_INPUTS, rows)
+    return [(call_id, [row[3] for row in rows])]
+
+
 def _ack(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
     if careful:
         results = [transaction.execute("finish_input", key) == 1 for key, _ in payloads]
@@ -250,6 +263,7 @@ def _forget_calls(transaction: Transaction, payloads: list[Any], careful: bool) 
     call_ids = [one for payload in payloads for one in payload]
     _each(transaction, _FORGET_INPUTS, call_ids)
     _each(transaction, _FORGET_OUTPUTS, call_ids)
+    _each(transaction, _FORGET_KEYS, call_ids)
     _each(transaction, _FORGET_CALLS, call_ids)
     return [None] * len(payloads)
 
@@ -257,7 +271,8 @@ def _forget_calls(transaction: Transaction, payloads: list[Any], careful: bool) 
 def _expire(transaction: Transaction, payloads: list[Any], careful: bool) -> list[Any]:
     (now,) = payloads[0]
     gone = transaction.execute("expire_outputs", (now, EXPIRE_ROWS))
-    transaction.execute("expire_calls", (now - CALL_RECORD_KEPT_S,))
+    if transaction.execute("expire_calls", (now - CALL_RECORD_KEPT_S,)):
+        transaction.execute("expire_keys")
     return [gone]
 
 
@@ -267,6 +282,7 @@ def _single(query: str) -> Callable[[Transaction, list[Any], bool], list[Any]]:
 
 _RUN: dict[str, Callable[[Transaction, list[Any], bool], list[Any]]] = {
     "put": _put,
+    "put_once": _put_once,
     "take": _take,
     "hold": _single("hold_input"),
     "give_back": _single("give_back_input"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Awaitable, Callable
 
@@ -288,5 +289,42 @@ def test_what_can_not_be_written_goes_alone(run: Any) -> None:
         assert [one.status for one in await queue.outputs("fc-1", 0, 9, 9)] == [SUCCESS, INTERNAL_FAILURE, SUCCESS]
         assert await queue.unfinished("fc-k") == 1
         assert await queue.unfinished("fc-x") == 0
+
+    run(work)
+
+
+def test_the_same_key_is_the_same_call(run: Any) -> None:
+    """Also when both come in one write, and after a restart; never for another function."""
+
+    async def work(open_: Any) -> None:
+        queue = await open_()
+        await queue.load()
+        first = queue.put_once(record("fc-1", inputs=2), entries(queue, 2), "order 7")
+        second = queue.put_once(record("fc-2", inputs=2), entries(queue, 2, "fc-2"), "order 7")
+        other = queue.put_once(record("fc-3", inputs=1), entries(queue, 1, "fc-3"), "order 8")
+        assert await first == ("fc-1", [0, 1])
+        assert await second == ("fc-1", [])
+        assert await other == ("fc-3", [0])
+        assert await queue.call("fc-2") is None and await queue.unfinished("fc-2") == 0
+        elsewhere = replace(record("fc-4", inputs=1), function_id="fu-2")
+        assert await queue.put_once(elsewhere, entries(queue, 1, "fc-4"), "order 7") == ("fc-4", [0])
+        queue = await open_()
+        await queue.load()
+        assert await queue.put_once(record("fc-5"), entries(queue, 1, "fc-5"), "order 7") == ("fc-1", [])
+
+    run(work)
+
+
+def test_a_key_goes_with_its_call(run: Any) -> None:
+    async def work(open_: Any) -> None:
+        queue = await open_()
+        await queue.load()
+        (one,) = entries(queue, 1, fence=1)
+        await queue.put_once(record("fc-1", inputs=1), [one], "k")
+        assert await ack(queue, one)
+        await queue.expire(1e12)
+        assert await queue.call("fc-1") is None
+        (again,) = entries(queue, 1, "fc-9")
+        assert await queue.put_once(record("fc-9", inputs=1), [again], "k") == ("fc-9", [0])
 
     run(work)

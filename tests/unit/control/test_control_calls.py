@@ -554,3 +554,24 @@ def test_an_output_of_an_open_call_is_waited_for() -> None:
             await world.calls.get(call_id, 3, 50)
 
     run(work)
+
+
+def test_an_idempotency_key_answers_with_the_first_call() -> None:
+    async def work(world: World) -> None:
+        calls = world.calls
+        value = [(0, b"ok 0.1", None)]
+        first, second = await asyncio.gather(
+            calls.submit("f", SPAWN, value, total=1, idempotency_key="k"),
+            calls.submit("f", SPAWN, [(0, b"ok 9", None)], total=1, idempotency_key="k"),
+        )
+        assert first == second
+        assert calls._limits.of("f").detached == 1, "the other one counts nowhere"
+        await calls.get(first[0], 0, 5.0)
+        assert (await calls.submit("f", SPAWN, value, total=1, idempotency_key="k"))[0] == first[0]
+        assert (await calls.submit("f", SPAWN, value, total=1, idempotency_key="l"))[0] != first[0]
+        with pytest.raises(InvalidError, match="200 characters"):
+            await calls.submit("f", SPAWN, value, idempotency_key="k" * 201)
+        await asyncio.sleep(5)
+        assert calls.loop._reserved.get("f", 0) == 0
+
+    run(work)
