@@ -53,6 +53,18 @@ class Config:
     secrets_key_command: str = ""
     """A shell command that prints the key under which secrets are sealed; empty: the file ``secrets.key`` in the
     configuration directory. See docs/operate/secrets.md."""
+    log_retention_days: float = 30.0
+    """Output of containers, and recent inputs, are kept for so long."""
+    log_max_mib: int = 256
+    """How much of one app's output is kept, as it is stored (compressed); the oldest goes first."""
+    metrics_address: str = ""
+    """``host:port`` of an endpoint for Prometheus, for example ``127.0.0.1:9400``; empty: none."""
+    metrics_prefix: str = "modal"
+    """What the names of exported metrics begin with: ``modal`` or ``cadenza``."""
+    otel_endpoint: str = ""
+    """Base address of an OpenTelemetry collector (OTLP over HTTP); empty: none. Needs cadenza[otel]."""
+    otel_traces: bool = False
+    """Whether inputs are sent to the collector as spans too."""
     data_dir: str = ""
     state_dir: str = ""
     runtime_dir: str = ""
@@ -80,6 +92,7 @@ _CHOICES = {
     "isolation": ("standard", "strong"),
     "runtime": ("auto", "crun", "runc", "runsc", "process"),
     "durability": ("process", "power"),
+    "metrics_prefix": ("modal", "cadenza"),
 }
 
 
