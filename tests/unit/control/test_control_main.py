@@ -35,7 +35,11 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.config = replace(
-            Config(), data_dir=str(root / "data"), state_dir=str(root / "state"), runtime_dir=str(root / "run")
+            Config(),
+            data_dir=str(root / "data"),
+            state_dir=str(root / "state"),
+            runtime_dir=str(root / "run"),
+            config_dir=str(root / "config"),
         )
         self.clock = ManualClock()
 
