@@ -7,6 +7,7 @@ All methods belong to the event loop's thread.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Callable, Iterable, NamedTuple, Sequence
 
 from cadenza.base.clock import Clock
@@ -68,6 +69,8 @@ class Tally:
         self._started: set[str] = set()
         self._used: dict[str, tuple[float, float]] = {}
         self._sampled_at = -SAMPLE_EVERY_S
+        self.writing = asyncio.Lock()
+        """Held while slices go to the table, and by those who read both."""
 
     # --- what happens ---
 
@@ -170,14 +173,13 @@ class Tally:
                 self._close(function_id, live, minute)
             if self._clock.monotonic() - live.seen_at > FORGET_AFTER_S and function_id not in self._cluster.functions:
                 del self._live[function_id]
-        if not self._closed:
-            return
-        rows, self._closed = self._closed, []
-        try:
-            await self._store.add(rows)
-        except BaseException:
-            self._closed = rows + self._closed
-            raise
+        async with self.writing:
+            rows, self._closed = self._closed, []
+            try:
+                await self._store.add(rows)
+            except BaseException:
+                self._closed = rows + self._closed
+                raise
 
     # --- for readers ---
 

@@ -38,7 +38,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("container.started", "containers", COUNT, "containers", ("started",), "Containers that became ready."),
     Metric("container.failed", "containers", COUNT, "containers", ("failed",), "Containers that ended by a failure."),
     Metric(
-        "container.start_time_us", "containers", TIME, "us", ("start",), "From the wish for a container to its readiness.",
+        "container.start_time_us", "containers", TIME, "us", ("start",), "From the wish for one to its readiness.",
         1e6,
     ),
     Metric("cpu.utilization", "cpu", GAUGE, "cores", ("cpu",), "CPU cores that a container uses."),
