@@ -24,6 +24,7 @@ from cadenza.control.calls import Calls
 from cadenza.control.directory import SELF_ID
 from cadenza.control.guard import Guard
 from cadenza.control.lane import LaneServer
+from cadenza.control.observing import Observing
 from cadenza.control.request import Request
 from cadenza.control.rpc import Rpc
 from cadenza.control.whereabouts import Whereabouts
@@ -31,7 +32,7 @@ from cadenza.observe.log import Log
 from cadenza.observe.metrics import Metrics
 from cadenza.protocol.calls import AttemptOutput, GeneratorItem
 from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
-from cadenza.protocol.nodes import LogChunk, Node, NodeReport
+from cadenza.protocol.nodes import LogChunk, Node, NodeReport, Usage
 from cadenza.protocol.objects import FileEntry
 from cadenza.scheduling.placement import refusal
 from cadenza.storage.blobs import DirectoryBlobs
@@ -95,6 +96,7 @@ class ControlPlane:
         await parts.secrets.start()
         await parts.apps.start()  # first: containers of functions that are known may be kept
         await parts.calls.start(node)
+        await parts.observing.start()
         parts.ready = True
         early, self._early_calls = self._early_calls, []
         for call in early:
@@ -130,6 +132,7 @@ class ControlPlane:
             await asyncio.wait(list(self._tasks), timeout=5.0)
         await parts.calls.stop()
         await parts.lanes.close()
+        await parts.observing.close()
         await parts.log_store.flush()
         parts.blobs.close()
         await parts.db.close()
@@ -161,7 +164,9 @@ class ControlPlane:
         assert parts is not None
         swept_at = -SWEEP_EVERY_S
         while True:
-            for step in (self._note_activity, parts.apps.tick, parts.blobs.expire, parts.tokens.tick):
+            for step in (
+                self._note_activity, parts.apps.tick, parts.blobs.expire, parts.tokens.tick, parts.observing.tick,
+            ):  # fmt: skip
                 await _guarded(step)
             if self._clock.monotonic() - swept_at >= SWEEP_EVERY_S and (self._sweeper is None or self._sweeper.done()):
                 swept_at = self._clock.monotonic()
@@ -178,6 +183,7 @@ class ControlPlane:
             await _guarded(step, parts)
         await _guarded(parts.apps.forget)
         await _guarded(parts.log_store.retain)
+        await _guarded(parts.observing.sweep)
 
     async def _sweep_blobs(self, parts: _Parts) -> None:
         named = {row[0] for row in await parts.db.fetch("blobs_named")}
@@ -225,6 +231,7 @@ class ControlPlane:
     def report(self, report: NodeReport) -> None:
         """A node's current state."""
         if self._parts is not None and not self._closed:
+            self._parts.observing.report(report)
             self._parts.calls.report(report)  # its start waits for the first one
         else:
             self._to_calls(lambda calls: calls.report(report))
@@ -243,6 +250,11 @@ class ControlPlane:
             self._early_logs += chunks
         elif not self._closed:
             self._parts.logs.add(chunks)
+
+    def usage(self, samples: Sequence[Usage]) -> None:
+        """What containers use."""
+        if self._parts is not None and not self._closed:
+            self._parts.observing.usage(samples)
 
     def object_path(self, digest: str) -> Optional[str]:
         """The path of an uploaded object, or None."""
@@ -355,13 +367,21 @@ class _Parts:
         self.apps = apps.Apps(db, clock, ids, self.calls, self.functions, self.access)
         self.deployments = deployments.Deployments(db, clock, self.calls, self.apps, self.functions, self.access)
         self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
-        self.log_store = LogStore(os.path.join(config.data_dir, "logs"), db, clock.now, self.apps.ended)
+        self.observing = Observing(
+            config, db, clock, self.calls, self.access, home.metrics, self.apps.find, self.functions.get,
+            lambda name: [one.function_id for one in self.functions.variants(name)],
+            lambda app_id: self.apps.find(app_id).version,
+        )  # fmt: skip
+        self.log_store = LogStore(
+            os.path.join(config.data_dir, "logs"), db, clock.now, self.apps.ended, logs.limits(config)
+        )
         self.logs = logs.Logs(
             self.log_store,
-            lambda word: self.apps.find(word).app_id,
+            lambda word, environment: self.apps.find(word, environment).app_id,
             self.apps.ended,
             self.apps.names,
             self._app_of_container,
+            lambda name: [one.function_id for one in self.functions.variants(name)],
         )
         table: dict[str, Any] = {
             **apps.handlers(self.apps),
@@ -372,6 +392,7 @@ class _Parts:
             **images.handlers(images.Images(node, store.missing, self.secrets.filled)),
             **objects.handlers(objects.Objects(store, self.blobs)),
             **logs.handlers(self.logs),
+            **self.observing.handlers(),
             **environments.handlers(self.environments),
             **secrets.handlers(self.secrets),
             **tokens.handlers(self.tokens),
