@@ -302,6 +302,12 @@ class Apps:
         app = self._apps.get(app_id)
         return app is None or (app.state == STOPPED and not self._calls.containers(app_id))
 
+    async def environment_renamed(self, old: str, new: str) -> None:
+        """What is known of stopped apps follows; the database has been told. Apps that live forbid a renaming."""
+        for one in self._apps.values():
+            if one.environment == old:
+                one.environment = new
+
     @property
     def alive(self) -> List[App]:
         """Apps that are not stopped."""

@@ -345,6 +345,8 @@ class _Parts:
         self.members = members.Members(db, clock, ids, self.access, self.tokens)
         self.lane_path = os.path.join(os.path.dirname(config.socket_path), "lane.sock")
         self.secrets = secrets.Secrets(config, db, clock, ids, self.access)
+        self.environments.on_delete(self.secrets.environment_deleted)
+        self.environments.on_rename(self.secrets.environment_renamed)
         self.calls = Calls(config, db, clock, ids)
         self.calls.loop.variables = self.secrets.variables
         self.blobs = Blobs(
@@ -365,6 +367,7 @@ class _Parts:
             self.secrets.keep,
         )
         self.apps = apps.Apps(db, clock, ids, self.calls, self.functions, self.access)
+        self.environments.on_rename(self.apps.environment_renamed)
         self.deployments = deployments.Deployments(db, clock, self.calls, self.apps, self.functions, self.access)
         self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
         self.observing = Observing(

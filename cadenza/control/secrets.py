@@ -280,6 +280,21 @@ class Secrets:
                 self._forget(secret_id)
         return len(gone)
 
+    async def environment_deleted(self, environment: str) -> None:
+        """Remove all secrets of an environment that goes."""
+        async with self._changing:
+            for row in [one for one in self._rows.values() if one.environment == environment]:
+                await self._db.execute("secret_drop", (row.secret_id,))
+                self._forget(row.secret_id)
+
+    async def environment_renamed(self, old: str, new: str) -> None:
+        """The secrets of ``old`` are those of ``new``; what is sealed stays as it is."""
+        async with self._changing:
+            await self._db.execute("environment_secrets_move", (new, old))
+            for row in [one for one in self._rows.values() if one.environment == old]:
+                self._forget(row.secret_id)
+                self._put(replace(row, environment=new))
+
     # --- rows ---
 
     def _put(self, row: Stored) -> None:

@@ -16,6 +16,9 @@ DELETE FROM environment WHERE environment_id = ?;
 -- name: environment_apps_move
 UPDATE server_app SET environment = ? WHERE environment = ?;
 
+-- name: environment_secrets_move
+UPDATE secret SET environment = ? WHERE environment = ?;
+
 -- name: role_all
 SELECT environment_id, user_id, role FROM account_role;
 
