@@ -13,8 +13,15 @@ from cadenza.sdk import _dual
 from cadenza.sdk.client import Client
 
 
-async def client(start: bool) -> Client:
+OWN = ("server.status", "server.keep", "server.stop")
+"""What is asked as the server's own user, without the configured token: whoever may read its files may end it, and a
+token that has expired must not be in the way."""
+
+
+async def client(start: bool, method: str = "") -> Client:
     """The process's client. Without ``start``, a server that is not there is not started: ConnectionError."""
+    if method in OWN:
+        return Client("" if start else "unix:" + load().socket_path, None, ("", ""))
     if start:
         return await Client.from_env.aio()
     return Client("unix:" + load().socket_path)
@@ -24,7 +31,7 @@ def ask(method: str, request: Any, start: bool = True) -> Any:
     """One request; the reply's dataclass."""
 
     async def asking() -> Any:
-        return await (await client(start))._request(method, request)
+        return await (await client(start, method))._request(method, request)
 
     return _dual.run(asking())
 
