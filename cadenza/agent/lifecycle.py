@@ -165,6 +165,7 @@ class Cell(bridge.Host):
         spec = self.spec
         if spec is not None and not files.inline(spec.function.files):
             self.layer = await asyncio.to_thread(self.site.layers.ensure, spec.function.files)
+        await self._limit_disk()
         if self.isolated:
             lowers = self.site.store.lowerdirs(self.image_id)
             await self.owned.take_ids()
@@ -172,6 +173,19 @@ class Cell(bridge.Host):
         self.phases.mark("rootfs")
         self._open_doors()
         self.dispatch(container.Prepared())
+
+    async def _limit_disk(self) -> None:
+        mib = self.spec.function.resources.disk_mib if self.spec is not None else 0
+        if not mib:
+            return
+        why = "functions run as plain processes on it"
+        if self.isolated:
+            try:
+                await asyncio.to_thread(self.paths.limit, mib)
+                return
+            except OSError as error:
+                why = error.strerror or str(error)
+        self.say(f"ephemeral_disk={mib} is not enforced on this machine: {why}")
 
     @property
     def isolated(self) -> bool:

@@ -234,8 +234,9 @@ class Agent:
         self.changed(cell)
 
     def _match(self, spec: ContainerSpec, kind: pool.Kind) -> Optional[Cell]:
-        """A warm container that fits: same image, isolation and network, and files that need no layer."""
-        if spec.function.block_network or spec.gpus or not files.inline(spec.function.files):
+        """A warm container that fits: same image, isolation, network and disk, and files that need no layer."""
+        function = spec.function
+        if function.block_network or spec.gpus or function.resources.disk_mib or not files.inline(function.files):
             return None
         for cell in self._cells.values():
             if cell.takes_function and pool.Kind(cell.image_id, cell.isolation) == kind:

@@ -7,6 +7,8 @@
       bundle/     the runtime program's
       run/        the sockets; mounted at /.cadenza/run
       upper/ work/ rootfs/
+      disk.img disk/   instead of upper and work, with a limit on disk space: a file system of that size, and where
+                       it is mounted
       lower/      where layers are shown with the container's ids while rootfs is being mounted
       root/       without a root file system: the working directory in its place
 
@@ -29,6 +31,7 @@ from typing import Optional, Sequence
 
 from cadenza.agent import mounts
 from cadenza.base.config import MAX_SOCKET_PATH_BYTES
+from cadenza.runtime import quota
 from cadenza.runtime.ids import IdRange
 
 MADE = "made.json"
@@ -73,6 +76,25 @@ class Paths:
         """Let the root of these ids, and no other, into the front."""
         if self.front:
             os.chown(self.front, ids.base, ids.base)
+
+    def limit(self, disk_mib: int) -> None:
+        """Give the writable layer a size. Before `mount`. OSError: it has none, and all is as it was."""
+        image, disk = os.path.join(self.home, "disk.img"), os.path.join(self.home, "disk")
+        try:
+            quota.make(image, disk_mib)
+            os.mkdir(disk, 0o700)
+            with quota.device(image) as device:
+                mounts.mount(device, disk, quota.KIND, mounts.MS_NODEV)
+            upper, work = os.path.join(disk, "upper"), os.path.join(disk, "work")
+            os.mkdir(upper, 0o755)
+            os.mkdir(work, 0o755)
+        except OSError:
+            if os.path.isdir(disk):
+                mounts.umount(disk)
+            if os.path.exists(image):
+                os.unlink(image)
+            raise
+        self.upper, self.work = upper, work
 
     def mount(self, lowerdirs: Sequence[str], ids: Optional[IdRange] = None) -> None:
         """Mount the root file system: ``lowerdirs``, topmost first, below a writable layer. ``ids``: as whose."""

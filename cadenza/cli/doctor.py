@@ -76,8 +76,17 @@ def _machine(data_dir: str) -> list[tuple[str, bool, str, str]]:
             else f"Only {free_mib} MiB free for {data_dir}; an image needs about {MIN_DISK_MIB} MiB while it is made.",
             "" if free_mib >= MIN_DISK_MIB else "set CADENZA_DATA_DIR to a directory on a larger disk",
         ),
+        _disk_limits(),
         _apt(),
     ]
+
+
+def _disk_limits() -> tuple[str, bool, str, str]:
+    from cadenza.runtime import quota
+
+    why = quota.unable()
+    sentence = f"ephemeral_disk= is taken, but not enforced: {why}." if why else "ephemeral_disk= is enforced."
+    return ("disk limits", not why, sentence, "")
 
 
 def _apt() -> tuple[str, bool, str, str]:

@@ -1,5 +1,7 @@
 """Classes in real containers, and as plain processes: hooks on every way to the end. semantics.md 10, 12.1, 23."""
 
+# ruff: noqa: F811 (fixtures that come from another module)
+
 from __future__ import annotations
 
 import asyncio
@@ -127,7 +129,7 @@ class AnyWorld(LiveWorld):
 
 
 @KINDS
-def test_a_class_enters_works_and_leaves(root: str, home: Path, kind: str) -> None:  # noqa: F811
+def test_a_class_enters_works_and_leaves(root: str, home: Path, kind: str) -> None:
     """12.1: enter, inputs, exit hooks, and only then the end; sync and async methods of one instance."""
 
     async def go() -> None:
@@ -149,7 +151,7 @@ def test_a_class_enters_works_and_leaves(root: str, home: Path, kind: str) -> No
 
 
 @KINDS
-def test_app_stop_cancels_the_input_and_gives_hooks_their_time(root: str, home: Path, kind: str) -> None:  # noqa: F811
+def test_app_stop_cancels_the_input_and_gives_hooks_their_time(root: str, home: Path, kind: str) -> None:
     async def go() -> None:
         async with AnyWorld(home, root, kind) as world:
             one = await world.ready("ta-live1")
@@ -165,7 +167,7 @@ def test_app_stop_cancels_the_input_and_gives_hooks_their_time(root: str, home: 
 
 
 @KINDS
-def test_a_hook_that_hangs_is_killed_at_the_deadline(root: str, home: Path, kind: str) -> None:  # noqa: F811
+def test_a_hook_that_hangs_is_killed_at_the_deadline(root: str, home: Path, kind: str) -> None:
     async def go() -> None:
         async with AnyWorld(home, root, kind) as world:
             one = await world.ready("ta-live1", '{"x":99}')
@@ -180,7 +182,7 @@ def test_a_hook_that_hangs_is_killed_at_the_deadline(root: str, home: Path, kind
 
 
 @KINDS
-def test_preemption_by_sigterm_runs_the_hooks(root: str, home: Path, kind: str) -> None:  # noqa: F811
+def test_preemption_by_sigterm_runs_the_hooks(root: str, home: Path, kind: str) -> None:
     async def go() -> None:
         import signal
 
@@ -198,7 +200,7 @@ def test_preemption_by_sigterm_runs_the_hooks(root: str, home: Path, kind: str) 
     uvloop.run(go())
 
 
-def test_the_servers_end_runs_the_hooks(root: str, home: Path) -> None:  # noqa: F811
+def test_the_servers_end_runs_the_hooks(root: str, home: Path) -> None:
     async def go() -> None:
         world = AnyWorld(home, root, "crun")
         async with world:
@@ -209,7 +211,7 @@ def test_the_servers_end_runs_the_hooks(root: str, home: Path) -> None:  # noqa:
     uvloop.run(go())
 
 
-def test_a_container_that_stops_fetching_gives_back_what_comes_and_ends(root: str, home: Path) -> None:  # noqa: F811
+def test_a_container_that_stops_fetching_gives_back_what_comes_and_ends(root: str, home: Path) -> None:
     """Section 31: what runs goes on to its end."""
     source = MARKS + (
         "import time\nfrom cadenza.runner import slots\nclass C:\n    @part('method')\n    def f(self):\n"
@@ -237,7 +239,7 @@ def test_a_container_that_stops_fetching_gives_back_what_comes_and_ends(root: st
 
 
 @KINDS
-def test_a_terminal_reaches_a_function_by_a_command_in_its_container(root: str, home: Path, kind: str) -> None:  # noqa: F811
+def test_a_terminal_reaches_a_function_by_a_command_in_its_container(root: str, home: Path, kind: str) -> None:
     """Section 23, `run -i`: the relay runs as any other command on a terminal."""
     source = MARKS + (
         "from cadenza.runner import terminal\nclass C:\n    @part('method')\n    def f(self):\n"
