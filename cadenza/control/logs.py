@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import Any, Callable, Iterable, Optional
+import contextlib
+from collections import OrderedDict, deque
+from typing import Any, Callable, Container, Iterable, Optional
 
+from cadenza.base.config import Config
 from cadenza.base.errors import InvalidError, NotFoundError
 from cadenza.control.request import Request
 from cadenza.protocol.frame import CHUNK_BYTES
 from cadenza.protocol.methods import LogBatch, LogEntry, LogQuery
 from cadenza.protocol.nodes import LogChunk
-from cadenza.storage.logs import ENTRY_COST_BYTES, Entry, LogStore
+from cadenza.storage.logs import ENTRY_COST_BYTES, MAX_TOTAL_BYTES, Entry, LogStore, Retention
 
 FOLLOWER_BYTES = 4 << 20
 """What waits for a follower that does not keep up. What comes beyond is left out, and the reader is told how much."""
 BATCH_ENTRIES = 2_000
 MAX_TAIL = 1_000_000
+CONTAINERS_KNOWN = 10_000
+"""Containers that wrote something, with their apps: after their end they can still be named."""
 END_CHECK_S = 0.1
 END_GRACE_S = 0.05
 """How long a follower waits once its app's last container is gone: a node hands over a container's last words before
@@ -55,23 +59,32 @@ class Logs:
     def __init__(
         self,
         store: LogStore,
-        app_id: Callable[[str], str],
+        app_id: Callable[[str, str], str],
         ended: Callable[[str], bool],
         functions: Callable[[str], dict[str, str]],
         containers: Callable[[str], str],
+        variants: Callable[[str], Iterable[str]] = lambda function_id: (),
     ) -> None:
-        """``app_id`` finds an app by id or name, ``ended`` whether it can still write, ``functions`` its names and ids,
-        ``containers`` the app of a container that is there (or an empty string)."""
+        """``app_id(word, environment)`` finds an app by id or name, ``ended`` whether it can still write, ``functions``
+        its names and ids, ``containers`` the app of a container that is there (or an empty string), ``variants`` the
+        ids of a function's variants, or NotFoundError."""
+        self._variants = variants
         self._store = store
         self._app_id = app_id
         self._ended = ended
         self._functions = functions
         self._container_app = containers
         self._followers: dict[str, set[Follower]] = {}
+        self._wrote: OrderedDict[str, str] = OrderedDict()
 
     def add(self, chunks: Iterable[LogChunk]) -> None:
         """Keep output of containers and hand it to followers."""
         kept = self._store.add(chunks)
+        for app_id, entry in kept:
+            if entry.container_id and entry.container_id not in self._wrote:
+                self._wrote[entry.container_id] = app_id
+                if len(self._wrote) > CONTAINERS_KNOWN:
+                    self._wrote.popitem(last=False)
         if self._followers:
             for app_id, entry in kept:
                 for one in self._followers.get(app_id, ()):
@@ -80,7 +93,7 @@ class Logs:
     async def read(self, request: Request[LogQuery]) -> None:
         query = request.body
         app_id = self._which(query)
-        wanted = matcher(query, self._functions(app_id))
+        wanted = matcher(query, self._functions_of(app_id, query))
         follower: Optional[Follower] = None
         if query.follow:
             follower = Follower(app_id, wanted)
@@ -104,19 +117,31 @@ class Logs:
                 if not left:
                     del self._followers[app_id]
 
+    def _functions_of(self, app_id: str, query: LogQuery) -> frozenset[str]:
+        """The ids of the functions whose lines are wanted; none means any."""
+        if not query.function:
+            return frozenset()
+        function_id = self._functions(app_id).get(query.function, query.function)
+        found = {function_id}
+        if query.all_variants:
+            with contextlib.suppress(NotFoundError):  # of an app that has ended only the function itself is known
+                found.update(self._variants(function_id))
+        return frozenset(found)
+
     def _which(self, query: LogQuery) -> str:
         if query.source not in SOURCES:
             raise InvalidError(f"a log's source is stdout, stderr or system, not {query.source[:40]!r}")
         if query.tail < 0 or query.tail > MAX_TAIL:
             raise InvalidError(f"tail must be between 0 and {MAX_TAIL}")
         if query.app:
-            return self._app_id(query.app)
+            return self._app_id(query.app, query.environment)
         if query.container:
-            found = self._container_app(query.container)
+            found = self._container_app(query.container) or self._wrote.get(query.container, "")
             if found:
                 return found
             raise NotFoundError(
-                f"there is no running container {query.container}: name its app too, to read what is kept"
+                f"there is no container {query.container} that ran since the server began: name its app too, to read "
+                "what is kept (cadenza app logs APP --container ID)"
             )
         raise InvalidError("name an app or a container")
 
@@ -191,10 +216,18 @@ class Logs:
             dropped = 0
 
 
-def matcher(query: LogQuery, functions: dict[str, str]) -> Callable[[Entry], Optional[Entry]]:
-    """A filter for ``query``: the entry, or the lines of it that match, or None. Pure."""
+def limits(config: Config) -> Retention:
+    """How much of the logs is kept. InvalidError for limits that keep nothing. Pure."""
+    if config.log_retention_days <= 0 or config.log_max_mib < 1:
+        raise InvalidError("log_retention_days must be above 0 and log_max_mib at least 1")
+    app_bytes = config.log_max_mib << 20
+    return Retention(app_bytes, max(MAX_TOTAL_BYTES, app_bytes), config.log_retention_days * 24 * 3600.0)
+
+
+def matcher(query: LogQuery, functions: Container[str]) -> Callable[[Entry], Optional[Entry]]:
+    """A filter for ``query``: the entry, or the lines of it that match, or None. ``functions``: ids. Pure."""
     fd = SOURCES[query.source]
-    function = functions.get(query.function, query.function)
+    function = query.function
     container, call, since, until = query.container, query.call, query.since, query.until
     search = query.search.encode()
 
@@ -202,7 +235,7 @@ def matcher(query: LogQuery, functions: dict[str, str]) -> Callable[[Entry], Opt
         if (
             (fd is not None and entry.fd != fd)
             or (container and entry.container_id != container)
-            or (function and entry.function_id != function)
+            or (function and entry.function_id not in functions)
             or (call and entry.call_id != call)
             or entry.time < since
             or (until and entry.time > until)

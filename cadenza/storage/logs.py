@@ -62,6 +62,14 @@ class Entry(NamedTuple):
     text: bytes
 
 
+class Retention(NamedTuple):
+    """How much is kept: of one app, of all, and for how long. Bytes as they are stored."""
+
+    app_bytes: int = MAX_APP_BYTES
+    total_bytes: int = MAX_TOTAL_BYTES
+    age_s: float = MAX_AGE_S
+
+
 class _Open:
     """The block of an app that is being filled."""
 
@@ -77,9 +85,15 @@ class LogStore:
     """The logs of all apps. Methods are called on the event loop's thread."""
 
     def __init__(
-        self, root: str, db: Database, now: Callable[[], float], ended: Callable[[str], bool] = lambda app_id: False
+        self,
+        root: str,
+        db: Database,
+        now: Callable[[], float],
+        ended: Callable[[str], bool] = lambda app_id: False,
+        kept: Retention = Retention(),
     ) -> None:
         """``now()`` in epoch seconds; ``ended(app_id)`` whether nothing writes to an app's log any more."""
+        self._kept = kept
         self._root = root
         self._ended = ended
         self._files = asyncio.Lock()
@@ -225,9 +239,13 @@ class LogStore:
     # --- retention ---
 
     async def retain(
-        self, app_bytes: int = MAX_APP_BYTES, total_bytes: int = MAX_TOTAL_BYTES, age_s: float = MAX_AGE_S
+        self, app_bytes: Optional[int] = None, total_bytes: Optional[int] = None, age_s: Optional[float] = None
     ) -> int:
-        """Remove the oldest segments beyond the limits; those being written stay. Returns how many went."""
+        """Remove the oldest segments beyond the limits (None: the store's own); those being written stay unless they
+        are too old. Returns how many went."""
+        app_bytes = self._kept.app_bytes if app_bytes is None else app_bytes
+        total_bytes = self._kept.total_bytes if total_bytes is None else total_bytes
+        age_s = self._kept.age_s if age_s is None else age_s
         rows = await self._db.fetch("log_segments")
         gone = expired_segments(rows, self._written, app_bytes, total_bytes, self._now() - age_s)
         for app_id, segment in gone:
