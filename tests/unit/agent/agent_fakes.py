@@ -178,6 +178,7 @@ class Recorder:
         self.history: list[tuple[str, str]] = []
         self.given: list[Any] = []
         self.chunks: list[nodes.LogChunk] = []
+        self.samples: list[nodes.Usage] = []
         self.objects: dict[str, str] = {}
         self.heard = asyncio.Event()
 
@@ -198,6 +199,10 @@ class Recorder:
 
     def logs(self, chunks: Any) -> None:
         self.chunks += chunks
+        self.heard.set()
+
+    def usage(self, samples: Any) -> None:
+        self.samples += samples
         self.heard.set()
 
     def object_path(self, digest: str) -> Optional[str]:
