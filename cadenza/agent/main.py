@@ -94,6 +94,7 @@ class Agent:
         self.removals = asyncio.Semaphore(REMOVALS_AT_ONCE)
         self._quiet_at = 0.0
         self._ends = asyncio.Event()
+        self._sampler = Sampler(self.stats, control.usage, clock.now, self.fault)
         self._loop: asyncio.AbstractEventLoop
 
     # --- beginning and end ---
@@ -126,6 +127,7 @@ class Agent:
                 await around.close()
             self._drop_lock()
             raise
+        self._sampler.start()
         self._log.info("started", node=self.node_id, runtimes=str(self.info().runtimes))
 
     def _take_lock(self) -> None:
@@ -161,6 +163,7 @@ class Agent:
     async def close(self, keep_containers: bool = False) -> None:
         """End all containers and leave nothing behind. ``keep_containers`` is not offered: nobody could adopt them."""
         self._closing = True
+        await self._sampler.close()
         self._ends.set()
         if self._pool_timer is not None:
             self._pool_timer.cancel()
