@@ -13,6 +13,7 @@ from cadenza.agent import capacity, commands, container, files, pool, steps, sup
 from cadenza.agent.files import Layers
 from cadenza.agent.identities import Identities
 from cadenza.agent.lifecycle import Cell
+from cadenza.agent.stats import Sampler
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
 from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError
