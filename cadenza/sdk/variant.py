@@ -174,9 +174,10 @@ class Derived(Function):  # type: ignore[type-arg]
 
     async def _ready(self) -> Client:
         self._hydrate_here()
-        if not self._hydrated and self._client is None:
-            self._client = self._base._client
-        return await super()._ready()
+        client = self._client or await self._base._ready()
+        if not self._hydrated:
+            await self._find(client)
+        return client
 
     def _prepare_to_travel(self) -> None:
         self._hydrate_here()
