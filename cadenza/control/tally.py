@@ -27,6 +27,9 @@ FORGET_AFTER_S = 3600.0
 FAILED = (
     nodes.CRASHED, nodes.OOM, nodes.INIT_FAILED, nodes.START_TIMEOUT, nodes.RUNTIME_FAILED, nodes.NODE_LOST,
 )  # fmt: skip
+USED = ("cpu", "memory")
+SAMPLED = ("pending", "running", "containers", "creating", *USED)
+"""What is sampled: 0 now, of a function that is gone."""
 
 _log = Log("cadenza.control.tally")
 
@@ -134,16 +137,23 @@ class Tally:
 
     def usage(self, samples: Sequence[Usage]) -> None:
         """What containers use, from their node."""
+        means: dict[tuple[str, str], list[float]] = {}
         for one in samples:
             container = self._cluster.containers.get(one.container_id)
             if container is None:
                 continue
-            mine = self.slice(container.function.function_id)
-            mine.sample("memory", one.memory_bytes)
+            function_id = container.function.function_id
+            means.setdefault((function_id, "memory"), []).append(one.memory_bytes)
             before = self._used.get(one.container_id)
             self._used[one.container_id] = (one.time, one.cpu_s)
             if before is not None and one.time > before[0] and one.cpu_s >= before[1]:
-                mine.sample("cpu", (one.cpu_s - before[1]) / (one.time - before[0]))
+                cores = (one.cpu_s - before[1]) / (one.time - before[0])
+                means.setdefault((function_id, "cpu"), []).append(cores)
+        for (function_id, name), values in means.items():
+            mine = self.slice(function_id)
+            for value in values:
+                mine.sample(name, value)
+            mine.sums[name][3] = sum(values) / len(values)  # what it uses now: the mean of its containers
 
     def sample(self) -> None:
         """How much waits and runs, each `SAMPLE_EVERY_S`. Called about once a second."""
@@ -199,12 +209,15 @@ class Tally:
 
     def totals(self) -> list[tuple[Label, Slice]]:
         """Everything since the server began, for each function; those that were busy last come first."""
-        found = sorted(self._live.values(), key=lambda live: -live.seen_at)
-        return [(live.label, _sum(live)) for live in found]
+        found = sorted(self._live.items(), key=lambda row: -row[1].seen_at)
+        return [(live.label, self._whole(name, live)) for name, live in found]
 
-
-def _sum(live: _Live) -> Slice:
-    whole = Slice()
-    whole.merge(live.total)
-    whole.merge(live.slice)
-    return whole
+    def _whole(self, function_id: str, live: _Live) -> Slice:
+        whole = Slice()
+        whole.merge(live.total)
+        whole.merge(live.slice)
+        function = self._cluster.functions.get(function_id)
+        for name in SAMPLED if function is None else USED if not function.containers else ():
+            if name in whole.sums:
+                whole.sums[name][3] = 0.0
+        return whole
