@@ -7,9 +7,24 @@ from typing import Any, Callable, Mapping, Sequence
 from cadenza import runner
 from cadenza.agent import variables
 from cadenza.agent.rootfs import Paths
+from cadenza.base.resources import Resources
 from cadenza.protocol.nodes import ContainerSpec
 from cadenza.protocol.objects import FileEntry, FunctionSpec
 from cadenza.runtime.driver import ContainerConfig, Limits, Mount
+
+
+PIDS_LIMIT = 16_384
+"""Processes and threads in one container."""
+
+
+def limits(resources: Resources) -> Limits:
+    """What the cgroup is told. A memory request without a limit may use what the machine has to spare."""
+    return Limits(
+        cpu_milli=resources.cpu_milli,
+        cpu_limit_milli=resources.cpu_limit_milli,
+        memory_limit_mib=resources.memory_limit_mib,
+        pids_limit=PIDS_LIMIT,
+    )
 
 
 def isolated_config(
@@ -21,6 +36,7 @@ def isolated_config(
     netns: str,
     mounts: Sequence[Mount],
     id_base: int = 0,
+    gpus: tuple[str, ...] = (),
 ) -> ContainerConfig:
     """A runner in a container with a root file system of its own."""
     support = [Mount(lib, variables.LIB, read_only=True), Mount(paths.run, variables.SUPPORT, read_only=True)]
@@ -34,6 +50,7 @@ def isolated_config(
         limits=limits,
         netns=netns,
         id_base=id_base,
+        gpus=gpus,
     )
 
 

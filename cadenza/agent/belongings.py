@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Awaitable, Container, Optional
+from typing import TYPE_CHECKING, Awaitable, Container, Optional, Sequence
 
 from cadenza.agent import rootfs
+from cadenza.agent.gpus import Card
 from cadenza.base.errors import Error
+from cadenza.base.resources import Gpu
 from cadenza.runtime.driver import Driver
 from cadenza.runtime.ids import ID_COUNT, IdRange
 from cadenza.runtime.network import Namespace
@@ -22,6 +24,7 @@ class Belongings:
     def __init__(self, site: Site, cell_id: str, driver: Driver) -> None:
         self.lease: Optional[Namespace] = None
         self.ids: Optional[IdRange] = None
+        self.cards: list[Card] = []
         self._site = site
         self._cell_id = cell_id
         self._driver = driver
@@ -36,6 +39,10 @@ class Belongings:
         """Ids of its own, where containers have them."""
         if self._identities is not None:
             self.ids = await self._identities.take()
+
+    def take_cards(self, wishes: Sequence[Gpu]) -> None:
+        """GPUs of its own. ServiceError when others have them."""
+        self.cards = self._site.cards.take(self._cell_id, wishes)
 
     @property
     def uids(self) -> Optional[Container[int]]:
@@ -55,6 +62,8 @@ class Belongings:
             # Nobody is left in there. At once, since the next start may have it all.
             await self._try(self._release(True))
             self._give_ids_back()
+        if ended:
+            self._site.cards.give_back(self._cell_id)
         await self._site.lull()
         async with self._site.removals:
             whole = await self._try(self._delete(created))
@@ -74,6 +83,7 @@ class Belongings:
     async def _delete(self, created: bool) -> None:
         if created:
             await self._driver.delete(self._cell_id)
+        self._site.cards.give_back(self._cell_id)
         # Not if that failed: a process may be left that has these ids.
         self._give_ids_back()
 

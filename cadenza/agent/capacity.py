@@ -1,13 +1,11 @@
-"""What this machine has for containers: cores, memory, disk, GPUs, from /proc and the agent's own cgroup."""
+"""What this machine has for containers: cores, memory, disk, from /proc and the agent's own cgroup."""
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 import shutil
 
-from cadenza.base.resources import GPU_TYPES, Resources
+from cadenza.base.resources import Resources
 
 CPU_OVERCOMMIT = 4
 """Requests may add up to so many times the cores: most containers wait most of the time, and shares decide the rest."""
@@ -54,30 +52,3 @@ def measure(data_dir: str) -> Resources:
         memory_mib=max(128, memory - spared),
         disk_mib=int(free * (1 - DISK_SHARE)),
     )
-
-
-def gpu_type(model: str) -> str:
-    """A driver's name for a card (``NVIDIA A100-SXM4-80GB``) as users write it; empty for one they cannot."""
-    words = set(re.split(r"[^A-Z0-9]+", model.upper()))
-    if "A100" in words:
-        return "A100-80GB" if "80GB" in words else "A100-40GB"
-    if "RTX" in words and "PRO" in words and "6000" in words:
-        return "RTX-PRO-6000"
-    if "A10G" in words:
-        return "A10"
-    return next((kind for kind in GPU_TYPES if kind in words), "")
-
-
-def gpus() -> dict[str, int]:
-    """The NVIDIA cards of this machine by type."""
-    found: dict[str, int] = {}
-    for path in glob.glob("/proc/driver/nvidia/gpus/*/information"):
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                model = next((line.partition(":")[2].strip() for line in file if line.startswith("Model:")), "")
-        except OSError:
-            continue
-        kind = gpu_type(model)
-        if kind:
-            found[kind] = found.get(kind, 0) + 1
-    return found

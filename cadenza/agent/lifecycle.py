@@ -8,13 +8,14 @@ import signal
 import socket
 from typing import Any, Coroutine, Optional, Sequence
 
-from cadenza.agent import attachment, bridge, container, files, variables
+from cadenza.agent import attachment, bridge, container, files, gpus, variables
 from cadenza.agent.belongings import Belongings
 from cadenza.agent.container import Life
 from cadenza.agent.doors import CLIENT, LANE, RUNNER, Door
 from cadenza.agent.phases import Phases
 from cadenza.agent.pipes import Pipe
 from cadenza.agent.site import Site
+from cadenza.base.config import node_labels
 from cadenza.base.errors import Error
 from cadenza.base.resources import Resources
 from cadenza.protocol import calls
@@ -24,24 +25,12 @@ from cadenza.protocol.nodes import ContainerReport, ContainerSpec, LogChunk
 from cadenza.protocol.objects import FileEntry
 from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, RuntimeFault, Stdio
 
-PIDS_LIMIT = 16_384
-"""Processes and threads in one container."""
 LAST_WORDS_LIMIT_S = 0.5
 """How long after the end of the first process its pipes and its connection may still bring something."""
 STRANGERS = 4
 """Connections that may wait for a hello at once; more are closed."""
 UNDO_LIMIT_S = 30.0
 """How long the end of a container waits for a step of its own start to come back."""
-
-
-def limits(resources: Resources) -> Limits:
-    """What the cgroup is told. A memory request without a limit may use what the machine has to spare."""
-    return Limits(
-        cpu_milli=resources.cpu_milli,
-        cpu_limit_milli=resources.cpu_limit_milli,
-        memory_limit_mib=resources.memory_limit_mib,
-        pids_limit=PIDS_LIMIT,
-    )
 
 
 class Cell(bridge.Host):
@@ -166,6 +155,8 @@ class Cell(bridge.Host):
         if spec is not None and not files.inline(spec.function.files):
             self.layer = await asyncio.to_thread(self.site.layers.ensure, spec.function.files)
         await self._limit_disk()
+        if spec is not None and spec.gpus:
+            self.owned.take_cards(spec.gpus)
         if self.isolated:
             lowers = self.site.store.lowerdirs(self.image_id)
             await self.owned.take_ids()
@@ -212,16 +203,18 @@ class Cell(bridge.Host):
         image = site.store.image(self.image_id)
         env = image.env if image is not None else {}
         lib = site.library(self.image_id)
-        most = limits(self.spec.function.resources if self.spec is not None else Resources(cpu_milli=1000))
+        most = attachment.limits(self.spec.function.resources if self.spec is not None else Resources(cpu_milli=1000))
         if not self.isolated:
             path = os.environ.get("PATH", variables.DEFAULT_PATH)
             python = site.python(self.image_id)
-            return attachment.bare_config(self.cell_id, self.paths, lib, env, most, python, path)
+            mine = {**env, **gpus.variables(self.owned.cards)}
+            return attachment.bare_config(self.cell_id, self.paths, lib, mine, most, python, path)
         netns, mounts = "", []
         if self.owned.lease is not None:
             netns, mounts = self.owned.lease.path, site.name_mounts()
         id_base = self.owned.ids.base if self.owned.ids is not None else 0
-        return attachment.isolated_config(self.cell_id, self.paths, lib, env, most, netns, mounts, id_base)
+        cards = gpus.devices(self.owned.cards)
+        return attachment.isolated_config(self.cell_id, self.paths, lib, env, most, netns, mounts, id_base, cards)
 
     async def _create(self) -> None:
         self._pipes = [Pipe(lambda data: self._raw(1, data)), Pipe(lambda data: self._raw(2, data))]
@@ -269,7 +262,8 @@ class Cell(bridge.Host):
 
     def _function_env(self, spec: ContainerSpec) -> dict[str, str]:
         site = self.site
-        return variables.of_function(spec, spec.environment, site.node_id, self.driver.name, site.cores)
+        labels = node_labels(site.config.node_labels)
+        return variables.of_function(spec, spec.environment, site.node_id, self.driver.name, site.cores, labels)
 
     def _copy_files(self, entries: Sequence[FileEntry]) -> None:
         for one in entries:
@@ -291,7 +285,7 @@ class Cell(bridge.Host):
         self.life.startup_s = spec.function.startup_timeout_s
         self.site.adopted(self)
         self.phases.adopt(spec)
-        self._task(self._limit(limits(spec.function.resources)))
+        self._task(self._limit(attachment.limits(spec.function.resources)))
         self.dispatch(container.Adopt())
 
     async def _limit(self, new: Limits) -> None:

@@ -9,13 +9,13 @@ import socket
 from collections import Counter, deque
 from typing import Callable, Optional, Sequence
 
-from cadenza.agent import capacity, commands, container, files, pool, steps, support, surroundings, variables
+from cadenza.agent import capacity, commands, container, files, gpus, pool, steps, support, surroundings, variables
 from cadenza.agent.files import Layers
 from cadenza.agent.identities import Identities
 from cadenza.agent.lifecycle import Cell
 from cadenza.agent.stats import Sampler
 from cadenza.base.clock import Clock
-from cadenza.base.config import Config
+from cadenza.base.config import Config, node_labels
 from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.base.resources import Resources
@@ -68,6 +68,7 @@ class Agent:
         self.lib = self._shown_libs = ""
         self.node_id = ""
         self.cores = capacity.cores()
+        self.cards = gpus.Cards()
         self._ids = ids
         self._given = around
         self._around: surroundings.Surroundings
@@ -123,6 +124,10 @@ class Agent:
                 self.trouble(text)
             await asyncio.to_thread(self.layers.trim, ())
             self._capacity = capacity.measure(self.config.data_dir)
+            cards, trouble = await asyncio.to_thread(gpus.detect)
+            self.cards = gpus.Cards(cards)
+            if trouble:
+                self.trouble(trouble)
         except BaseException:
             if around is not None:
                 await around.close()
@@ -186,7 +191,8 @@ class Agent:
     def info(self) -> NodeInfo:
         """What this machine has, and which runtime gives which level of isolation."""
         runtimes = {level: driver.name for level, driver in self._around.drivers.items()}
-        return NodeInfo(self.node_id, self._capacity, capacity.gpus(), {"hostname": socket.gethostname()}, runtimes)
+        labels = {"hostname": socket.gethostname(), **node_labels(self.config.node_labels)}
+        return NodeInfo(self.node_id, self._capacity, self.cards.types, labels, runtimes)
 
     # --- the desired state ---
 

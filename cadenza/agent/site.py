@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Callable, Optional, Protocol
 
 from cadenza.agent.bare import BareImages
 from cadenza.agent.files import Layers
+from cadenza.agent.gpus import Cards
 from cadenza.agent.identities import Identities
 from cadenza.agent.surroundings import Networks
 from cadenza.base.clock import Clock
@@ -31,6 +32,7 @@ class Site(Protocol):
     removals: asyncio.Semaphore
     """How many ended containers are taken away at once."""
     layers: Layers
+    cards: Cards
     containers_dir: str
     node_id: str
     cores: int

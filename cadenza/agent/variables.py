@@ -32,7 +32,9 @@ def base(image: Mapping[str, str], home: str = HOME, support: str = SUPPORT) -> 
     }
 
 
-def of_function(spec: ContainerSpec, environment: str, node_id: str, runtime: str, cores: int) -> dict[str, str]:
+def of_function(
+    spec: ContainerSpec, environment: str, node_id: str, runtime: str, cores: int, labels: Mapping[str, str]
+) -> dict[str, str]:
     """What the attach frame adds: threads by the CPU request, over it secrets and ``env=``, on top reserved names."""
     threads = str(max(1, min(cores, math.ceil(spec.function.resources.cpu_milli / 1000))))
     reserved = {
@@ -42,8 +44,8 @@ def of_function(spec: ContainerSpec, environment: str, node_id: str, runtime: st
         "ENVIRONMENT": environment,
         "APP_ID": spec.app_id,
         "FUNCTION_ID": spec.function_id,
-        "CLOUD_PROVIDER": "local",
-        "REGION": "local",
+        "CLOUD_PROVIDER": labels.get("cloud", "local"),
+        "REGION": labels.get("region", "local"),
         "FUNCTION_RUNTIME": runtime,
         "IS_REMOTE": "1",
     }

@@ -65,6 +65,8 @@ class Config:
     """Base address of an OpenTelemetry collector (OTLP over HTTP); empty: none. Needs cadenza[otel]."""
     otel_traces: bool = False
     """Whether inputs are sent to the collector as spans too."""
+    node_labels: str = ""
+    """What this machine is, for ``region=`` and ``cloud=`` of functions: ``region=home,cloud=local,zone=cellar``."""
     data_dir: str = ""
     state_dir: str = ""
     runtime_dir: str = ""
@@ -94,6 +96,21 @@ _CHOICES = {
     "durability": ("process", "power"),
     "metrics_prefix": ("modal", "cadenza"),
 }
+
+
+LABELS = {"cloud": "local", "region": "local", "zone": "local"}
+"""A machine's labels where its configuration does not say."""
+
+
+def node_labels(text: str) -> dict[str, str]:
+    """The labels of ``Config.node_labels``, over `LABELS`. ValueError says what is wrong."""
+    found = dict(LABELS)
+    for one in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in one.partition("="))
+        if not equals or not name or not value:
+            raise ValueError(f"{one!r} is no label: write name=value, with commas between them")
+        found[name] = value
+    return found
 
 
 def _directories(environ: Mapping[str, str]) -> dict[str, str]:
@@ -152,6 +169,8 @@ def _convert(name: str, kind: str, raw: Any) -> Any:
         return float(raw)
     if kind == "Optional[float]":
         return None if raw.strip().lower() in ("", "none") else float(raw)
+    if name == "node_labels":
+        node_labels(raw)
     if name in _CHOICES and raw not in _CHOICES[name]:
         raise ValueError("must be one of " + ", ".join(_CHOICES[name]))
     return raw

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, Sequence
 
 from cadenza.base.errors import AlreadyExistsError, InvalidError, NotFoundError
-from cadenza.runtime import rootless
+from cadenza.runtime import cdi, rootless
 from cadenza.runtime.cgroup import KILL_LIMIT_S, Cgroup, Hierarchy
 from cadenza.runtime.driver import (
     HOST_NETWORK,
@@ -205,12 +205,17 @@ class OciDriver:
             nested=self._nested,
             open_files=min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
+        if config.gpus:
+            edits = cdi.find(config.gpus)
+            cdi.apply(spec, edits, {path: cdi.numbers(path) for path in cdi.paths(edits)})
         container = self._add(config.container_id, bundle)
         try:
             with open(os.path.join(bundle, "config.json"), "w", opener=_private) as file:
                 file.write(json.dumps(spec))  # json.dump would do it in Python, for 2 ms
             container.cgroup.create(config.limits)
-            argv = [*self._dialect.base(container.folder, self._dialect.network(config.netns)), "run", "--detach"]
+            argv = self._dialect.base(container.folder, self._dialect.network(config.netns))
+            argv += ["--nvproxy"] if config.gpus and self._dialect.is_runsc else []
+            argv += ["run", "--detach"]
             argv += ["--bundle", bundle, "--pid-file", os.path.join(container.folder, "pid"), config.container_id]
             async with self._launcher.gate:
                 self._starting += 1

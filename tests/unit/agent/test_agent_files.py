@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cadenza.agent import capacity, files, rootfs, support, variables
+from cadenza.agent import capacity, files, gpus, rootfs, support, variables
 from cadenza.base.errors import NotFoundError
 from cadenza.fs.images import StepRun
 from cadenza.protocol.objects import FileEntry
@@ -106,7 +106,7 @@ def test_capacity_leaves_a_share_to_the_system(tmp_path: Path) -> None:
     ],
 )
 def test_gpu_models_in_the_words_of_users(model: str, kind: str) -> None:
-    assert capacity.gpu_type(model) == kind
+    assert gpus.gpu_type(model) == kind
 
 
 def test_image_variables_are_lowest_but_above_defaults() -> None:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cadenza.base.config import Config, load
+from cadenza.base.config import Config, load, node_labels
 from cadenza.base.errors import InvalidError
 
 
@@ -80,3 +80,12 @@ def test_throttling_may_be_without_end(tmp_path) -> None:
 def test_defaults_are_those_of_the_specification() -> None:
     defaults = Config()
     assert (defaults.logs_timeout, defaults.heartbeat_interval, defaults.loglevel) == (10, 15, "WARNING")
+
+
+def test_labels_of_this_machine_are_read_once_and_faults_are_named() -> None:
+    assert node_labels("") == {"cloud": "local", "region": "local", "zone": "local"}
+    assert node_labels("region=home, rack = 3") == {
+        "cloud": "local", "region": "home", "zone": "local", "rack": "3",
+    }  # fmt: skip
+    with pytest.raises(InvalidError, match=r"CADENZA_NODE_LABELS='home': 'home' is no label: write name=value"):
+        load({"CADENZA_HOME": "/tmp/x", "CADENZA_NODE_LABELS": "home"})
