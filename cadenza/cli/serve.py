@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -70,7 +71,7 @@ def serve(
 
 
 async def changes(watched: Any) -> AsyncIterator[set[str]]:
-    """Sets of paths that changed, those that came together together."""
+    """An empty set once it watches; then sets of paths that changed, those that came together together."""
     from watchfiles import awatch
 
     directories = watched.directories()
@@ -84,8 +85,16 @@ async def changes(watched: Any) -> AsyncIterator[set[str]]:
         recursive=False,
         ignore_permission_denied=True,
     )
-    async for batch in found:
-        yield {path for _, path in batch}
+    first = asyncio.ensure_future(found.__anext__())
+    try:
+        await asyncio.sleep(0)  # by then it watches
+        yield set()
+        yield {path for _, path in await first}
+        async for batch in found:
+            yield {path for _, path in batch}
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
 
 
 # --- the process of one version ---

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Optional, Sequence
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from cadenza.sdk.app import App
     from cadenza.sdk.client import Client
     from cadenza.sdk.output import OutputSink
+    from cadenza.sdk.source import LocalFile
 
 KILL_WAIT_S = 5.0
 """How long a child that is not wanted any more may take to end."""
+COARSE_NS = 10_000_000
+"""By how much a file's time may be behind the clock."""
 FINISH_DEADLINE_S = 15.0
 MAX_LINE_BYTES = 16 << 20
 """Of what a child says: the paths of a large program's files."""
@@ -54,6 +58,17 @@ class Watched:
             return False
         return os.path.dirname(path) in self.trees
 
+    def listing(self) -> dict[str, list[str]]:
+        """What is in ``trees`` now, as far as it matters: directory to names."""
+        found = {}
+        for tree in self.trees:
+            try:
+                names = os.listdir(tree)
+            except OSError:
+                names = []
+            found[tree] = sorted(one for one in names if self.concerns(os.path.join(tree, one)))
+        return found
+
 
 @dataclass(frozen=True)
 class Described:
@@ -62,6 +77,8 @@ class Described:
     title: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     watched: Watched = field(default_factory=Watched)
+    listing: dict[str, list[str]] = field(default_factory=dict)
+    """`Watched.listing` before anything was published."""
 
 
 # --- in the child ---
@@ -104,12 +121,22 @@ def watched(app: Optional[App], program: str) -> Watched:
                 trees.update(os.path.dirname(path) for path in mounted)
         for link in one.image()._links:
             if isinstance(link, recipe.Mount):
-                paths = [each.local for each in link.list()]
-                trees.update(os.path.dirname(path) for path in paths if link.name != "add_local_file")
+                listed = link.list()
+                files.update(os.path.abspath(each.local) for each in listed)
+                trees.update(
+                    os.path.dirname(os.path.abspath(each.local)) for each in listed if _has_peers(link.name, each)
+                )
             else:
-                paths = [each.local for each in link.make()[1]]
-            files.update(os.path.abspath(path) for path in paths)
+                files.update(os.path.abspath(each.local) for each in link.make()[1])
     return Watched(tuple(sorted(files)), tuple(sorted(trees)))
+
+
+def _has_peers(method: str, file: LocalFile) -> bool:
+    """Whether a new file beside this one would be mounted too."""
+    from cadenza.sdk.source import ROOT
+
+    module = method == "add_local_python_source" and os.path.dirname(file.remote) == ROOT
+    return method != "add_local_file" and not module
 
 
 class Report:
@@ -132,7 +159,8 @@ class Report:
 def describe(app: App, name: str, program: str) -> Described:
     """What the parent needs to know before it publishes."""
     title = name or app.name or os.path.basename(program) or "app"
-    return Described(title, dict(app._tags), watched(app, program))
+    seen = watched(app, program)
+    return Described(title, dict(app._tags), seen, seen.listing())
 
 
 # --- in the parent ---
@@ -181,7 +209,10 @@ class Child:
             return Described()
         seen = line.pop("watched", {})
         return Described(
-            line.get("title", ""), line.get("tags", {}), Watched(tuple(seen["files"]), tuple(seen["trees"]))
+            line.get("title", ""),
+            line.get("tags", {}),
+            Watched(tuple(seen["files"]), tuple(seen["trees"])),
+            line.get("listing", {}),
         )
 
     async def publish(self, app_id: str) -> Optional[int]:
@@ -209,7 +240,7 @@ class Child:
 
 
 Changes = Callable[[Watched], AsyncIterator["set[str]"]]
-"""Gives sets of paths that changed, as long as it is asked."""
+"""Gives an empty set once it watches, then sets of paths that changed, as long as it is asked."""
 
 
 class Serving:
@@ -234,6 +265,11 @@ class Serving:
         self._sink = sink
         self._app_id = ""
         self._watched = Watched()
+        self._listing: dict[str, list[str]] = {}
+        self._began_ns = 0
+        """When the last version began to be read."""
+        self._acted: dict[str, int] = {}
+        """Files and the time of their last change for which a version was made."""
 
     async def run(self, timeout_s: Optional[float]) -> bool:
         """Serve until cancelled, until ``timeout_s`` has passed, or until the app is stopped elsewhere. False when the
@@ -317,18 +353,36 @@ class Serving:
     async def _change(self) -> set[str]:
         watched = self._watched
         async for paths in self._changes(watched):
-            found = {one for one in paths if watched.concerns(one)}
+            found = {one for one in paths if watched.concerns(one)} if paths else self._missed()
             if found:
+                for one in found:
+                    self._acted[one] = _changed_ns(one)
                 return found
         await asyncio.Event().wait()  # nothing is watched any more: only Ctrl-C is left
         raise AssertionError
 
+    def _missed(self) -> set[str]:
+        """What changed since the last version began to be read and before it was watched."""
+        found = set()
+        for path in self._watched.files:
+            changed_ns = _changed_ns(path)
+            if changed_ns >= self._began_ns - COARSE_NS and self._acted.get(path) != changed_ns:
+                found.add(path)
+        now = self._watched.listing()
+        for tree, before in self._listing.items():
+            for name in set(before) ^ set(now.get(tree, ())):
+                found.add(os.path.join(tree, name))
+        self._listing = now
+        return found
+
     async def _version(self) -> Served:
         """Import and publish what the files say now."""
+        self._began_ns = time.time_ns()
         child = await self._start()
         try:
             described = await child.described()
             if described.watched.files:
+                self._listing = described.listing
                 self._watched = _merged(self._watched, described.watched, bool(described.title))
             if not described.title:
                 return Served(described)
@@ -347,6 +401,13 @@ def _merged(before: Watched, now: Watched, whole: bool) -> Watched:
     if whole:
         return now
     return Watched(tuple(sorted({*before.files, *now.files})), tuple(sorted({*before.trees, *now.trees})))
+
+
+def _changed_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _functions(count: int) -> str:
