@@ -30,7 +30,7 @@ from cadenza.control.appstate import (
     overdue,
 )
 from cadenza.control.calls import Calls
-from cadenza.control.declared import MAX_NAME_CHARS, check_app_name, check_budget, check_tags
+from cadenza.control.declared import MAX_NAME_CHARS, check_app_name, check_budget, check_tags, functions_of
 from cadenza.control.functions import Function, Functions
 from cadenza.control.request import Caller, Request
 from cadenza.observe.log import Log
@@ -68,8 +68,8 @@ class Apps:
         self._apps: dict[str, App] = {}
         self._naming: dict[tuple[str, str], asyncio.Lock] = {}
         self.on_change: List[Callable[[App, bool], None]] = []
-        """Called with a deployed app after its functions have changed, and with True when that was a deploy (or
-        rollback, rollover, promotion) and not its end. `functions.declared` has what it declares now."""
+        """Called with an app after its functions have changed, and with True when that was a deploy (or rollback,
+        rollover, promotion, publishing) and not its end. `functions.declared` has what it declares now."""
 
     async def start(self) -> None:
         """Load what was there: deployed and detached apps go on, ephemeral ones lost their client with the last
@@ -118,7 +118,8 @@ class Apps:
         if app.state == DEPLOYED:
             raise ConflictError(f"the app {app.name} is deployed: use app.deploy")
         self._seen(app, request.caller.connection_id)
-        specs: Sequence[FunctionSpec] = await self.functions.admit(request.body.functions, app.environment)
+        asked = await asyncio.to_thread(functions_of, request.body.functions, request.payload)
+        specs: Sequence[FunctionSpec] = await self.functions.admit(asked, app.environment)
         async with app.changing:
             app = self._alive(app.app_id)
             change = self.functions.plan(app.app_id, specs, app.version, self.who(request.caller))
@@ -133,6 +134,7 @@ class Apps:
             self.functions.apply(app.place, change, strategy="recreate")
             if app.state == INITIALIZING:
                 appstate.move(app, state)
+            self.changed(app, True)
         return AppPublished(dict(change.layout))
 
     async def heartbeat(self, request: Request[AppRef]) -> Empty:
@@ -237,7 +239,7 @@ class Apps:
         self._apps[app.app_id] = app
 
     def changed(self, app: App, redeployed: bool) -> None:
-        """Tell who wants to know that a deployed app has other functions now."""
+        """Tell who wants to know that an app has other functions now."""
         for one in self.on_change:
             try:
                 one(app, redeployed)
@@ -352,12 +354,10 @@ class Apps:
         async with app.changing:
             if app.state == STOPPED:
                 return
-            was_deployed = app.state == DEPLOYED
             self.functions.end(app.app_id)
             self._calls.remove_app(app.app_id, reason)
             await self._save(app, reason)
-        if was_deployed:
-            self.changed(app, False)
+        self.changed(app, False)
 
     async def _save(self, app: App, reason: str) -> None:
         """It is stopped. What its functions were goes, and their secrets with it: nothing reads it again."""

@@ -28,7 +28,7 @@ HELLO_LIMIT_S = 10.0
 MAX_OPEN_REQUESTS = 10_000
 MAX_OPEN_BYTES = 256 << 20
 """Payloads of one connection's open requests together; what is larger than a frame goes over the lane."""
-WITH_VALUES = frozenset(("call.run", "call.generate", "call.spawn", "object.put"))
+WITH_VALUES = frozenset(("call.run", "call.generate", "call.spawn", "object.put", "app.publish", "app.deploy"))
 """Methods whose request has a payload. (Of streams both ways the items have.)"""
 WRITE_HIGH_BYTES = 4 << 20
 """With more than this unsent, streams wait and the connection is not read from."""

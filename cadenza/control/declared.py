@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from typing import Mapping, Optional, Sequence
 
 import msgspec
 
 from cadenza.base.errors import DataLossError, InvalidError
 from cadenza.protocol.objects import BudgetSpec, FunctionSpec, RetryPolicy
+from cadenza.protocol.packed import MAX_UNPACKED_BYTES, Packed
+from cadenza.scheduling import cron
 
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 86_400.0
 MIN_WINDOW_S, MAX_WINDOW_S = 2.0, 3_600.0
@@ -28,6 +31,7 @@ _WORD = re.compile(r"[A-Za-z0-9._-]+")
 _APP_ID = re.compile(r"ap-[A-Za-z0-9]{22}")
 
 _decode_spec = msgspec.json.Decoder(FunctionSpec).decode
+_decode_packed = msgspec.json.Decoder(Packed).decode
 
 
 def read_spec(name: str, raw: str) -> FunctionSpec:
@@ -38,6 +42,30 @@ def read_spec(name: str, raw: str) -> FunctionSpec:
         raise DataLossError(
             f"what was kept of the function {name[:MAX_NAME_CHARS]} cannot be read: run the app again ({error})"
         ) from None
+
+
+def unpack(data: bytes) -> tuple[FunctionSpec, ...]:
+    """What `packed.pack` made. DataLossError for what is none."""
+    reader = zlib.decompressobj()
+    try:
+        text = reader.decompress(data, MAX_UNPACKED_BYTES)
+        if not reader.eof:
+            raise DataLossError(f"packed functions are cut short, or are over {MAX_UNPACKED_BYTES >> 20} MiB")
+        return _decode_packed(text).unpacked()
+    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, IndexError) as error:
+        raise DataLossError(f"packed functions cannot be read: {error}") from None
+
+
+def functions_of(functions: Sequence[FunctionSpec], payload: bytes) -> Sequence[FunctionSpec]:
+    """The functions of a request: of its body, or packed as its payload. InvalidError for both and for bad bytes."""
+    if not payload:
+        return functions
+    if functions:
+        raise InvalidError("functions are in the body or in the payload, not in both")
+    try:
+        return unpack(payload)
+    except DataLossError as error:
+        raise InvalidError(str(error)) from None
 
 
 def check_app_name(name: str) -> None:
@@ -128,7 +156,15 @@ def _fault(spec: FunctionSpec, seen: set[str]) -> str:
         return "cpu and memory must be positive"
     if spec.isolation not in ("", "standard", "strong"):
         return f"isolation must be standard or strong, not {spec.isolation[:40]!r}"
-    return ""
+    return _schedule_fault(spec)
+
+
+def _schedule_fault(spec: FunctionSpec) -> str:
+    """The server reads the line, not the client (semantics.md section 15)."""
+    text = spec.options.get("schedule", "")
+    if text and spec.methods:
+        return "a class has no schedule: give it to a function that calls the class's method"
+    return cron.fault(text, 0.0)
 
 
 def _retries_fault(retries: RetryPolicy) -> str:

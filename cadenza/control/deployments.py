@@ -12,18 +12,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any, AsyncIterator, Iterable, Optional, Sequence
 
 import msgspec
 
 from cadenza.base.clock import Clock
-from cadenza.base.errors import ConflictError, DataLossError, InvalidError, NotFoundError
+from cadenza.base.errors import ConflictError, InvalidError, NotFoundError
 from cadenza.control.apps import Apps
 from cadenza.control.appstate import DEPLOYED, App, budget_text, read_budget
 from cadenza.control.calls import Calls
-from cadenza.control.declared import check_app_name, check_budget, check_tags
+from cadenza.control.declared import check_app_name, check_budget, check_tags, functions_of, unpack
 from cadenza.control.functions import Functions
 from cadenza.control.request import Request
 from cadenza.control.access import Access
@@ -44,46 +43,19 @@ from cadenza.protocol.deployments import (
     NamedApp,
 )
 from cadenza.protocol.method import READ
-from cadenza.protocol.objects import BudgetSpec, FileEntry, FunctionSpec, to_json
+from cadenza.protocol.objects import BudgetSpec, FunctionSpec, to_json
+from cadenza.protocol.packed import pack
 from cadenza.storage.db import Database, Transaction
 
 VERSIONS_KEPT = 100
 """Of each app; besides, the version in force is always kept."""
 RECREATE_POLL_S = 0.05
 MAX_GIT_CHARS = 2_000
-MAX_PACKED_BYTES = 1 << 30
-"""What the functions of one version may take, unpacked."""
 
 _GIT_FIELDS = ("commit", "branch", "repository", "author", "message")
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """The functions of a version: lists of files, each once, and specs that name theirs by number."""
-
-    files: tuple[tuple[FileEntry, ...], ...]
-    specs: tuple[tuple[FunctionSpec, int], ...]
-
-
-_decode_packed = msgspec.json.Decoder(_Packed).decode
 _decode_git = msgspec.json.Decoder(GitInfo).decode
-
-
-def pack(specs: Sequence[FunctionSpec]) -> bytes:
-    """The functions of a version as they are kept."""
-    numbers: dict[tuple[FileEntry, ...], int] = {}
-    rows = tuple((replace(one, files=()), numbers.setdefault(one.files, len(numbers))) for one in specs)
-    return zlib.compress(to_json(_Packed(tuple(numbers), rows)).encode(), 6)
-
-
-def unpack(data: bytes) -> tuple[FunctionSpec, ...]:
-    """The inverse of `pack`. DataLossError for what is none."""
-    try:
-        text = zlib.decompressobj().decompress(data, MAX_PACKED_BYTES)
-        packed = _decode_packed(text)
-        return tuple(replace(one, files=packed.files[number]) for one, number in packed.specs)
-    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, IndexError) as error:
-        raise DataLossError(f"what was kept of this version cannot be read: deploy the app again ({error})") from None
 
 
 def fingerprint(specs: Sequence[FunctionSpec], budget: Optional[BudgetSpec]) -> str:
@@ -153,7 +125,8 @@ class Deployments:
             "staged" if body.staged else "deploy", 0, by, body.tag, body.strategy, _cut(body.git),
             body.client_version[:50],
         )  # fmt: skip
-        specs = await self._functions.admit(body.functions, environment)
+        asked = await asyncio.to_thread(functions_of, body.functions, request.payload)
+        specs = await self._functions.admit(asked, environment)
         async with self._apps.naming(environment, body.name):
             app = self._apps.deployed(body.name, environment)
             if app is None:

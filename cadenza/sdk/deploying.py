@@ -27,6 +27,7 @@ from cadenza.protocol.functions import FunctionList
 from cadenza.protocol.methods import AppRef
 from cadenza.protocol.objects import AppInfo as Known
 from cadenza.protocol.objects import FunctionSpec
+from cadenza.protocol.packed import sendable
 from cadenza.sdk import git, output, publish, source
 from cadenza.sdk.context_api import container, current_input_id
 from cadenza.sdk.declaration import Declaration
@@ -66,9 +67,10 @@ async def deploy(
     shown.phase("Deploying")
     from cadenza import __version__
 
+    functions, payload = sendable(specs)
     request = AppDeploy(
         name=title,
-        functions=tuple(specs),
+        functions=functions,
         environment=environment_name or config.environment,
         tags=dict(app._tags),
         tag=tag,
@@ -78,7 +80,7 @@ async def deploy(
         budget=app._budget._spec() if app._budget is not None else None,
         staged=staged,
     )
-    deployed: AppDeployed = await used._request("app.deploy", request)
+    deployed: AppDeployed = await used._request("app.deploy", request, payload)
     for text in deployed.warnings:
         warnings.warn(text, ServerWarning, stacklevel=2)
     app._deployed = (deployed, used)

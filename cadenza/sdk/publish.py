@@ -15,6 +15,7 @@ from cadenza.base.errors import ImageBuildError, InvalidError, UnimplementedErro
 from cadenza.protocol.methods import AppPublish, ImageBuild, ImageBuilt
 from cadenza.protocol.nodes import BuildLine
 from cadenza.protocol.objects import FunctionSpec, ImageSpec
+from cadenza.protocol.packed import sendable
 from cadenza.protocol.plain import from_plain
 from cadenza.sdk import recipe, secret, source
 from cadenza.sdk.declaration import Declaration, method_specs, parameter_specs
@@ -193,7 +194,8 @@ async def publish(
     progress.phase("Creating functions")
     if interactive:
         specs = tuple(replace(one, interactive=True) for one in specs)
-    reply = await client._request("app.publish", AppPublish(app_id, specs))
+    functions, payload = sendable(specs)
+    reply = await client._request("app.publish", AppPublish(app_id, functions), payload)
     for text in reply.warnings:
         warnings.warn(text, _server_warning(), stacklevel=2)
     return dict(reply.functions)

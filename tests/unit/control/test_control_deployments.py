@@ -17,8 +17,10 @@ from control_fakes import Client
 from test_control_main import World, in_world, until
 
 from cadenza.base.errors import DataLossError
-from cadenza.control.deployments import VERSIONS_KEPT, before, fingerprint, pack, too_old, unpack
+from cadenza.control.declared import unpack
+from cadenza.control.deployments import VERSIONS_KEPT, before, fingerprint, too_old
 from cadenza.protocol.objects import BudgetSpec, FileEntry, FunctionSpec
+from cadenza.protocol.packed import pack, sendable
 
 Head = dict[str, Any]
 
@@ -88,7 +90,32 @@ def test_old_versions_are_let_go_but_not_the_one_in_force() -> None:
     assert too_old(known[:VERSIONS_KEPT], VERSIONS_KEPT) == []
 
 
+def test_many_files_travel_packed_and_few_do_not() -> None:
+    files = tuple(FileEntry(f"/root/{n}.py", "0" * 64, n) for n in range(500))
+    few, many = [F], [replace(F, name=f"f{n}", files=files) for n in range(50)]
+    assert sendable(few) == ((F,), [])
+    functions, payload = sendable(many)
+    assert functions == () and unpack(payload[0]) == tuple(many)
+    secret = replace(F, env={"A": "x" * 300_000})
+    assert sendable([secret])[0] == ()
+
+
 # --- the whole control plane ---
+
+
+def test_functions_may_come_packed(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        specs = [FunctionSpec("echo", "m", "echo"), FunctionSpec("never", "m", "never")]
+        first = await client.ask("app.deploy", {"name": "demo", "functions": []}, pack(specs))
+        assert sorted(first["functions"]) == ["echo", "never"]
+        assert (await deploy(client, spec(), spec("never")))["changed"] is False
+        for functions, payload in (([spec()], pack(specs)), ([], pack(specs)[:-4]), ([], b"x" * 100)):
+            error = await client.ask("app.deploy", {"name": "demo", "functions": functions}, payload)
+            assert error["kind"] == "invalid"
+        client.close()
+
+    in_world(tmp_path, test)
 
 
 def test_a_deploy_stays_when_its_client_goes(tmp_path: Path) -> None:
