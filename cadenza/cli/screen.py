@@ -18,6 +18,17 @@ from cadenza.protocol.methods import LogEntry
 from cadenza.protocol.nodes import BuildLine
 
 
+BAR_COLUMNS = 30
+
+
+def bar(name: str, done: int, total: int | None, width: int) -> str:
+    """A map's progress in one line of at most ``width`` columns."""
+    if total is None:
+        return f"{name}: {done:,} done"[:width]
+    filled = BAR_COLUMNS * done // max(1, total)
+    return f"{name} [{'#' * filled}{'.' * (BAR_COLUMNS - filled)}] {done:,} of {total:,}"[:width]
+
+
 class Screen:
     """Phases and builds as they move, logs as they come. Used from the background loop's thread."""
 
@@ -28,6 +39,7 @@ class Screen:
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._half_line = False
+        self._has_bar = False
 
     def _spin(self, text: str) -> None:
         shown = text if len(text) <= 100 else text[:97] + "..."
@@ -73,10 +85,29 @@ class Screen:
     def function_status(self, name: str, waiting: int, running: int, containers: int) -> None:
         """How a function does, while nothing else is said."""
 
+    def map_progress(self, name: str, done: int, total: int | None, over: bool) -> None:
+        """A bar on the terminal's last line. Written by hand: rich would redirect the program's own output while it
+        shows one. The cursor stays at the line's begin, so that what is printed next takes the bar's place."""
+        with self._lock:
+            if not self._console.is_terminal or self._status is not None:
+                return
+            width = max(20, self._console.width - 1)
+            text = "" if over else bar(name, done, total, width)
+            sys.stderr.write(f"\r\x1b[K{text}\r" if text else "\r\x1b[K")
+            sys.stderr.flush()
+            self._has_bar = not over
+
+    def _no_bar(self) -> None:
+        if self._has_bar:
+            self._has_bar = False
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
     def log(self, entry: LogEntry, text: str) -> None:
         """The app's own words: stdout to stdout; stderr to stderr; the platform's dimmed."""
         with self._lock:
             self._still()
+            self._no_bar()
             if self._timestamps and not self._half_line:
                 stamp = time.strftime("%H:%M:%S ", time.localtime(entry.time))
                 text = "".join(stamp + one for one in text.splitlines(True))
@@ -97,3 +128,4 @@ class Screen:
         """Leave the terminal as it was."""
         with self._lock:
             self._still()
+            self._no_bar()

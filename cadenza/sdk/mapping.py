@@ -25,7 +25,7 @@ from typing import (
 from cadenza.base.errors import ResourceExhaustedError, ServerWarning, ServiceError
 from cadenza.protocol.statuses import SUCCESS
 from cadenza.runner import context
-from cadenza.sdk import _dual, result
+from cadenza.sdk import _dual, output, result
 from cadenza.sdk.feeding import Feeder, Inputs, Signal
 from cadenza.sdk.feeding import starred as starred
 from cadenza.sdk.feeding import zipped as zipped
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cadenza.sdk.client import Client
     from cadenza.sdk.connection import Stream
     from cadenza.sdk.function import Function
+    from cadenza.sdk.output import MapProgress
 
 DEFAULT_OUTSTANDING_INPUTS = 1000
 """How many inputs of one map are with the server at once, if it does not say."""
@@ -78,6 +79,7 @@ class _Map:
         """The first failure that came before its turn."""
         self._error: Optional[BaseException] = None
         self._over = False
+        self._shown: Optional[MapProgress] = None
         self._may_send = Signal()
         self._may_read = Signal()
         self._may_give = Signal()
@@ -88,6 +90,8 @@ class _Map:
         client = await self._function._called("map")
         stream = await (await client._connected()).stream("call.map", self._function._target(self._parent))
         tasks = [asyncio.ensure_future(self._read(stream, client)), asyncio.ensure_future(self._send(stream, client))]
+        sink = output.current()
+        self._shown = None if sink is None else output.MapProgress(sink, self._function._name)
         self._feeder.start(self._may_send.set)
         try:
             while True:
@@ -114,6 +118,12 @@ class _Map:
             for task in tasks:
                 task.cancel()
             stream.cancel()
+            if self._shown is not None:
+                self._shown.over(self._received, self._total())
+
+    def _total(self) -> Optional[int]:
+        """How many inputs there are, once it is known."""
+        return self._sent if self._feeder.ended else None
 
     async def _read(self, stream: Stream, client: Client) -> None:
         try:
@@ -131,6 +141,8 @@ class _Map:
                         async for found in result.outputs(client, items, payload):
                             self._take(found)
                             await self._give()
+                        if self._shown is not None:
+                            self._shown.at(self._received, self._total())
                 await self._give()
             if self._received < self._sent or not self._feeder.ended:
                 raise ServiceError("the server ended a map before all of its outputs were there")

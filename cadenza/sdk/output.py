@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SYSTEM, STDOUT, STDERR = 0, 1, 2
 """Where a log entry comes from: `LogEntry.fd`."""
+MAP_PROGRESS_S = 0.2
+"""The shortest time between two words about a map's progress."""
 FOLLOW_AGAIN_S = 0.5
 """How long to wait before the logs are asked for again when the connection broke."""
 
@@ -44,6 +46,9 @@ class OutputSink(Protocol):
 
     def function_status(self, name: str, waiting: int, running: int, containers: int) -> None:
         """How a function does: its inputs that wait and run, and its containers."""
+
+    def map_progress(self, name: str, done: int, total: Optional[int], over: bool) -> None:
+        """How many inputs of a map of a function are done, of how many if that is known; ``over``: it has ended."""
 
     def log(self, entry: LogEntry, text: str) -> None:
         """Output of the app: whole lines, or a part that ends in ``\\r``."""
@@ -110,6 +115,9 @@ class PlainSink:
     def function_status(self, name: str, waiting: int, running: int, containers: int) -> None:
         pass  # a moving picture: only for terminals
 
+    def map_progress(self, name: str, done: int, total: Optional[int], over: bool) -> None:
+        pass
+
     def log(self, entry: LogEntry, text: str) -> None:
         if self._timestamps:
             text = self._stamped(entry.time, text)
@@ -167,6 +175,27 @@ def enable_output(show_progress: bool = True) -> Iterator[None]:
     finally:
         remove(sink)
         sink.close()
+
+
+class MapProgress:
+    """Tells a sink how far a map is, at most five times a second. Lives on the background loop."""
+
+    def __init__(self, sink: OutputSink, name: str) -> None:
+        self._sink = sink
+        self._name = name
+        self._next_s = 0.0
+
+    def at(self, done: int, total: Optional[int]) -> None:
+        """So many inputs are done."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._next_s:
+            self._next_s = now_s + MAP_PROGRESS_S
+            self._sink.map_progress(self._name, done, total, False)
+
+    def over(self, done: int, total: Optional[int]) -> None:
+        """The map has ended."""
+        if self._next_s:
+            self._sink.map_progress(self._name, done, total, True)
 
 
 class Follower:

@@ -186,8 +186,8 @@ def test_twice() -> None:
     app = App()
     with pytest.raises(InvalidError, match="twice"):
         app.cls()(app.cls()(Base))
-    with pytest.raises(InvalidError, match="below @app.cls"):
-        cadenza.concurrent(max_inputs=2)(app.cls()(Base))
+    with pytest.raises(InvalidError, match=r"below @app\.cls"):
+        cadenza.concurrent(max_inputs=2)(App().cls()(Base))
 
 
 def test_web_methods_are_for_later() -> None:

@@ -13,7 +13,7 @@ import warnings
 import pytest
 
 from cadenza.base.errors import DeprecationError, InvalidError, SerializationError, ServiceError
-from cadenza.sdk import feeding, mapping
+from cadenza.sdk import feeding, mapping, output
 from cadenza.sdk.client import Client
 from cadenza.sdk.function import Definition, Function
 from fake_server import FakeServer
@@ -317,3 +317,42 @@ def test_spawn_map_waits_when_the_queue_is_full(f, server, monkeypatch):
     with pytest.warns(UserWarning, match="waits for room"):
         f.spawn_map([1])
     assert len(tries) == 5
+
+
+class Bars(output.PlainSink):
+    """Keeps what it is told of maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def map_progress(self, name, done, total, over):
+        self.said.append((name, done, total, over))
+
+
+def test_progress_is_told_where_output_is_enabled(f):
+    """Beyond Modal: a bar for a map in a terminal; at most five times a second, and once at the end."""
+    sink = Bars()
+    output.install(sink)
+    try:
+        assert len(list(f.map(range(3000)))) == 3000
+    finally:
+        output.remove(sink)
+    assert sink.said[-1] == ("work", 3000, 3000, True)
+    assert 2 <= len(sink.said) < 50
+    assert not any(one[3] for one in sink.said[:-1])
+    list(f.map(range(3)))
+    assert sink.said[-1][1] == 3000
+
+
+def test_the_clock_bounds_how_often_progress_is_told():
+    sink = Bars()
+
+    async def main():
+        shown = output.MapProgress(sink, "f")
+        for done in range(1000):
+            shown.at(done, None)
+        shown.over(1000, 1000)
+
+    asyncio.run(main())
+    assert sink.said == [("f", 0, None, False), ("f", 1000, 1000, True)]
