@@ -68,6 +68,14 @@ class Answers:
         """Whether an attached call of this name has ended, not too long ago."""
         return call_id in self._ended
 
+    def lately(self, call_id: str) -> Optional[Attached]:
+        """An attached call that ended not too long ago."""
+        return self._ended.get(call_id)
+
+    def all_lately(self) -> list[Attached]:
+        """All of those."""
+        return list(self._ended.values())
+
     def stop(self) -> None:
         """End all waits."""
         self._stopped = True

@@ -15,6 +15,10 @@ Value = tuple[int, bytes, Optional[BlobRef]]
 """An input's index in its call, its bytes (empty when there is a blob), its blob."""
 
 
+ENDS_KNOWN = 200
+"""Of how many inputs of a call is remembered how they ended: what a call graph shows."""
+
+
 @dataclass(eq=False)
 class Attached:
     """A call that ends with its caller."""
@@ -24,6 +28,8 @@ class Attached:
     on_item: Optional[OnItem]
     finished: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
+    ends: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Status and last container of the inputs with the first `ENDS_KNOWN` indices that have ended."""
     dropped: bool = False
     """Inputs of it ended in the table, which keeps their outputs."""
     below: int = 0

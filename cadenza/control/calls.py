@@ -18,8 +18,9 @@ from cadenza.base.config import Config
 from cadenza.base.errors import Error, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.answers import Answers, described
-from cadenza.control.attached import Attached, OnItem, OnOutput, Value, input_id, item_of
+from cadenza.control.attached import ENDS_KNOWN, Attached, OnItem, OnOutput, Value, input_id, item_of
 from cadenza.control.intake import Intake
+from cadenza.control.journal import DecisionTable, Journal
 from cadenza.control.limits import Limits
 from cadenza.control.loop import EPOCH_FENCES, Loop
 from cadenza.control.published import APP_ENDED, Published
@@ -60,6 +61,8 @@ class Calls(Published):
         self.results = Results(self.loop)
         self._attached: dict[str, Attached] = {}
         self._by_caller: dict[str, set[str]] = {}
+        self.journal = Journal(clock, DecisionTable(db, clock) if db is not None else None)
+        self.loop.note = self.journal.note
         self._limits = Limits(self.loop.cluster.functions)
         self._intake = Intake(self.loop, queue, clock, ids, self._limits, self.finish, self._ended)
         self._cancelling: dict[str, int] = {}
@@ -82,6 +85,7 @@ class Calls(Published):
         Others' containers are stopped, and their inputs become TERMINATED: their app ended with that process.
         """
         left = await self._queue.load()
+        await self.journal.load(list(self.loop.cluster.functions))
         self.loop.fence_base = left.epoch * EPOCH_FENCES
         node_id = node.info().node_id
         holding = {one.container_id for one in left.held}
@@ -125,6 +129,7 @@ class Calls(Published):
             task.cancel()
         self._answers.stop()
         await self._queue.flush()
+        await self.journal.close()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -334,6 +339,8 @@ class Calls(Published):
             usage.attached -= 1
             state.finished += 1
             state.dropped = state.dropped or dropped
+            if output.index < ENDS_KNOWN:
+                state.ends[output.index] = (output.status, output.container_id)
             state.statuses[output.status] = state.statuses.get(output.status, 0) + 1
             if state.on_output is not None:
                 state.on_output(item_of(output), output.data)
@@ -374,6 +381,18 @@ class Calls(Published):
     async def info(self, call_id: str) -> CallInfo:
         """As `Answers.info`."""
         return await self._answers.info(call_id)
+
+    def attached(self, call_id: str) -> Optional[Attached]:
+        """An attached call that runs, or ended not long ago."""
+        return self._attached.get(call_id) or self._answers.lately(call_id)
+
+    def attached_calls(self) -> list[Attached]:
+        """Those that run, and those that ended not long ago."""
+        return [*self._attached.values(), *self._answers.all_lately()]
+
+    async def record(self, call_id: str) -> Optional[CallRecord]:
+        """A detached call, as it is kept."""
+        return await self._queue.call(call_id)
 
     # --- ending ---
 

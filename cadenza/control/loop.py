@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Callable, Sequence
 
+from cadenza.control.journal import BLOCK, REFUSE, UNBLOCK
 from cadenza.control.pools import EXIT_GRACE_S, Pools
 from cadenza.control.round import FAULT_WAIT_S
 from cadenza.protocol import nodes
@@ -112,11 +113,14 @@ class Loop(Pools):
         if container is None or report.state not in states.MOVES[container.state]:
             return
         was_ready = container.ready_since > 0
+        faulty = container.function.start_failures + container.function.internal_failures
         lost = self.cluster.apply(events.ContainerSeen(report), self._now)
         function = container.function
         self.touch(function.function_id)
         if report.state == nodes.READY:
             self._watch_idle(container)
+            if faulty:
+                self.note(function.function_id, UNBLOCK, 1, "a container has started", container.container_id)
         if report.state != nodes.GONE:
             return
         self._specs.pop(container.container_id, None)
@@ -160,6 +164,12 @@ class Loop(Pools):
             failing = None
         until = self._now + autoscale.backoff_s(failures) if blame or failures >= MAX_INTERNAL_FAILURES else 0.0
         self.cluster.apply(events.StartFailed(function.function_id, blame, until, failing, text), self._now)
+        self._note_fault(function, "failed to start", failures, text, report.container_id)
+
+    def _note_fault(self, function: FunctionState, what: str, count: int, text: str, container_id: str) -> None:
+        wait_s = max(0.0, function.blocked_until - self._now)
+        why = f"{count} in a row {what}; the next start is in {wait_s:.3g} s: {text}"
+        self.note(function.function_id, REFUSE if function.failing else BLOCK, 1, why, container_id)
 
     def _crashed(self, container: ContainerState, report: ContainerReport) -> None:
         """A container ended by itself under its inputs: the next start waits, and in an ephemeral app not for ever."""
@@ -172,6 +182,7 @@ class Loop(Pools):
             failing = events.FailedStart(FAILURE, why, container_id=report.container_id)
         until = self._now + autoscale.backoff_s(crashes)
         self.cluster.apply(events.Crashed(function.function_id, until, text, failing), self._now)
+        self._note_fault(function, "crashed", crashes, text, report.container_id)
 
     def outputs(self, container_id: str, outputs: Sequence[AttemptOutput]) -> None:
         """Ends of attempts. Those that hold no lease any more fall on the floor here."""

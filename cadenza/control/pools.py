@@ -14,6 +14,7 @@ from cadenza.base.errors import Error, InvalidError
 from cadenza.base.ids import IdSource
 from cadenza.base.resources import Gpu
 from cadenza.control.inputs import Inputs
+from cadenza.control.journal import START, STOP, WAIT
 from cadenza.control.round import Sink
 from cadenza.protocol.calls import (
     Attempt,
@@ -42,6 +43,9 @@ class Pools(Inputs):
         """What a container of the environment sees, in clear. An `Error` fails the start, with its text."""
         self._nodes: dict[str, Node] = {}
         self._stuck: set[str] = set()
+        """Functions that found no room."""
+        self._capped: set[str] = set()
+        """Functions that want more containers than they may have."""
         self._specs: dict[str, ContainerSpec] = {}
         self._stops: dict[str, StopOrder] = {}
         self._images: OrderedDict[str, None] = OrderedDict()
@@ -128,6 +132,10 @@ class Pools(Inputs):
         for name in self._stuck:
             self.touch(name)
 
+    def is_stuck(self, function_id: str) -> bool:
+        """Whether a function wants containers for which no machine has room."""
+        return function_id in self._stuck
+
     # --- how many ---
 
     def _watch_idle(self, container: ContainerState) -> None:
@@ -151,7 +159,14 @@ class Pools(Inputs):
             container = self.cluster.containers[name]
             why = f"idle for {function.spec.scaledown_window_s:g} s"
             self._stop(container, EXIT_GRACE_S, True, f"{why}: {decision.why}")
-        self._stuck.discard(function.function_id)
+        name = function.function_id
+        if not decision.start:
+            self._stuck.discard(name)
+        if decision.capped and name not in self._capped:
+            self.note(name, WAIT, decision.capped, decision.why, "")
+            self._capped.add(name)
+        elif not decision.capped:
+            self._capped.discard(name)
         if decision.start:
             has = len(function.containers)
             wants.append(placement.Want(function.function_id, function.spec.resources, decision.start, has))
@@ -160,10 +175,19 @@ class Pools(Inputs):
 
     def _place(self, wants: list[placement.Want]) -> None:
         placed, stuck = placement.place(wants, self.cluster.nodes)
+        counts: dict[str, int] = {}
         for one in placed:
-            self._start(self.cluster.functions[one.function_id], one.node_id, one.gpus)
+            counts[one.function_id] = counts.get(one.function_id, 0) + 1
+            self._stuck.discard(one.function_id)
+        for name, count in counts.items():
+            self.note(name, START, count, self.cluster.functions[name].why, "")
+        for one in placed:
+            function = self.cluster.functions[one.function_id]
+            if function.failing is None and function.blocked_until <= self._now:
+                self._start(function, one.node_id, one.gpus)
         if not stuck:
             return
+        before = set(self._stuck)
         self._stuck.update(stuck)
         for name, count in stuck.items():
             why = f"{self.cluster.functions[name].why}; {count} wait for room on a machine"
@@ -171,6 +195,8 @@ class Pools(Inputs):
             if callers:
                 why += f", where {callers} containers wait for other calls and keep their memory meanwhile"
             self.cluster.apply(events.Wanting(name, True, why), self._now)
+            if name not in before:
+                self.note(name, WAIT, count, why, "")
         ending = sum(1 for one in self.cluster.containers.values() if one.stop is not None)
         count = sum(stuck.values()) - ending
         if count > 0:
@@ -281,6 +307,8 @@ class Pools(Inputs):
         name = container.container_id
         if name not in self.cluster.containers:
             return
+        if container.stop is None:
+            self.note(container.function.function_id, STOP, 1, why, name)
         self.cluster.apply(events.StopContainer(name, grace_s, drain, why), self._now)
         order = container.stop
         assert order is not None

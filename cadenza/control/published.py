@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Coroutine, Mapping, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.errors import Error, InvalidError, NotFoundError
 from cadenza.control.declared import MAX_CONTAINERS, MAX_WINDOW_S, MIN_WINDOW_S
+from cadenza.control.journal import Journal
 from cadenza.control.limits import Limits
 from cadenza.control.loop import Loop
 from cadenza.protocol.calls import RESULT_KEPT_S, TERMINATED
 from cadenza.protocol.functions import AutoscalerSettings, FunctionStats
 from cadenza.protocol.objects import AutoscalerPatch, FunctionSpec
+from cadenza.scheduling.standing import note
 from cadenza.scheduling.states import NO_LIMITS, FunctionState, limited
 from cadenza.storage.entry import Output
 from cadenza.storage.queue import Queue
@@ -35,6 +37,13 @@ class Published:
     _queue: Queue
     _clock: Clock
     _limits: Limits
+    journal: Journal
+    on_reset: Callable[[str], None] = staticmethod(lambda function_id: None)
+    """Told of each function whose limits are the declared ones again."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on beside, until the end."""
+        self._spawn(work)
 
     def _spawn(self, work: Any) -> None:
         raise NotImplementedError
@@ -67,10 +76,14 @@ class Published:
         """
         if base_id and spec.min_containers:
             spec = replace(spec, min_containers=0)  # semantics.md section 12.3
+        before = self.loop.cluster.functions.get(function_id)
+        limited_before = before is not None and bool(before.unset or before.limits != AutoscalerPatch())
         self.loop.add_function(
             function_id, app_id, app_name, spec, layout, ephemeral=ephemeral, environment=environment, base_id=base_id,
             renew=renew, strategy=strategy,
         )  # fmt: skip
+        if before is not None and limited_before and not before.unset and before.limits == AutoscalerPatch():
+            self.on_reset(function_id)
 
     def remove_function(self, function_id: str, reason: str) -> None:
         """Take one function away: its unfinished inputs become TERMINATED, its containers stop."""
@@ -103,6 +116,7 @@ class Published:
     def forgotten(self, function_id: str) -> None:
         """`cadenza.control.round.Sink`: a function is gone."""
         self._limits.forget(function_id)
+        self.journal.forget(function_id)
 
     # --- how an app stands ---
 
@@ -114,6 +128,11 @@ class Published:
         """How many containers of an app are there for what its functions are no more."""
         containers = self.loop.cluster.containers.values()
         return sum(1 for one in containers if one.function.app_id == app_id and one.replaced)
+
+    def note(self, app_id: str) -> str:
+        """What is wrong with an app's containers now, in a sentence; empty when nothing is."""
+        functions = [one for one in self.loop.cluster.functions.values() if one.app_id == app_id and not one.removed]
+        return note(functions, self._clock.monotonic()) if functions else ""
 
     # --- limits at run time ---
 
@@ -135,6 +154,7 @@ class Published:
         """The limits are those that are declared. Nothing happens for an unknown function."""
         if function_id in self.loop.cluster.functions:
             self.loop.limit(function_id, None, ())
+            self.on_reset(function_id)
 
     def settings(self, function_id: str) -> AutoscalerSettings:
         """The limits in force. NotFoundError for an unknown function."""

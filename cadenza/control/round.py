@@ -27,6 +27,13 @@ _log = Log("cadenza.control.round")
 Finish = Callable[[Entry, str, bytes, Optional[BlobRef], str, int, Optional[ContainerState]], None]
 
 
+Note = Callable[[str, str, int, str, str], None]
+
+
+def _unheard(function_id: str, what: str, count: int, why: str, container_id: str) -> None:
+    """Nobody keeps decisions."""
+
+
 class Sink(Protocol):
     """Where results go: `cadenza.control.calls`."""
 
@@ -67,6 +74,8 @@ class Round:
         self._timer_at = math.inf
         self._dirty: dict[str, None] = {}
         self._resize: set[str] = set()
+        self.note: Note = _unheard
+        """Told of each decision: function id, what, how many, why, container id. `cadenza.control.journal`."""
 
     def post(self, handler: Callable[..., None], *args: Any) -> None:
         """Let ``handler(*args)`` run in the next round."""

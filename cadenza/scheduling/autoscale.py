@@ -36,6 +36,8 @@ class Decision:
     stop: tuple[str, ...]
     why: str
     again_at: float = math.inf
+    capped: int = 0
+    """How many it would have beyond the most that it may have."""
 
 
 def first_step(nodes: Iterable[NodeState]) -> int:
@@ -92,7 +94,8 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
     if wanted < spec.min_containers:
         wanted, why = spec.min_containers, f"min_containers is {spec.min_containers}"
     most = spec.max_containers or MAX_CONTAINERS_PER_FUNCTION
-    if wanted > most:
+    capped = max(0, wanted - most)
+    if capped:
         wanted = most
         why += f"; at most {most}"
     start = max(0, min(wanted - len(alive), most - len(containers)))
@@ -111,7 +114,7 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
                 stop.append(one.container_id)
             else:
                 again = min(again, until)
-    return Decision(start, tuple(stop), why, again)
+    return Decision(start, tuple(stop), why, again, capped)
 
 
 def _is_slow(one: ContainerState, now: float, slow_s: float) -> bool:

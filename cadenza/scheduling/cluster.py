@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from typing import Union
+from typing import Optional, Union
 
 from cadenza.base.errors import Bug
 from cadenza.base.resources import Resources
@@ -62,6 +62,10 @@ class Cluster:
         if handler is None:
             raise Bug(f"not an event: {event!r}")
         return handler(self, event, now)  # type: ignore[no-any-return, operator]
+
+    def holder(self, input_id: str) -> Optional[ContainerState]:
+        """The container that has an input, if one has it."""
+        return self._holders.get(input_id)
 
     # --- alarms: when something must be looked at again ---
 
