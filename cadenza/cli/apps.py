@@ -11,6 +11,7 @@ from cadenza.cli.connection import ask
 from cadenza.cli.deployments import history, promote, rollback, rollover
 from cadenza.cli.environment import environment_option, wanted
 from cadenza.cli.explain import explain
+from cadenza.cli.lazy import Guessing
 from cadenza.cli.logs import log_options, print_logs
 from cadenza.protocol import methods
 from cadenza.protocol.functions import FunctionList
@@ -19,7 +20,11 @@ app_argument = click.argument("app_identifier", shell_complete=completion.apps)
 """An app's id or name."""
 
 
-@click.group(help="Look at apps, read their logs, change which version runs, stop them.")
+@click.group(
+    cls=Guessing,
+    elsewhere={"stats": "cadenza.cli.stats:app_stats"},
+    help="Look at apps, read their logs, change which version runs, stop them.",
+)
 def app() -> None:
     pass
 
@@ -63,7 +68,9 @@ def info(app_identifier: str, json_output: bool, no_color: bool, env: str | None
         ("Version", show.number(found.version)),
         ("Containers", found.containers),
         ("Created at", show.when(found.created_at)),
+        ("Created by", found.created_by),
         ("Deployed at", show.when(found.deployed_at)),
+        ("Deployed by", found.deployed_by),
         ("Stopped at", show.when(found.stopped_at)),
         ("Stop reason", found.stop_reason),
         ("Tags", show.tags(found.tags)),

@@ -9,6 +9,7 @@ import click
 from cadenza.cli import completion, show
 from cadenza.cli.connection import ask
 from cadenza.cli.environment import environment_option, wanted
+from cadenza.cli.lazy import Guessing
 from cadenza.cli.logs import log_options, print_logs
 from cadenza.protocol import methods
 from cadenza.protocol.nodes import PHASES
@@ -17,7 +18,7 @@ from cadenza.protocol.nodes import PHASES
 container_argument = click.argument("container_id", shell_complete=completion.containers)
 
 
-@click.group(help="Look at containers, enter them, stop them.")
+@click.group(cls=Guessing, help="Look at containers, enter them, stop them.")
 def container() -> None:
     pass
 

@@ -10,6 +10,7 @@ from cadenza.base.errors import NotFoundError
 from cadenza.cli import completion, show
 from cadenza.cli.connection import ask
 from cadenza.cli.environment import environment_option, wanted
+from cadenza.cli.lazy import Guessing
 from cadenza.cli.logs import log_options, print_logs
 from cadenza.protocol.functions import (
     FunctionFind,
@@ -24,7 +25,15 @@ HOW = "FUNCTION is app/name, app/Class for a class, or an id (fu-...)."
 function_argument = click.argument("function", shell_complete=completion.functions)
 
 
-@click.group(help=f"Look at functions, read their logs, change how they scale. {HOW}")
+@click.group(
+    cls=Guessing,
+    elsewhere={
+        "calls": "cadenza.cli.stats:function_calls",
+        "metrics": "cadenza.cli.stats:function_metrics",
+        "stats": "cadenza.cli.stats:function_stats",
+    },
+    help=f"Look at functions, read their logs, change how they scale. {HOW}",
+)
 def function() -> None:
     pass
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from cadenza import __version__
+from cadenza.cli.lazy import Guessing, load
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:object, one line of help)
@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "function": ("cadenza.cli.functions:function", "Look at functions, read their logs, change how they scale."),
     "container": ("cadenza.cli.containers:container", "Look at containers, enter them, stop them."),
     "image": ("cadenza.cli.images:image", "Look at the images kept on this machine."),
+    "schedule": ("cadenza.cli.schedules:schedule", "Look at what runs by itself; run it now, pause it."),
     "secret": ("cadenza.cli.secrets:secret", "Store sets of variables that functions see and nobody else."),
     "environment": ("cadenza.cli.environments:environment", "Make environments, and say who may do what in them."),
     "token": ("cadenza.cli.tokens:token", "Make tokens, and say which is in use."),
@@ -36,31 +37,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class Lazy(click.Group):
-    """A group whose commands are imported when they are called, not when they are listed."""
+class Lazy(Guessing):
+    """The commands of `COMMANDS`: listing them imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         row = COMMANDS.get(cmd_name)
-        if row is None:
-            return None
-        module, _, name = row[0].partition(":")
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], COMMANDS, n=1) if args else []
-            if near:
-                raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from None
-            raise
+        return None if row is None else load(row[0])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -41,9 +42,26 @@ def load(ref: str, is_module: bool) -> tuple[ModuleType, Any]:
     from cadenza.sdk import entrypoint
 
     reference = read(ref, is_module)
+    plain_warnings()
     compat.install()
     try:
         with user_code():
             return entrypoint.import_program(reference), reference
     except InvalidError as error:
         raise click.ClickException(str(error)) from None
+
+
+def plain_warnings() -> None:
+    """What the server wants the user to know is a line, without the place in our code that passes it on."""
+    from cadenza.base.errors import ServerWarning
+
+    before = warnings.showwarning
+
+    def shown(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+        if isinstance(category, type) and issubclass(category, ServerWarning):
+            click.echo(f"Warning: {message}", err=True)
+        else:
+            before(message, category, *rest, **more)
+
+    warnings.showwarning = shown
+    warnings.simplefilter("always", ServerWarning)

@@ -100,14 +100,14 @@ class PlainSink:
 
     def uploading(self, done_bytes: int, total_bytes: int) -> None:
         if done_bytes >= total_bytes > 0:
-            self._say(f"Sent {total_bytes / 2**20:.1f} MiB of source files")
+            size = f"{total_bytes / 2**20:.1f} MiB" if total_bytes >= 1 << 20 else f"{max(1, total_bytes >> 10)} KiB"
+            self._say(f"Sent {size} of source files")
 
     def build_line(self, image_id: str, line: BuildLine) -> None:
         if line.kind == "log":
             self._say(line.text.rstrip("\n"))
-        elif line.kind in ("step", "cached"):
-            again = " (cached)" if line.kind == "cached" else ""
-            self._say(f"[{image_id[:9]}] step {line.step} of {line.steps}{again}: {line.text}")
+        elif line.kind == "step":
+            self._say(f"[{image_id[:9]}] step {line.step} of {line.steps}: {line.text}")
 
     def finished(self, text: str) -> None:
         self._say(text)
