@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum, IntEnum
-from typing import Literal, Optional
+from typing import Literal, Optional, Union
 
 
 @dataclass(frozen=True)
@@ -182,3 +182,223 @@ class ServiceUserInfo:
     expires_at: Optional[datetime]
     environment_roles: dict[str, str]
     """Those set directly."""
+
+
+@dataclass(frozen=True)
+class TimeSeriesPoint:
+    """The value of the bucket that begins at ``time``; None: nothing was measured."""
+
+    time: datetime
+    value: Optional[float]
+
+
+@dataclass(frozen=True)
+class MetricSeries:
+    """One metric over time. ``aggregation``: how the values of a bucket become one (sum, avg, max, p50, ...)."""
+
+    name: str
+    unit: str
+    aggregation: str
+    points: list[TimeSeriesPoint]
+    description: str
+
+
+@dataclass(frozen=True)
+class MetricDefinition:
+    """What a metric is."""
+
+    name: str
+    unit: str
+    description: str
+
+
+@dataclass(frozen=True)
+class MetricsSchema:
+    """The metrics of one group."""
+
+    name: str
+    definitions: list[MetricDefinition]
+
+
+@dataclass(frozen=True)
+class ObjectMetrics:
+    """The metrics of a function in a range of time. ``metrics[name]`` is a series."""
+
+    object_id: str
+    since: datetime
+    until: datetime
+    bucket_size: timedelta
+    point_count: int
+    series: dict[str, MetricSeries]
+
+    def __getitem__(self, name: str) -> MetricSeries:
+        return self.series[name]
+
+
+@dataclass(frozen=True)
+class StatsPercentile:
+    """``percentile`` percent of all values are at most ``value``."""
+
+    percentile: float
+    value: float
+
+
+@dataclass(frozen=True)
+class StatsPercentileDistribution:
+    """How values are distributed, in ``unit``."""
+
+    unit: str
+    percentiles: list[StatsPercentile]
+
+
+@dataclass(frozen=True)
+class FunctionStats:
+    """What happened to a function from ``since`` to ``until``, in UTC. Durations by name: execution_time, queue_time,
+    cold_start_time of inputs, startup_time of containers."""
+
+    since: datetime
+    until: datetime
+    input_success_count: int
+    input_failure_count: int
+    input_timeout_count: int
+    input_running_at_end_count: int
+    input_percentile_stats: dict[str, StatsPercentileDistribution]
+    container_started_count: int
+    container_error_count: int
+    container_creating_at_end_count: int
+    container_percentile_stats: dict[str, StatsPercentileDistribution]
+    container_total_count: int
+    variant_count: int
+    all_variants: bool
+
+
+@dataclass(frozen=True)
+class AppStats:
+    """What happened to all functions of an app from ``since`` to ``until``, in UTC."""
+
+    @dataclass(frozen=True)
+    class FunctionStatsGroup:
+        """Its functions together; ``count``: how many it has."""
+
+        count: int = 0
+        input_success_count: int = 0
+        input_failure_count: int = 0
+        input_timeout_count: int = 0
+        input_running_at_end_count: int = 0
+        container_started_count: int = 0
+        container_error_count: int = 0
+        container_creating_at_end_count: int = 0
+        container_total_count: int = 0
+        input_percentile_stats: dict[str, StatsPercentileDistribution] = field(default_factory=dict)
+        container_percentile_stats: dict[str, StatsPercentileDistribution] = field(default_factory=dict)
+
+    @dataclass(frozen=True)
+    class ServerStatsGroup:
+        """Its servers: none yet."""
+
+        count: int = 0
+
+    @dataclass(frozen=True)
+    class SandboxCounts:
+        """Its sandboxes: none yet."""
+
+        count: int = 0
+
+    since: datetime
+    until: datetime
+    functions: FunctionStatsGroup
+    servers: ServerStatsGroup
+    sandboxes: SandboxCounts
+    lifecycle: AppLifecycle
+    deployment_count: Optional[int]
+
+
+@dataclass(frozen=True)
+class VolumeMountInfo:
+    """A volume in a container."""
+
+    name: Optional[str]
+    volume_id: Optional[str]
+    read_only: bool
+    sub_path: Optional[str]
+
+
+@dataclass(frozen=True)
+class CloudBucketMountInfo:
+    """A bucket in a container."""
+
+    bucket_name: str
+    bucket_type: Literal["s3", "r2", "gcp"]
+    read_only: bool
+    key_prefix: Optional[str]
+
+
+@dataclass(frozen=True)
+class FunctionInfo:
+    """What a function is declared to be. ``cpu`` in cores and ``memory_mib`` may be pairs of request and limit; times
+    are in seconds; ``secrets`` are names."""
+
+    @dataclass(frozen=True)
+    class ImageInfo:
+        """Its image."""
+
+        image_id: str
+
+    @dataclass(frozen=True)
+    class ClusterInfo:
+        """Containers that run together: none yet."""
+
+        size: int = 1
+
+    @dataclass(frozen=True)
+    class BatchingInfo:
+        """How its inputs are put together."""
+
+        max_batch_size: int
+        wait_ms: int
+
+    @dataclass(frozen=True)
+    class ConcurrencyInfo:
+        """How many inputs a container runs at once."""
+
+        max_inputs: int
+        target_inputs: int
+
+    @dataclass(frozen=True)
+    class WebInfo:
+        """Its address."""
+
+        web_url: Optional[str] = None
+
+    @dataclass(frozen=True)
+    class _InnerServerInfo:
+        """Of a server."""
+
+        port: int = 0
+
+    cpu: Union[float, tuple[float, float], None]
+    memory_mib: Union[int, tuple[int, int], None]
+    gpus: list[tuple[str, int]]
+    ephemeral_disk_mib: Optional[int]
+    image_info: ImageInfo
+    startup_timeout: Optional[int]
+    timeout: int
+    max_retries: Optional[int]
+    nonpreemptible: bool
+    regions: Optional[list[str]]
+    routing_region: Optional[str]
+    cloud: Optional[str]
+    cluster_info: Optional[ClusterInfo] = None
+    batching_info: Optional[BatchingInfo] = None
+    concurrency_info: Optional[ConcurrencyInfo] = None
+    schedule: Optional[str] = None
+    restrict_modal_access: bool = False
+    block_network: bool = False
+    single_use_containers: bool = False
+    volumes: dict[str, VolumeMountInfo] = field(default_factory=dict)
+    cloud_bucket_mounts: dict[str, CloudBucketMountInfo] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
+    web_info: Optional[WebInfo] = None
+    method_names: Optional[list[str]] = None
+    method_details: Optional[dict[str, WebInfo]] = None
+    _inner_server_info: Optional[_InnerServerInfo] = None
