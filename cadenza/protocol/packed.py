@@ -48,6 +48,7 @@ def pack(specs: Sequence[FunctionSpec]) -> bytes:
     files: dict[tuple[FileEntry, ...], int] = {}
     images: dict[str, int] = {}
     texts: dict[int, str] = {}
+    numbers: dict[int, int] = {}
     kept: list[ImageSpec] = []
     functions = []
     for spec in specs:
@@ -57,8 +58,10 @@ def pack(specs: Sequence[FunctionSpec]) -> bytes:
         number = images.setdefault(text, len(images))
         if number == len(kept):
             kept.append(spec.image)
-        rest = replace(spec, files=(), image=ImageSpec())
-        functions.append(PackedFunction(rest, files.setdefault(spec.files, len(files)), number))
+        place = numbers.get(id(spec.files))
+        if place is None:
+            place = numbers[id(spec.files)] = files.setdefault(spec.files, len(files))
+        functions.append(PackedFunction(replace(spec, files=(), image=ImageSpec()), place, number))
     packed = Packed(tuple(files), tuple(kept), tuple(functions))
     return zlib.compress(to_json(packed).encode(), 6)
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Mapping, Optional, Sequence
 
 from cadenza.base import config as configuration
 from cadenza.base.errors import InvalidError, ServerWarning
@@ -26,9 +26,8 @@ from cadenza.protocol.deployments import (
 from cadenza.protocol.functions import FunctionList
 from cadenza.protocol.methods import AppRef
 from cadenza.protocol.objects import AppInfo as Known
-from cadenza.protocol.objects import FunctionSpec
 from cadenza.protocol.packed import sendable
-from cadenza.sdk import git, output, publish, source
+from cadenza.sdk import git, output, publish
 from cadenza.sdk.context_api import container, current_input_id
 from cadenza.sdk.declaration import Declaration
 from cadenza.sdk.names import check_name
@@ -63,7 +62,7 @@ async def deploy(
     shown = output.current() or publish.Quiet()
     loop = asyncio.get_running_loop()
     commit: asyncio.Future[GitInfo] = loop.run_in_executor(None, git.describe, home(declarations))
-    specs = await bring(used, declarations, shown, config.force_build)
+    specs = await publish.bring(used, declarations, shown, config.force_build)
     shown.phase("Deploying")
     from cadenza import __version__
 
@@ -127,28 +126,6 @@ def sentence(name: str, deployed: AppDeployed) -> str:
     if not deployed.changed:
         return f"{name}: nothing has changed, version {deployed.version} stays in force ({functions})"
     return f"{name}: version {deployed.version} is deployed ({functions})"
-
-
-async def bring(
-    client: Any, declarations: Sequence[Declaration], progress: publish.Progress, force_build: bool = False
-) -> list[FunctionSpec]:
-    """Bring what functions need to the server: their files, their images. Nothing is in force by that.
-
-    ImageBuildError, and what `publish.prepare` raises.
-    """
-    progress.phase("Reading files")
-    images = publish.Images()
-
-    def prepare_all() -> list[publish.Prepared]:
-        return [publish.prepare(one, images) for one in declarations]
-
-    prepared = await asyncio.get_running_loop().run_in_executor(None, prepare_all)
-    uploads = list({one.digest: one for each in prepared for one in each.uploads}.values())
-    if uploads:
-        progress.phase("Sending files")
-        await source.upload(client, uploads, progress.uploading)
-    await publish.build_all(client, [one.spec.image for one in prepared], progress, force_build)
-    return [one.spec for one in prepared]
 
 
 def hydrate(app: App, ids: Mapping[str, str], client: Client) -> None:

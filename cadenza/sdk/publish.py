@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Sequence
 from cadenza.base.errors import ImageBuildError, InvalidError, UnimplementedError
 from cadenza.protocol.methods import AppPublish, ImageBuild, ImageBuilt
 from cadenza.protocol.nodes import BuildLine
-from cadenza.protocol.objects import FunctionSpec, ImageSpec
+from cadenza.protocol.objects import FileEntry, FunctionSpec, ImageSpec
 from cadenza.protocol.packed import sendable
 from cadenza.protocol.plain import from_plain
 from cadenza.sdk import recipe, secret, source
@@ -69,10 +69,12 @@ class Prepared:
 
 
 class Images:
-    """Resolved images, each resolved once: functions that share an image share its files."""
+    """Resolved images and what is mounted over them, each read once: functions that share an image and a module share
+    their files."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Image, Resolved]] = {}
+        self._mounts: dict[tuple[int, str], tuple[tuple[FileEntry, ...], list[source.Upload]]] = {}
 
     def resolve(self, image: Image) -> Resolved:
         """The image's recipe and files."""
@@ -80,6 +82,22 @@ class Images:
         if known is None:
             known = self._known[id(image)] = (image, recipe.resolve(image._links))
         return known[1]
+
+    def mounts(self, image: Image, home: Optional[ModuleType]) -> tuple[tuple[FileEntry, ...], list[source.Upload]]:
+        """What a container of the image sees besides it, and what of that and of the image the server needs. ``home``
+        is the function's module, where its source is to be there."""
+        resolved = self.resolve(image)
+        key = (id(resolved), "" if home is None else home.__name__)
+        known = self._mounts.get(key)
+        if known is None:
+            uploads = source.uploads_of(resolved.files)
+            files = {one.path: one for one in resolved.mounts}
+            if home is not None:
+                hashed = source.hash_files(source.module_source(home))
+                uploads.extend(source.uploads_of(hashed))
+                files.update((one.entry.path, one.entry) for one in hashed)
+            known = self._mounts[key] = tuple(files[path] for path in sorted(files)), uploads
+        return known
 
 
 def refusal(declaration: Declaration) -> str:
@@ -98,22 +116,17 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
         what = "class" if declaration.methods else "function"
         raise UnimplementedError(f"{what} {declaration.name.partition('.')[0]!r} uses what is not built yet: {missing}")
     options = declaration.options
-    resolved = (images or Images()).resolve(declaration.image())
-    uploads = source.uploads_of(resolved.files)
-    files = {one.path: one for one in resolved.mounts}
+    images = images or Images()
+    image, home = declaration.image(), None
     module, serialized = "", ""
+    own: list[source.Upload] = []
     if declaration.serialized:
-        data = pickled(declaration)
-        one = source.upload_of(data)
-        uploads.append(one)
-        serialized = one.digest
+        own.append(source.upload_of(pickled(declaration)))
+        serialized = own[0].digest
     else:
         home = module_of(declaration.raw)
         module = source.module_name(home)
-        if declaration.include_source:
-            hashed = source.hash_files(source.module_source(home))
-            uploads.extend(source.uploads_of(hashed))
-            files.update((one.entry.path, one.entry) for one in hashed)
+    files, uploads = images.mounts(image, home if declaration.include_source else None)
     most, target = declaration.marks.concurrent or (1, 1)
     batch_max, batch_wait_ms = declaration.marks.batched or (0, 0)
     spec = FunctionSpec(
@@ -123,8 +136,8 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
         serialized=serialized,
         is_generator=declaration.is_generator,
         is_async=declaration.is_async,
-        image=resolved.spec,
-        files=tuple(files[path] for path in sorted(files)),
+        image=images.resolve(image).spec,
+        files=files,
         env=dict(options.env),
         secrets=secret.references(declaration.app_secrets(), options.secrets),
         resources=options.resources,
@@ -147,7 +160,7 @@ def prepare(declaration: Declaration, images: Optional[Images] = None) -> Prepar
         restricted=options.restricted,
         options=dict(options.carried),
     )
-    return Prepared(spec, uploads)
+    return Prepared(spec, uploads + own if own else uploads)
 
 
 def module_of(raw: Callable[..., Any]) -> ModuleType:
