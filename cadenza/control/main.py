@@ -16,8 +16,8 @@ from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.access import Access
 from cadenza.control import (
-    apps, containers, deployments, environments, functions, images, invocations, logs, lookups, members,
-    objects, secrets, tokens,
+    apps, containers, deployments, environments, explain, functions, graph, images, invocations, logs, lookups, members,
+    objects, schedules, scaling, secrets, tokens,
 )  # fmt: skip
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
@@ -95,7 +95,9 @@ class ControlPlane:
         parts.access.workspace = parts.access.directory.users[SELF_ID].name
         await parts.secrets.start()
         await parts.apps.start()  # first: containers of functions that are known may be kept
+        await parts.scaling.start()
         await parts.calls.start(node)
+        await parts.schedules.start()
         await parts.observing.start()
         parts.ready = True
         early, self._early_calls = self._early_calls, []
@@ -130,6 +132,7 @@ class ControlPlane:
         await parts.rpc.close()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=5.0)
+        await parts.schedules.close()
         await parts.calls.stop()
         await parts.lanes.close()
         await parts.observing.close()
@@ -369,6 +372,8 @@ class _Parts:
         self.apps = apps.Apps(db, clock, ids, self.calls, self.functions, self.access)
         self.environments.on_rename(self.apps.environment_renamed)
         self.deployments = deployments.Deployments(db, clock, self.calls, self.apps, self.functions, self.access)
+        self.schedules = schedules.Schedules(db, clock, ids, self.calls, self.apps)
+        self.scaling = scaling.Scaling(db, self.calls)
         self.invocations = invocations.Invocations(self.calls, self.blobs, self.lanes)
         self.observing = Observing(
             config, db, clock, self.calls, self.access, home.metrics, self.apps.find, self.functions.get,
@@ -396,7 +401,11 @@ class _Parts:
             **objects.handlers(objects.Objects(store, self.blobs)),
             **logs.handlers(self.logs),
             **self.observing.handlers(),
+            **scaling.handlers(self.scaling),
+            **graph.handlers(graph.Graphs(db, self.calls)),
+            **explain.handlers(explain.Explainer(db, clock, self.calls, self.apps.find)),
             **environments.handlers(self.environments),
+            **schedules.handlers(self.schedules),
             **secrets.handlers(self.secrets),
             **tokens.handlers(self.tokens),
             **members.handlers(self.members),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import warnings
 from typing import TYPE_CHECKING, AsyncIterator, Optional
 
 from cadenza.base import config as configuration
@@ -58,7 +57,6 @@ async def run(
     shown = _Shown(used, app_id, title, config.logs_timeout)
     failure: Optional[BaseException] = None
     try:
-        _warn_schedules(app)
         ids = await publish.publish(
             used, app_id, list(app._declarations.values()), shown.progress, config.force_build, bool(interactive)
         )
@@ -101,15 +99,6 @@ def _check(app: App) -> None:
 def _program() -> str:
     """What an app without a name is called: the program's file."""
     return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "app"
-
-
-def _warn_schedules(app: App) -> None:
-    named = [name for name, one in app._declarations.items() if one.options.schedule is not None]
-    if named:
-        warnings.warn(
-            f"only deployed apps run by schedule: {', '.join(named)} will not run by itself before `cadenza deploy`",
-            stacklevel=2,
-        )
 
 
 async def _heartbeat(client: Client, app_id: str, interval_s: float) -> None:

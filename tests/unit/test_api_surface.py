@@ -42,6 +42,8 @@ OTHERS = {
 MORE = {
     # Parameters that Modal has not: keyword-only, with a default, after all of Modal's.
     "modal.App": {"budget"},
+    "modal.Cron": {"missed", "overlap"},
+    "modal.Period": {"missed", "overlap"},
     "modal.Function.map": {"max_in_flight"},
     "modal.Function.starmap": {"max_in_flight"},
     "modal.Function.for_each": {"max_in_flight"},

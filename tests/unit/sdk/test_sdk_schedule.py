@@ -37,3 +37,16 @@ def test_wrong_types_of_cron() -> None:
         Cron(5)  # type: ignore[arg-type]
     with pytest.raises(InvalidError, match="Cron"):
         Cron("* * * * *", timezone=1)  # type: ignore[arg-type]
+
+
+def test_what_becomes_of_missed_and_overlapping_runs() -> None:
+    """Parameters of ours; the defaults leave no trace, so that a declaration stays what it was."""
+    assert Cron("* * * * *", missed="once", overlap="allow") == Cron("* * * * *")
+    found = json.loads(Cron("* * * * *", missed="all", overlap="wait")._text())
+    assert (found["missed"], found["overlap"]) == ("all", "wait")
+    assert json.loads(Period(days=1, overlap="skip")._text())["overlap"] == "skip"
+    for wrong in ({"missed": "some"}, {"overlap": None}, {"missed": []}):
+        with pytest.raises(InvalidError, match=next(iter(wrong))):
+            Cron("* * * * *", **wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidError, match=next(iter(wrong))):
+            Period(days=1, **wrong)  # type: ignore[arg-type]
