@@ -370,15 +370,38 @@ class Function(FunctionIdentity, Generic[P, R, O]):
         )
 
     @_dual.method
-    async def info(self, *, refresh: bool = False) -> FunctionInfo:
-        """What the server says of it."""
-        from cadenza.protocol.functions import FunctionRef
+    async def stats(
+        self,
+        *,
+        since: Optional[datetime] = None,
+        until: Optional[datetime] = None,
+        container: Optional[str] = None,
+        all_variants: bool = False,
+    ) -> FunctionStats:
+        """What happened to it from ``since`` (None: as far back as is kept) to ``until`` (None: now), by minutes.
 
-        self._hydrate_here()
-        client = await self._ready()
-        if self._information is None or refresh:
-            self._information = await client._request("function.get", FunctionRef(self.object_id))
-        return cast("FunctionInfo", self._information)
+        ``container``: only what that one ran, of the last inputs that are kept. ``all_variants``: this function and
+        its variants together.
+        """
+        from cadenza.sdk.stats import function_stats
+
+        return await function_stats(self, since, until, container, all_variants)
+
+    @property
+    def metrics(self) -> FunctionMetrics:
+        """What was measured over time: ``schema`` and ``export``."""
+        from cadenza.sdk.metrics import FunctionMetrics
+
+        return FunctionMetrics(self)
+
+    @_dual.method
+    async def info(self, *, refresh: bool = False) -> FunctionInfo:
+        """What it is declared to be on the server."""
+        from cadenza.sdk.stats import function_info
+
+        if self._declared is None or refresh:
+            self._declared = await function_info(self)
+        return self._declared
 
     @property
     def logs(self) -> Logs:
@@ -388,8 +411,13 @@ class Function(FunctionIdentity, Generic[P, R, O]):
         return Logs(self._logs_place)
 
     async def _logs_place(self) -> tuple[Client, dict[str, str]]:
-        found = await self.info.aio()
-        return await self._ready(), {"app": found.app_id, "function": found.function_id}
+        from cadenza.protocol.functions import FunctionRef
+
+        self._hydrate_here()
+        client = await self._ready()
+        found = self._information or await client._request("function.get", FunctionRef(self.object_id))
+        self._information = found
+        return client, {"app": found.app_id, "function": found.function_id}
 
     @_dual.method
     async def get_web_url(self) -> Optional[str]:
