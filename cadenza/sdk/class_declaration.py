@@ -192,9 +192,10 @@ def _type_of(raw: type, name: str, where: str) -> type:
 
 
 def _read(text: str, owner: type) -> Any:
-    """An annotation that is text, as with ``from __future__ import annotations``."""
+    """An annotation that is text, as with ``from __future__ import annotations``, in quotes besides or not."""
+    text = text.strip().strip("'\"")
     for one in TYPES:
-        if text.strip() == one.__name__:
+        if text == one.__name__:
             return one
     module = sys.modules.get(owner.__module__)
     try:

@@ -97,6 +97,7 @@ Text = str
 
 class Aliased:
     x: Text = cadenza.parameter()
+    y: "int" = cadenza.parameter()
 
     @cadenza.method()
     def get(self) -> None: ...
@@ -145,7 +146,10 @@ def test_concurrent_and_batched_are_published() -> None:
 
 
 def test_a_type_by_another_name() -> None:
-    assert prepare(declared(Aliased)).spec.class_parameters == (ParameterSpec("x", "str"),)
+    assert prepare(declared(Aliased)).spec.class_parameters == (
+        ParameterSpec("x", "str"),
+        ParameterSpec("y", "int"),
+    )
 
 
 def test_a_class_travels_by_value() -> None:
