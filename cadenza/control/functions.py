@@ -12,6 +12,8 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import Any, Awaitable, Callable, Container, Iterable, List, Mapping, Sequence
 
+import msgspec
+
 from cadenza.base.clock import Clock
 from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
@@ -31,13 +33,14 @@ from cadenza.control.variants import (
 )
 from cadenza.observe.log import Log
 from cadenza.protocol.deployments import ROLLING
-from cadenza.protocol.objects import FunctionSpec, to_json
+from cadenza.protocol.objects import FunctionSpec
 from cadenza.storage.db import Database, Transaction
 
 DECLARED, VARIANT, PINNED = "", "variant", "pinned"
 REMOVED = "the function is not in the version of the app that is in force now"
 
 _log = Log("cadenza.control.functions")
+_encode = msgspec.json.Encoder().encode
 
 KeepSecrets = Callable[[Sequence[FunctionSpec], str], Awaitable[Sequence[FunctionSpec]]]
 
@@ -436,7 +439,7 @@ def merged_with(asked: Function, wish: Wish) -> Wish:
 
 
 def _put(transaction: Transaction, one: Function) -> None:
-    spec = to_json(one.spec)
+    spec = _encode(one.spec).decode()
     if one.kind == DECLARED:
         transaction.execute(
             "function_put", (one.function_id, one.app_id, one.name, spec, one.version, one.created_at, one.created_by)
