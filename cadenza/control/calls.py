@@ -11,7 +11,8 @@ Detached calls have no state in memory: a hundred thousand of them cost nothing 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Optional, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
@@ -371,6 +372,18 @@ class Calls(Published):
     async def get(self, call_id: str, index: int, wait_s: float) -> tuple[OutputItem, bytes]:
         """As `Answers.get`."""
         return await self._answers.get(call_id, index, wait_s)
+
+    @contextmanager
+    def waiting_in(self, container_id: str) -> Iterator[None]:
+        """Meanwhile the input that runs in a container waits for an output, if it is known which one that is."""
+        name = self.loop.only_input(container_id) if container_id else ""
+        if name:
+            self.loop.post(self.loop.nested, name, 1)
+        try:
+            yield
+        finally:
+            if name:
+                self.loop.post(self.loop.nested, name, -1)
 
     async def outputs(
         self, call_id: str, start: int, end: Optional[int], wait_s: float

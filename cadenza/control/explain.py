@@ -84,7 +84,10 @@ class Explainer:
             table = [(a, b, c, d, e) for a, b, c, d, e in rows]
         now = clock.monotonic()
         wall = clock.now() - now
-        why = standing(cluster, function, now, self._calls.loop.is_stuck(function.function_id))
+        why = standing(
+            cluster, function, now, self._calls.loop.is_stuck(function.function_id),
+            self._calls.loop.paused.get(function.function_id, ""),
+        )  # fmt: skip
         inputs = waiting_inputs(function, now, wall, why, table)
         containers = live_containers(function, wall)
         kept = self._calls.journal.last(

@@ -232,7 +232,8 @@ class Invocations:
 
     async def get(self, request: Request[CallGet]) -> Reply:
         body = request.body
-        item, data = await self._calls.get(body.call_id, body.index, _wait(body.wait_s))
+        with self._calls.waiting_in(request.caller.container_id if body.wait_s > 0 else ""):
+            item, data = await self._calls.get(body.call_id, body.index, _wait(body.wait_s))
         if item.value.blob is not None:
             self._blobs.deliver(item.value.blob.blob_id, request.caller.connection_id)
         return Reply(CallOutput(body.call_id, item), (data,) if data else ())

@@ -128,6 +128,8 @@ class Loop(Pools):
         self._deliveries.pop(container.container_id, None)
         self._changed.add(container.node_id)
         self._queue.drop_container(container.container_id)
+        if self.admission is not None:
+            self.admission.gone(container.container_id, self._now)
         self._room_again()
         # Of an earlier life and gone with it: that is no failed start.
         outlived = report.reason == nodes.NODE_LOST and not container.revision
@@ -320,8 +322,7 @@ class Loop(Pools):
             self._fail_waiting(function, function.failing)
         else:
             assign = dispatch.plan(cluster, function, now)
-            while assign is not None:
-                self._give(assign)
+            while assign is not None and self._give(assign):
                 assign = dispatch.plan(cluster, function, now)
             if function.spec.batch_max and function.ready:
                 cluster.arm(function, dispatch.next_batch_at(function, now))
@@ -329,7 +330,15 @@ class Loop(Pools):
         if function.waiting or function.function_id in self._resize:
             self._size(function, wants)
 
-    def _give(self, assign: events.Assign) -> None:
+    def _give(self, assign: events.Assign) -> bool:
+        """Carry out an assignment; False when it may not be."""
+        if self.admission is not None:
+            container = self.cluster.containers[assign.container_id]
+            pause = self.admission.give(container, self._now)
+            if pause:
+                self._pause(container.function, pause)
+                return False
+            self.paused.pop(container.function.function_id, None)
         if self.fence_base:
             assign = events.Assign(assign.container_id, assign.count, self.fence_base, assign.method)
         given = self.cluster.apply(assign, self._now)
@@ -337,10 +346,10 @@ class Loop(Pools):
         for attempt in given:
             if not attempt.entry.attached:
                 self._queue.hold(attempt.entry)
+        return True
 
     def _burst(self, function: FunctionState) -> None:
         """What still waits when it is decided who starts."""
         assign = dispatch.burst(self.cluster, function, self._now)
-        while assign is not None:
-            self._give(assign)
+        while assign is not None and self._give(assign):
             assign = dispatch.burst(self.cluster, function, self._now)

@@ -13,6 +13,7 @@ from cadenza.base.clock import Clock
 from cadenza.base.errors import Error, InvalidError
 from cadenza.base.ids import IdSource
 from cadenza.base.resources import Gpu
+from cadenza.control.admission import ASKED_AGAIN_S, Admission
 from cadenza.control.inputs import Inputs
 from cadenza.control.journal import START, STOP, WAIT
 from cadenza.control.round import Sink
@@ -44,6 +45,9 @@ class Pools(Inputs):
         self._nodes: dict[str, Node] = {}
         self._stuck: set[str] = set()
         """Functions that found no room."""
+        self.admission: Optional[Admission] = None
+        self.paused: dict[str, str] = {}
+        """Why `admission` lets a function do no more now."""
         self._capped: set[str] = set()
         """Functions that want more containers than they may have."""
         self._specs: dict[str, ContainerSpec] = {}
@@ -126,11 +130,24 @@ class Pools(Inputs):
         self.cluster.apply(events.Limited(function_id, patch, unset), self._clock.monotonic())
         self.post(self.touch, function_id)
 
+    def only_input(self, container_id: str) -> str:
+        """The input that runs in a container, where there is one alone (of a batch, its first); else empty."""
+        container = self.cluster.containers.get(container_id)
+        if container is None or container.held != 1:
+            return ""
+        return next((one.entry.input_id for one in container.attempts.values() if one.begun and not one.zombie), "")
+
     def nested(self, input_id: str, change: int) -> None:
         """An input that runs waits for one more call of its own, or for one less."""
         self.cluster.apply(events.Nested(input_id, change), self._now)
         for name in self._stuck:
             self.touch(name)
+
+    def _forgotten(self, function_id: str) -> None:
+        super()._forgotten(function_id)
+        self._stuck.discard(function_id)
+        self._capped.discard(function_id)
+        self.paused.pop(function_id, None)
 
     def is_stuck(self, function_id: str) -> bool:
         """Whether a function wants containers for which no machine has room."""
@@ -141,6 +158,8 @@ class Pools(Inputs):
     def _watch_idle(self, container: ContainerState) -> None:
         if not container.attempts:
             function = container.function
+            if self.admission is not None:
+                self.admission.idle(container, self._now)
             self.cluster.arm(function, self._now + function.spec.scaledown_window_s)
             if not function.busy:
                 self._room_again()
@@ -202,12 +221,12 @@ class Pools(Inputs):
         if count > 0:
             for name in autoscale.spare(self.cluster.functions.values(), count):
                 self._stop(self.cluster.containers[name], EXIT_GRACE_S, True, "idle, and others wait for its room")
-        self._share([self.cluster.functions[name] for name in stuck if self.cluster.functions[name].starving])
+        self._share([self.cluster.functions[name] for name in stuck if self.cluster.functions[name].starving], stuck)
 
-    def _share(self, starving: list[FunctionState]) -> None:
-        """A function that waits and has no container gets a place of the function that has most, one at a time."""
+    def _share(self, starving: list[FunctionState], lacking: Mapping[str, int]) -> None:
+        """A function that waits and has no container gets places of the function that has most: its share of them."""
         ending = sum(1 for one in self.cluster.containers.values() if one.stop is not None)
-        for number, function in enumerate(starving):
+        for function in starving:
             holder = autoscale.largest(self.cluster.functions.values())
             if holder is None:
                 return
@@ -215,21 +234,29 @@ class Pools(Inputs):
             count = len(holder.containers)
             why = f"waiting for room on this machine: {count} containers of {name} hold it"
             self.cluster.apply(events.Wanting(function.function_id, True, why), self._now)
-            if number < ending:
-                continue
-            container = autoscale.reclaim(holder, function, self.cluster.nodes)
-            if container is not None:
-                grace_s = self._patience_s(container)
-                text = (
-                    f"{name} has {count} containers, and {function.app_name}/{function.spec.name} waits for its first"
-                )
-                self._stop(container, grace_s, True, text)
+            text = f"{name} has {count} containers, and {function.app_name}/{function.spec.name} waits for its first"
+            for _ in range(autoscale.share(len(holder.alive), lacking[function.function_id], len(starving))):
+                if ending > 0:
+                    ending -= 1
+                    continue
+                container = autoscale.reclaim(holder, function, self.cluster.nodes)
+                if container is None:
+                    break
+                self._stop(container, self._patience_s(container), True, text)
 
     def _start(self, function: FunctionState, node_id: str, gpus: tuple[Gpu, ...]) -> None:
         container_id = self._ids.new("container")
+        if self.admission is not None:
+            pause = self.admission.start(container_id, function, gpus, self._now)
+            if pause:
+                self._pause(function, pause)
+                return
+        self.paused.pop(function.function_id, None)
         try:
             env = self.variables(function.spec, function.environment)
         except Error as error:
+            if self.admission is not None:
+                self.admission.gone(container_id, self._now)
             failed = ContainerReport(container_id, GONE, INIT_FAILED, str(error))
             self._start_failed(function, failed)
             self.touch(function.function_id)
@@ -248,6 +275,15 @@ class Pools(Inputs):
         kept = {"gpus": [[one.type, one.count] for one in gpus], "why": container.why, "spec": _noted(container.spec)}
         self._queue.put_container(container_id, node_id, function.function_id, json.dumps(kept))
         self._changed.add(node_id)
+
+    def _pause(self, function: FunctionState, why: str) -> None:
+        """What a function may not do now is asked for again."""
+        name = function.function_id
+        if self.paused.get(name) != why:
+            self.note(name, WAIT, 1, why, "")
+        self.paused[name] = why
+        self._stuck.add(name)
+        self.cluster.arm(function, self._now + ASKED_AGAIN_S)
 
     def _start_failed(self, function: FunctionState, report: ContainerReport) -> None:
         """A container ended before it was ready."""

@@ -155,6 +155,11 @@ def largest(functions: Iterable[FunctionState]) -> Optional[FunctionState]:
     return best
 
 
+def share(held: int, lacking: int, starving: int) -> int:
+    """How many of the ``held`` places of the function that has most go to one of the ``starving`` ones."""
+    return max(1, min(lacking, held // (1 + starving)))
+
+
 def reclaim(
     function: FunctionState, starving: FunctionState, nodes: Mapping[str, NodeState]
 ) -> Optional[ContainerState]:
