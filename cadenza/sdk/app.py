@@ -313,7 +313,7 @@ class App(AppClasses, AppOnServer, LaterApp):
                 else flag("include_source", include_source, "@app.function"),
                 options=options,
                 marks=marks,
-                image=(lambda: image) if image is not None else (lambda: self.image),
+                image=lambda: self.image if image is None else image,
                 app_secrets=lambda: self._secrets,
             )
             return self._register(declaration)

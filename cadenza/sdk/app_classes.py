@@ -164,7 +164,9 @@ class AppClasses:
         def decorate(target: Any) -> Any:
             from cadenza.sdk.class_declaration import declare
 
-            chosen = (lambda: image) if image is not None else (lambda: self.image)
+            def chosen() -> Image:
+                return self.image if image is None else image
+
             return declare(self, target, options, serialized, with_source, chosen, lambda: self._secrets)
 
         return decorate
