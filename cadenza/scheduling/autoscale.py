@@ -60,7 +60,7 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
     held, waiting, target = sum(one.held for one in alive), function.waiting_runs, function.target
     load = held + waiting
     needed = -(-load // target)
-    of = " batches" if spec.batch_max else ""
+    of = "" if not spec.batch_max else " batch" if waiting == 1 else " batches"
     why = f"{waiting}{of} waiting and {held} running at {target} a container need {needed}"
     again = math.inf
     average_s = function.average_s

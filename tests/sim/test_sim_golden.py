@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Sequence
 
@@ -16,7 +17,7 @@ from cadenza.base.resources import Resources
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import SPAWN_MAP, SYNC, Attempt, AttemptOutput, OutputItem
 from cadenza.protocol.nodes import Desired
-from cadenza.protocol.objects import FunctionSpec, RetryPolicy
+from cadenza.protocol.objects import AutoscalerPatch, FunctionSpec, RetryPolicy
 
 FOLDER = Path(__file__).parents[1] / "golden" / "schedule"
 
@@ -54,7 +55,9 @@ class Told(World):
 
     def deliver(self, container_id: str, attempts: Sequence[Attempt]) -> None:
         told = ", ".join(f"{one.index}:{one.attempt_id.rpartition(':')[2]} ({one.data.decode()})" for one in attempts)
-        self.note(f"give   {self.name(container_id)} {told}")
+        batches = {one.batch for one in attempts if one.batch}
+        how = f" in {len(batches)} batch{'es' if len(batches) > 1 else ''}" if batches else ""
+        self.note(f"give   {self.name(container_id)}{how} {told}")
         super().deliver(container_id, attempts)
 
     def cancel(self, container_id: str, attempt_ids: Sequence[str], revoke: bool = False) -> None:
@@ -158,6 +161,89 @@ async def a_long_map_leaves_room_for_others(world: Told) -> None:
     await asyncio.sleep(30)
 
 
+async def a_rolling_deploy(world: Told) -> None:
+    await put(world, "ok 2", "ok 3", "ok 0.1", "ok 0.1")
+    await asyncio.sleep(1)
+    world.note("f is deployed anew, rolling")
+    world.deploy("f", replace(world.functions["f"], env={"VERSION": "2"}), False, "rolling")
+    await asyncio.sleep(20)
+
+
+async def a_deploy_that_recreates(world: Told) -> None:
+    await put(world, "ok 2", "ok 0.1")
+    await asyncio.sleep(1)
+    world.note("f is deployed anew, recreate")
+    world.deploy("f", replace(world.functions["f"], env={"VERSION": "2"}), False, "recreate")
+    await asyncio.sleep(40)
+
+
+async def a_deploy_that_changes_limits_alone(world: Told) -> None:
+    await put(world, "ok 0.1")
+    await asyncio.sleep(1)
+    world.note("f is deployed with min_containers=2")
+    world.deploy("f", replace(world.functions["f"], min_containers=2), False, "rolling")
+    await asyncio.sleep(20)
+
+
+async def limits_at_run_time(world: Told) -> None:
+    await put(world, *["ok 1"] * 4)
+    await asyncio.sleep(1.5)
+    world.note("max_containers=3")
+    world.calls.scale("f", AutoscalerPatch(max_containers=3))
+    await asyncio.sleep(3)
+    world.note("min_containers=1, scaledown_window=3")
+    world.calls.scale("f", AutoscalerPatch(min_containers=1, scaledown_window_s=3.0))
+    await asyncio.sleep(10)
+    world.note("back to what is declared")
+    world.calls.reset_scale("f")
+    await asyncio.sleep(20)
+
+
+async def batches_full_and_by_their_window(world: Told) -> None:
+    await put(world, "ok 1")
+    await asyncio.sleep(2)
+    await put(world, *["ok 0.5"] * 5)
+    await asyncio.sleep(0.1)
+    await put(world, "ok 0.5")
+    await asyncio.sleep(20)
+
+
+async def a_batch_that_times_out(world: Told) -> None:
+    await put(world, "stuck", "ok 0.1", "ok 0.1")
+    await asyncio.sleep(30)
+
+
+async def a_crash_loop_of_a_deployed_app(world: Told) -> None:
+    given = [(0, b"crash 0.1", None), (1, b"ok 0.1", None)]
+    call_id, _ = await world.calls.submit("f", SPAWN_MAP, given)
+    await asyncio.sleep(0.5)
+    item, _ = await world.calls.get(call_id, 1, 0)
+    world.note(f"get    1 {item.status}")
+    await asyncio.sleep(20)
+    world.note("note:  " + (world.calls.note("ap-1") or "nothing is wrong"))
+    await world.calls.cancel(call_id, False)
+    await asyncio.sleep(15)
+
+
+async def a_deployed_app_whose_containers_do_not_start(world: Told) -> None:
+    world.faulty, world.faults.start_fails, world.start_reasons = True, 1.0, (nodes.INIT_FAILED,)
+    world.faults.late_s = 0.0
+    await put(world, "ok 1")
+    await asyncio.sleep(40)
+    world.note("note:  " + world.calls.note("ap-1"))
+    world.faulty = False
+    await asyncio.sleep(60)
+
+
+async def a_burst_of_short_inputs(world: Told) -> None:
+    await put(world, "ok 0.1")
+    await asyncio.sleep(20)
+    world.note("it has no container; it is known to take 0.1 s")
+    given = [(index, b"ok 0.1", None) for index in range(20)]
+    await world.calls.submit("f", SPAWN_MAP, given)
+    await asyncio.sleep(20)
+
+
 Play = Callable[[Told], Awaitable[None]]
 STORIES: dict[str, tuple[Play, dict[str, Any]]] = {
     "from_zero_and_back": (from_zero_and_back, {"max_containers": 2}),
@@ -171,6 +257,18 @@ STORIES: dict[str, tuple[Play, dict[str, Any]]] = {
         a_long_map_leaves_room_for_others,
         {"resources": Resources(1000, 128), "max_containers": 99},
     ),
+    "a_rolling_deploy": (a_rolling_deploy, {"max_containers": 2}),
+    "a_deploy_that_recreates": (a_deploy_that_recreates, {"max_containers": 3}),
+    "a_deploy_that_changes_limits_alone": (a_deploy_that_changes_limits_alone, {"max_containers": 2}),
+    "limits_at_run_time": (limits_at_run_time, {"max_containers": 1}),
+    "batches_full_and_by_their_window": (
+        batches_full_and_by_their_window,
+        {"batch_max": 4, "batch_wait_ms": 200, "max_containers": 2},
+    ),
+    "a_batch_that_times_out": (a_batch_that_times_out, {"batch_max": 3, "retries": RetryPolicy(1)}),
+    "a_crash_loop_of_a_deployed_app": (a_crash_loop_of_a_deployed_app, {"max_containers": 1}),
+    "a_deployed_app_whose_containers_do_not_start": (a_deployed_app_whose_containers_do_not_start, {}),
+    "a_burst_of_short_inputs": (a_burst_of_short_inputs, {"resources": Resources(125, 128)}),
 }
 
 
@@ -182,6 +280,7 @@ def transcript(name: str) -> str:
     world.functions["f"] = FunctionSpec("f", **{"timeout_s": 5.0, "scaledown_window_s": 10.0, **spec})
 
     async def main() -> None:
+        world.deployed = "deployed" in name
         await world.boot()
         await play(world)
         await world.calls.stop()
