@@ -89,3 +89,19 @@ def test_labels_of_this_machine_are_read_once_and_faults_are_named() -> None:
     }  # fmt: skip
     with pytest.raises(InvalidError, match=r"CADENZA_NODE_LABELS='home': 'home' is no label: write name=value"):
         load({"CADENZA_HOME": "/tmp/x", "CADENZA_NODE_LABELS": "home"})
+
+
+def test_another_services_token_is_not_ours() -> None:
+    """MODAL_TOKEN_ID and MODAL_TOKEN_SECRET belong to Modal's own service: they are neither read nor sent."""
+    found = load({"HOME": "/home/a", "MODAL_TOKEN_ID": "ak-theirs", "MODAL_TOKEN_SECRET": "as-theirs"})
+    assert (found.token_id, found.token_secret) == ("", "")
+    found = load({"HOME": "/home/a", "CADENZA_TOKEN_ID": "ak-ours", "MODAL_TOKEN_ID": "ak-theirs"})
+    assert found.token_id == "ak-ours"
+    assert "as-ours" not in repr(load({"HOME": "/home/a", "CADENZA_TOKEN_SECRET": "as-ours"}))
+
+
+def test_no_environment_is_meant_unless_one_is_configured(tmp_path) -> None:
+    """The workspace's default is the server's to know."""
+    assert load({"HOME": "/home/a"}).environment == ""
+    assert load({"HOME": "/home/a", "MODAL_ENVIRONMENT": "dev"}).environment == "dev"
+    assert load(write(tmp_path, '[default]\nenvironment = "dev"\n')).environment == "dev"
