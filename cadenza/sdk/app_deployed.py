@@ -8,6 +8,7 @@ from cadenza.sdk.names import check_tags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
     from typing import Any, Mapping, Optional
 
     from cadenza.protocol.deployments import AppDeployed
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from cadenza.sdk.client import Client
     from cadenza.sdk.declaration import Declaration
     from cadenza.sdk.function import Function
-    from cadenza.sdk.types import AppInfo
+    from cadenza.sdk.types import AppInfo, AppStats
 
 
 class AppOnServer:
@@ -98,6 +99,13 @@ class AppOnServer:
 
             self._known = await deploying.info(self)  # type: ignore[arg-type]
         return self._known
+
+    @_dual.method
+    async def stats(self, *, since: Optional[datetime] = None, until: Optional[datetime] = None) -> AppStats:
+        """What happened to all its functions from ``since`` (None: as far back as is kept) to ``until`` (None: now)."""
+        from cadenza.sdk.stats import app_stats
+
+        return await app_stats(self, since, until)
 
     @_dual.method
     async def set_tags(self, tags: Mapping[str, str], *, client: Optional[Client] = None) -> None:
