@@ -1,4 +1,4 @@
-"""A function's metrics over time: ``f.metrics.schema()`` and ``f.metrics.export()``. Source: semantics.md section 26."""
+"""A function's metrics over time: ``f.metrics.schema()``, ``f.metrics.export()``. Source: semantics.md section 26."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from cadenza.sdk.types import (
 )
 
 if TYPE_CHECKING:
-    from cadenza.sdk.app import App
+    from cadenza.sdk.app_deployed import AppOnServer
     from cadenza.sdk.client import Client
     from cadenza.sdk.function import Function
 
@@ -89,12 +89,12 @@ async def function_stats(
     )
 
 
-async def app_stats(app: App, since: Optional[datetime], until: Optional[datetime]) -> AppStats:
+async def app_stats(app: AppOnServer, since: Optional[datetime], until: Optional[datetime]) -> AppStats:
     """`App.stats`."""
     begin, end = moments("App.stats", since, until)
     info: AppInfo = await app.info.aio(refresh=True)
     client: Client
-    client, _ = await app._logs_place()
+    client, _ = await app._logs_place()  # type: ignore[attr-defined]
     found: Stats = await client._request("stats.read", StatsQuery(app=info.app_id, since=begin, until=end))
     group = AppStats.FunctionStatsGroup(
         count=len(info.functions),
@@ -146,7 +146,7 @@ def described(found: FunctionDetails) -> FunctionInfo:
         startup_timeout=int(found.startup_timeout_s) or None,
         timeout=int(found.timeout_s),
         max_retries=found.max_retries,
-        nonpreemptible=options.get("nonpreemptible", "").lower() == "true",
+        nonpreemptible=bool(options.get("nonpreemptible")),
         regions=regions or None,
         routing_region=options.get("routing_region") or None,
         cloud=options.get("cloud") or None,
