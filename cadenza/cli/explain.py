@@ -64,7 +64,8 @@ def text(found: Explained, now: float) -> str:
     """An app, its functions, one after the other. ``now`` in epoch seconds."""
     name = f"{found.app_name} ({found.app_id})" if found.app_name else found.app_id
     parts = [f"App {name}"]
-    parts += [f"  Note: {one}" for one in found.notes]
+    told = [one.sentence for one in found.functions if one.sentence]
+    parts += [f"  Note: {_sentence(one)}" for one in found.notes if not one.endswith(tuple(told))]
     if not found.functions:
         parts.append("  It has no functions.")
     for one in found.functions:
@@ -75,7 +76,7 @@ def text(found: Explained, now: float) -> str:
 
 def function_lines(one: Explanation, now: float) -> list[str]:
     name = one.name.removesuffix(".*")
-    lines = [f"{name} ({one.function_id})", f"  {one.sentence}" if one.sentence else "  Nothing is to be done."]
+    lines = [f"{name} ({one.function_id})", f"  {_sentence(one.sentence or 'nothing is to be done')}"]
     if one.inputs:
         more = one.waiting - len(one.inputs)
         lines.append(f"  Waiting inputs{f' (the first {len(one.inputs)} of {one.waiting})' if more > 0 else ''}:")
@@ -102,5 +103,10 @@ def _container(one: LiveContainer, now: float) -> str:
 def _decision(one: Decision) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(one.time))
     what = WHATS.get(one.what, one.what).format(count=one.count)
-    who = f" {one.container_id}" if one.container_id else ""
+    who = f"{' after' if one.what == 'block' else ''} {one.container_id}" if one.container_id else ""
     return f"{when}  {what}{who}: {one.why}"
+
+
+def _sentence(text: str) -> str:
+    """A reason as a sentence."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -10,7 +10,15 @@ from typing import Any, Dict, Iterator, List, Literal, Optional, Union
 import pytest
 
 from cadenza.exception import InvalidError
-from cadenza.sdk.entrypoint import Argument, describe, parse_reference, resolve
+from cadenza.sdk.entrypoint import (
+    Argument,
+    describe,
+    find_app,
+    find_declaration,
+    import_program,
+    parse_reference,
+    resolve,
+)
 
 
 def every(
@@ -251,3 +259,102 @@ def test_the_programs_neighbours_can_be_imported(tmp_path: Path) -> None:
 def test_parse_reference() -> None:
     found = parse_reference("a.py::b.c")
     assert (found.source, found.name, found.is_module) == ("a.py", "b.c", False)
+
+
+CLASSES = """
+import cadenza
+app = cadenza.App()
+
+@app.cls()
+class Till:
+    start: int = cadenza.parameter(default=5)
+    unit: str = cadenza.parameter()
+    key: bytes = cadenza.parameter(default=b"k")
+
+    @cadenza.method()
+    def add(self, n: int, gift: bool = False): ...
+
+    @cadenza.method()
+    def words(self, *words): ...
+
+    @cadenza.method()
+    def twice(self, start: int): ...
+
+    @cadenza.method()
+    def many(self):
+        yield 1
+
+@app.cls()
+class One:
+    @cadenza.method()
+    def only(self, *words): ...
+"""
+
+
+def test_a_method_takes_the_parameters_of_its_class_too(tmp_path: Path) -> None:
+    found = resolve(write(tmp_path, CLASSES) + "::Till.add")
+    assert (found.name, found.method, found.is_local, found.is_generator) == ("Till.add", "add", False, False)
+    assert [(one.option, one.kind, one.required, one.default, one.of_class) for one in found.signature().arguments] == [
+        ("--start", "int", False, 5, True),
+        ("--unit", "str", True, None, True),
+        ("--n", "int", True, None, False),
+        ("--gift", "bool", False, False, False),
+    ]
+
+
+def test_a_class_with_one_method_names_it(tmp_path: Path) -> None:
+    found = resolve(write(tmp_path, CLASSES) + "::One")
+    assert found.name == "One.only" and found.signature().rest == "words"
+    assert resolve(write(tmp_path, CLASSES, "entry_two.py") + "::Till.many").is_generator
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("::Till", ["more than one method", "::Till.add", "::Till.words"]),
+        ("", ["more than one thing", "::Till.add", "::One.only"]),
+        ("::Till.nothing", ["nothing named 'Till.nothing'", "::Till.add"]),
+    ],
+)
+def test_methods_are_among_the_choices(tmp_path: Path, name: str, words: List[str]) -> None:
+    with pytest.raises(InvalidError) as caught:
+        resolve(write(tmp_path, CLASSES) + name)
+    assert all(one in str(caught.value) for one in words)
+
+
+@pytest.mark.parametrize(("name", "word"), [("Till.words", "unit"), ("Till.twice", "both have a parameter 'start'")])
+def test_methods_that_no_command_line_can_run(tmp_path: Path, name: str, word: str) -> None:
+    found = resolve(write(tmp_path, CLASSES) + "::" + name)
+    with pytest.raises(InvalidError, match=word):
+        found.signature()
+
+
+def test_the_app_of_a_program(tmp_path: Path) -> None:
+    def find(text: str, name: str = "") -> Any:
+        reference = parse_reference(write(tmp_path, text) + (f"::{name}" if name else ""))
+        return find_app(import_program(reference), reference, "deploy")
+
+    head = "import cadenza\n"
+    assert find(head + "shop = cadenza.App('a')").name == "a"
+    assert find(head + "app = also = cadenza.App('a')").name == "a"
+    assert find(head + "app = cadenza.App('a')\nother = cadenza.App('b')").name == "a"
+    assert find(head + "app = cadenza.App('a')\nother = cadenza.App('b')", "other").name == "b"
+    for text, name, words in [
+        (head, "", "no App in"),
+        (head + "one = cadenza.App('a')\ntwo = cadenza.App('b')", "", "cadenza deploy .*::one"),
+        (head + "app = cadenza.App('a')", "shop", "no app named 'shop'"),
+    ]:
+        with pytest.raises(InvalidError, match=words):
+            find(text, name)
+
+
+@pytest.mark.parametrize(("name", "found"), [("Till", "Till.*"), ("Till.add", "Till.*"), ("One", "One.*")])
+def test_the_declaration_that_a_shell_needs(tmp_path: Path, name: str, found: str) -> None:
+    reference = parse_reference(write(tmp_path, CLASSES) + "::" + name)
+    assert find_declaration(import_program(reference), reference, "shell").name == found
+
+
+def test_the_choices_of_a_shell(tmp_path: Path) -> None:
+    reference = parse_reference(write(tmp_path, CLASSES))
+    with pytest.raises(InvalidError, match=r"more than one function(.|\n)*cadenza shell .*::Till\n.*::One"):
+        find_declaration(import_program(reference), reference, "shell")

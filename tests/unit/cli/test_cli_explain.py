@@ -1,0 +1,52 @@
+"""What ``cadenza app explain`` says. Source: semantics.md section 11.1."""
+
+from __future__ import annotations
+
+import time
+
+from cadenza.cli import explain
+from cadenza.protocol.functions import Decision, Explained, Explanation, LiveContainer, WaitingInput
+
+NOON = time.mktime((2026, 1, 2, 12, 0, 0, 0, 0, -1))
+
+FOUND = Explained(
+    "ap-1",
+    "shop",
+    (
+        Explanation(
+            "fu-1", "price", "all containers are busy", 3, 1,
+            (WaitingInput("in-2", "fc-1", NOON - 75, "max_containers is 1"),),
+            (LiveContainer("ta-1", "ready", NOON - 7200, 1, "1 input waited"),),
+            (
+                Decision(NOON - 1, "block", 0, "2 in a row crashed", "ta-9"),
+                Decision(NOON - 60, "start", 2, "2 inputs waited"),
+            ),
+        ),
+        Explanation("fu-2", "Till.*", ""),
+    ),
+    ("the budget is spent", "price: all containers are busy"),
+)  # fmt: skip
+
+
+def test_a_stranger_reads_why() -> None:
+    assert explain.text(FOUND, NOON) == (
+        "App shop (ap-1)\n"
+        "  Note: The budget is spent.\n"
+        "\n"
+        "price (fu-1)\n"
+        "  All containers are busy.\n"
+        "  Waiting inputs (the first 1 of 3):\n"
+        "    in-2  for 75 s: max_containers is 1\n"
+        "  Containers:\n"
+        "    ta-1  ready, runs 1 input, there for 2 h: 1 input waited\n"
+        "  Decided lately, newest first:\n"
+        "    11:59:59  held back after ta-9: 2 in a row crashed\n"
+        "    11:59:00  started 2: 2 inputs waited\n"
+        "\n"
+        "Till (fu-2)\n"
+        "  Nothing is to be done."
+    )
+
+
+def test_an_app_without_a_name_or_functions() -> None:
+    assert explain.text(Explained("ap-2", ""), NOON) == "App ap-2\n  It has no functions."
