@@ -80,20 +80,26 @@ class Guard:
         if not subjects(method):
             raise Bug(f"{method.name}: its request names nothing by which it could be checked; see {__name__}")
         asks_calls = "call_id" in names
+        open_to_own = not names & {"app", "environment"} and method.name not in WORKSPACE and not self._require_token
+        """Nothing to fill in, nothing to check for the server's own user: decided once, not at each call."""
         if not inspect.iscoroutinefunction(handler):
             if asks_calls:
                 raise Bug(f"{method.name}: a handler that is no coroutine cannot wait for the call's record")
 
             def direct(request: Request[Any]) -> None:
-                self.admit(method, request)
+                caller = request.caller
+                if caller.container_id or caller.token_id or not open_to_own:
+                    self.admit(method, request)
                 handler(request)
 
             return direct
 
         async def waiting(request: Request[Any]) -> Any:
-            self.admit(method, request)
-            if asks_calls and request.body.call_id and self._limited(request.caller):
-                await self._check_call(method, request.caller, request.body.call_id)
+            caller = request.caller
+            if caller.container_id or caller.token_id or not open_to_own:
+                self.admit(method, request)
+                if asks_calls and request.body.call_id and self._limited(caller):
+                    await self._check_call(method, caller, request.body.call_id)
             reply = await cast(Awaitable[Any], handler(request))
             return self._cut(method, request, reply) if method.name in EVERYWHERE else reply
 
