@@ -180,7 +180,9 @@ class Apps:
         apps.sort(key=lambda one: (one.state == STOPPED, -one.created_at))
         if request.body.limit > 0:
             apps = apps[: request.body.limit]
-        return AppsReply(tuple(appstate.info(one, counts.get(one.app_id, 0)) for one in apps))
+        return AppsReply(
+            tuple(appstate.info(one, counts.get(one.app_id, 0), self._calls.note(one.app_id)) for one in apps)
+        )
 
     async def lookup(self, request: Request[AppLookup]) -> AppInfo:
         """A deployed app by name. NotFoundError, unless one is to be made."""
@@ -406,7 +408,7 @@ class Apps:
 
     def info(self, app: App) -> AppInfo:
         """An app as clients see it."""
-        return appstate.info(app, len(self._calls.containers(app.app_id)))
+        return appstate.info(app, len(self._calls.containers(app.app_id)), self._calls.note(app.app_id))
 
 
 def handlers(apps: Apps) -> dict[str, Any]:
