@@ -27,14 +27,17 @@ if TYPE_CHECKING:
         overload,
     )
 
-    from cadenza.protocol.functions import FunctionInfo
+    from datetime import datetime
+
     from cadenza.sdk.call import FunctionCall
     from cadenza.sdk.client import Client
     from cadenza.sdk.logs import Logs
+    from cadenza.sdk.metrics import FunctionMetrics
     from cadenza.sdk.retries import Retries
     from cadenza.sdk.scaler import Autoscaler
     from cadenza.sdk.secret import Secret
     from cadenza.sdk.types import FunctionCurrentStats as FunctionCurrentStats
+    from cadenza.sdk.types import FunctionInfo, FunctionStats
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -352,6 +355,8 @@ class Function(FunctionIdentity, Generic[P, R, O]):
         await old_update(self, min_containers, max_containers, buffer_containers, scaledown_window)
 
     # --- what the server knows of it ---
+
+    _declared: Optional[FunctionInfo] = None
 
     @_dual.method
     async def get_current_stats(self) -> FunctionCurrentStats:
