@@ -12,6 +12,7 @@ from cadenza.cli.connection import ask
 from cadenza.cli.environment import environment_option, wanted
 from cadenza.cli.lazy import Guessing
 from cadenza.cli.logs import log_options, print_logs
+from cadenza.cli.stats import function_calls, function_metrics, function_stats
 from cadenza.protocol.functions import (
     FunctionFind,
     FunctionInfo,
@@ -36,6 +37,10 @@ function_argument = click.argument("function", shell_complete=completion.functio
 )
 def function() -> None:
     pass
+
+
+for _one in (function_stats, function_metrics, function_calls):
+    function.add_command(_one)
 
 
 def candidates(word: str) -> list[tuple[str, str]]:
@@ -140,14 +145,10 @@ def logs(
     function_ref: str, function_call: str, container: str, all_variants: bool, env: str | None, **rest: Any
 ) -> None:
     found = resolve(function_ref, env)
-    only: set[str] | None = None
-    if all_variants:
-        variants = ask("function.variants", FunctionVariants(found.function_id, 0)).variants
-        only = {found.function_id, *(one.function_id for one in variants)}
     print_logs(
         app=found.app_id,
-        function="" if only else found.function_id,
-        functions=only,
+        function=found.function_id,
+        all_variants=all_variants,
         call=function_call,
         container=container,
         **rest,
