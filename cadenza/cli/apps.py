@@ -13,6 +13,7 @@ from cadenza.cli.environment import environment_option, wanted
 from cadenza.cli.explain import explain
 from cadenza.cli.lazy import Guessing
 from cadenza.cli.logs import log_options, print_logs
+from cadenza.cli.stats import app_stats
 from cadenza.protocol import methods
 from cadenza.protocol.functions import FunctionList
 
@@ -29,7 +30,7 @@ def app() -> None:
     pass
 
 
-for _one in (history, promote, rollback, rollover, explain):
+for _one in (history, promote, rollback, rollover, explain, app_stats):
     app.add_command(_one)
 
 
