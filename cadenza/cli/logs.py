@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
+from cadenza.base.errors import LogsFetchError
 from cadenza.cli import show
 from cadenza.cli.connection import listen
 from cadenza.protocol import methods
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_TAIL_ENTRIES = 100
+MAX_RANGE_DAYS = 35
 SOURCES = {0: "system", 1: "stdout", 2: "stderr"}
 
 
@@ -52,33 +53,34 @@ def print_logs(
     show_function_call_id: bool = False,
     show_container_id: bool = False,
     everything: bool = False,
-    functions: set[str] | None = None,
+    all_variants: bool = False,
 ) -> None:
     """Print what matches, oldest first; with ``follow``, go on until the app or container ends.
 
-    ``functions``: only lines of these (ids). The server filters by one; of several, the last lines are chosen here.
+    ``all_variants``: with ``function``, those of its variants too. LogsFetchError for more than `MAX_RANGE_DAYS`.
     """
     now = time.time()
     ranged = since is not None or until is not None
-    last = tail or (0 if ranged or everything else DEFAULT_TAIL_ENTRIES)
+    begin = show.parse_time(since, now) if since else 0.0
+    end = show.parse_time(until, now) if until else 0.0
+    if begin and (end or now) - begin > MAX_RANGE_DAYS * 86400.0:
+        raise LogsFetchError(f"at most {MAX_RANGE_DAYS} days at a time: ask for a shorter range, or --tail")
+    if begin and end and end < begin:
+        raise click.UsageError("--since must be before --until")
     query = methods.LogQuery(
         app=app,
         container=container,
         function=function,
         call=call,
-        since=show.parse_time(since, now) if since else 0.0,
-        until=show.parse_time(until, now) if until else 0.0,
-        tail=0 if functions else last,
+        since=begin,
+        until=end,
+        tail=tail or (0 if ranged or everything else DEFAULT_TAIL_ENTRIES),
         search=search,
         source=source or "",
         follow=follow,
+        all_variants=all_variants,
     )
-    entries = _entries(query)
-    if functions:
-        entries = (one for one in entries if one[0].function_id in functions)
-        if not follow and last:
-            entries = iter(deque(entries, last))
-    for entry, text in entries:
+    for entry, text in _entries(query):
         if json_output:
             show_json_line(entry, text)
             continue
@@ -92,7 +94,7 @@ def print_logs(
         if show_container_id:
             prefix += entry.container_id + " "
         stream = sys.stderr if entry.fd == 2 else sys.stdout
-        stream.write(prefix + text if not prefix else "".join(prefix + one for one in text.splitlines(True)))
+        stream.write(prefix + text if not prefix else "".join(prefix + one for one in lines_of(text)))
         stream.flush()
 
 
@@ -105,6 +107,12 @@ def _entries(query: methods.LogQuery) -> Iterator[tuple[methods.LogEntry, str]]:
         for entry in batch.entries:
             yield entry, bytes(payload[at : at + entry.size]).decode("utf-8", "replace")
             at += entry.size
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines with their ends, cut at line feeds only: a carriage return is progress within a line."""
+    parts = text.split("\n")
+    return [one + "\n" for one in parts[:-1]] + parts[-1:] * bool(parts[-1])
 
 
 def show_json_line(entry: methods.LogEntry, text: str) -> None:
