@@ -200,7 +200,11 @@ class Executor:
 
     def run_hook(self, hook: Callable[[], Any]) -> None:
         """Run a hook of the class's to its end, on the main thread."""
-        hook()
+        value = hook()
+        if isinstance(value, CoroutineType):  # a decorator hid that it is async
+            import asyncio
+
+            asyncio.run(value)
 
     def close(self) -> None:
         """After the last hook."""

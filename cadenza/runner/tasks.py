@@ -140,7 +140,10 @@ class OnLoop(OnMainThread, Threaded):
                 value = await value
             self.result(job, value)
         except (KeyboardInterrupt, GeneratorExit) as exc:
-            self._interrupt, self.ended = exc, True
+            if self.channel.terminal is not None:
+                self.failure(job, exc)  # Ctrl-C at the container's own terminal, as on the main thread
+            else:
+                self._interrupt, self.ended = exc, True
         except BaseException as exc:
             self.failure(job, exc)
         finally:

@@ -372,3 +372,24 @@ def test_failures_name_nothing_where_nobody_asks(agent: Agent) -> None:
     agent.attach("def f():\n    raise ValueError\n")
     agent.run(())
     assert "kinds" not in agent.out()[0]
+
+
+def test_a_hook_whose_decorator_hides_that_it_is_async_runs_all_the_same(agent: Agent) -> None:
+    source = (
+        "import functools\ndef quiet(f):\n    @functools.wraps(f)\n    def g(self):\n        return f(self)\n"
+        "    del g.__wrapped__\n    return g\n"
+        "class C:\n    @part('enter')\n    @quiet\n    async def load(self):\n        self.x = 5\n"
+        "    @part('method')\n    def f(self):\n        return self.x\n"
+    )
+    attach(agent, source, method("f"))
+    assert ask(agent, "f") == 5
+
+
+def test_ten_thousand_parameters_worth_of_bytes_arrive(agent: Agent) -> None:
+    """12.2: up to 16 KiB of parameters."""
+    text = parameters.bind([ParameterSpec("raw", "bytes", "")], {"raw": bytes(range(256)) * 40})
+    source = (
+        "class C:\n    raw: bytes = Parameter(b'')\n    @part('method')\n    def f(self):\n        return self.raw\n"
+    )
+    attach(agent, source, method("f"), parameters=text)
+    assert ask(agent, "f") == bytes(range(256)) * 40
