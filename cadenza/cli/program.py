@@ -11,7 +11,7 @@ import click
 
 from cadenza.base.errors import InvalidError
 
-module_option = click.option("-m", "is_module", is_flag=True, help="It is a module's name, not a path.")
+module_option = click.option("-m", "is_module", is_flag=True, help="Name a module, not a path.")
 
 
 class WrongName(click.ClickException):

@@ -32,14 +32,15 @@ class Program(click.Command):
     cls=Program,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     help="Run a function or a local entrypoint in containers on this machine.\n\n"
-    "FILE.py::NAME names what to run; NAME may be left out when there is only one choice. What follows are the "
-    "arguments of that function, typed by its annotations: add --help to see them.",
+    "FILE.py::NAME names what to run, FILE.py::Class.method a method; NAME may be left out when there is only one "
+    "choice. What follows are the arguments of that function, typed by its annotations, and the parameters of its "
+    "class: add --help to see them.",
 )
 @click.option("-m", "is_module", is_flag=True, help="FILE is a module's name, not a path.")
 @click.option("-n", "--name", default=None, help="Name for this run of the app.")
 @click.option("-q", "--quiet", is_flag=True, help="Show neither progress nor logs.")
 @click.option("-d", "--detach", is_flag=True, help="Let the app finish its work if this process ends.")
-@click.option("-i", "--interactive", is_flag=True, help="Run with a terminal connected to the container.")
+@click.option("-i", "--interactive", is_flag=True, help="Functions may have this terminal: interact(), breakpoint().")
 @click.option("-w", "--write-result", metavar="PATH", help="Write the result, which must be str or bytes, to PATH.")
 @environment_option
 @click.option("--timestamps", is_flag=True, help="Begin each log line with its time.")
