@@ -143,9 +143,9 @@ class Guard:
                 ("function_id", self._lookup.function),
                 ("app_id", self._lookup.app),
                 ("container_id", self._of_container),
-                ("container", self._of_container),
+                ("container", self._of_any if not getattr(body, "app", "") else self._of_container),
                 ("function", self._of_function),
-                ("schedule", self._of_any),
+                ("schedule", self._of_function),  # of one named by its own id its handler knows the app
                 ("thing", self._of_any),
             ):
                 word = getattr(body, field, "")
@@ -187,7 +187,7 @@ class Guard:
         if found is None:
             found = await self._lookup.call(call_id)
             if found is None:
-                return
+                raise NotFoundError(f"there is no call {call_id[:80]}, or its results are no longer kept")
             self._calls[call_id] = found
             if len(self._calls) > KNOWN_CALLS:
                 self._calls.popitem(last=False)
@@ -207,13 +207,13 @@ class Guard:
         return home.environment if home is not None else None
 
     def _of_function(self, word: str) -> Optional[str]:
-        """A log's ``function`` is an id or a name within the app that is named too."""
+        """By an id. A log's ``function`` may be a name too, within the app that is named with it."""
         return self._lookup.function(word) if word.startswith("fu-") else None
 
     def _of_any(self, word: str) -> Optional[str]:
         found = self._lookup.function(word) or self._of_container(word) or self._lookup.app(word)
-        if found is None:
-            raise PermissionDeniedError(f"name the app of {word[:80]!r} by its function: a limited token cannot ask so")
+        if found is None:  # it may have ended in an environment that is not the caller's: nobody knows any more
+            raise NotFoundError(f"there is no {word[:80]!r} now: name its app too, or its function")
         return found
 
     def _cut(self, method: Method, request: Request[Any], reply: Any) -> Any:
