@@ -51,8 +51,19 @@ ELSEWHERE = {
         "control/test_control_calls.py::test_a_restart_goes_on_with_detached_calls_and_adopts_what_runs",
     ],
     16: ["control/test_control_apps.py::test_a_detached_app_needs_work_once_its_client_has_left"],
+    17: [
+        "control/test_control_schedules.py::test_a_period_restarts_at_each_deploy_and_a_line_does_not",
+        "control/test_control_schedules.py::test_taking_a_function_away_and_stopping_the_app",
+    ],
+    26: [
+        "sdk/test_sdk_secret.py::test_from_name_asks_nothing_until_it_is_used",
+        "control/test_control_secrets.py::test_a_missing_name_and_a_missing_key_are_said_at_publishing",
+    ],
     27: ["sdk/test_sdk_function.py::test_handles_travel_as_references_and_unhydrated_ones_do_not"],
-    28: ["sdk/test_sdk_secret.py::test_the_later_wins"],
+    28: [
+        "sdk/test_sdk_secret.py::test_the_later_wins",
+        "control/test_control_secrets.py::test_the_later_wins_and_env_is_on_top",
+    ],
     30: [
         "test_semantics_34.py::test_row",
         "sdk/test_sdk_function.py::test_from_name_is_lazy_and_finds_at_first_use",
