@@ -181,7 +181,7 @@ class Client:
         self, method: str, body: dict[str, Any], payload: Sequence[Payload] = ()
     ) -> tuple[dict[str, Any], bytes]:
         """One request as plain JSON values; the reply's body and payload."""
-        if method not in REPEATABLE:
+        if method not in REPEATABLE and not body.get("idempotency_key"):
             return await (await self._connected()).request(method, body, payload)
         delay_s = RETRY_DELAY_S
         for _ in range(TRIES - 1):

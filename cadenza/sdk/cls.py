@@ -308,7 +308,7 @@ class Cls(Object):
     async def hydrate(self, client: Optional[Client] = None) -> Cls:
         """Ask the server for it now. NotFoundError if it is not there, ExecutionError if its app is not running."""
         if client is not None:
-            self._client = client
+            self._client = self._service._client = client
         self._hydrate_here()
         await self._ready()
         return self

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cadenza.base.errors import ExecutionError, InvalidError
 from cadenza.runner import context
 from cadenza.sdk.function import Function
+from cadenza.sdk.handle import Handle
 
 if TYPE_CHECKING:
     from cadenza.sdk.declaration import Declaration
@@ -58,8 +59,10 @@ def _dumps(raw: Any, cloudpickle: Any) -> bytes:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, thing: Any) -> Any:
-            if isinstance(thing, Function) and not thing.is_hydrated and thing._definition is not None:
-                return function_of_app, (thing._definition.name, thing._definition.is_generator)
+            if isinstance(thing, Handle) and not thing._hydrated:
+                by_name = _by_name(thing)
+                if by_name is not None:
+                    return by_name
             if isinstance(thing, App):
                 return App, (thing.name,)
             return super().reducer_override(thing)
@@ -67,6 +70,50 @@ def _dumps(raw: Any, cloudpickle: Any) -> bytes:
     stream = io.BytesIO()
     Pickler(stream, protocol=4).dump(raw)
     return stream.getvalue()
+
+
+def _by_name(thing: Handle) -> Any:
+    """How a handle of the app that is not published yet is made in a container; None for what is not of an app."""
+    if isinstance(thing, Function):
+        if thing._definition is None:
+            return None
+        if thing._method:
+            return getattr, (thing._obj, thing._method)  # type: ignore[attr-defined]
+        if thing._class is not None:
+            return class_of_app, _told(thing._class)
+        changes = getattr(thing, "_changes", None)
+        if changes is not None:
+            return _changed, (thing._base, changes)  # type: ignore[attr-defined]
+        return function_of_app, (thing._definition.name, thing._definition.is_generator)
+    if type(thing).__name__ == "Cls" and thing._service._definition is not None:  # type: ignore[attr-defined]
+        return class_of_app, _told(thing)
+    if type(thing).__name__ == "Obj" and thing._cls._service._definition is not None:  # type: ignore[attr-defined]
+        pool: Any = thing._pool  # type: ignore[attr-defined]
+        return _instance, (thing._cls, pool._changes, pool._arguments)  # type: ignore[attr-defined]
+    return None
+
+
+def _told(cls: Any) -> tuple[Any, ...]:
+    return cls._name, cls._service._methods, cls._service._parameters, cls._options
+
+
+def _changed(function: Any, changes: dict[str, Any]) -> Any:
+    from cadenza.sdk.variant import Variant
+
+    return Variant._of(function, changes)
+
+
+def _instance(cls: Any, changes: dict[str, Any], arguments: tuple[Any, Any]) -> Any:
+    return cls._changed(changes)(*arguments[0], **arguments[1])
+
+
+def class_of_app(name: str, methods: Any, parameters: Any, options: dict[str, Any]) -> Any:
+    """In a container: the handle of a class of the app that runs. ExecutionError if the app has none."""
+    from cadenza.sdk.cls import SERVICE, Cls
+
+    service = function_of_app(name + SERVICE, False)
+    service._methods, service._parameters = methods, parameters
+    return Cls._made(name, service, None, options)
 
 
 def function_of_app(name: str, is_generator: bool) -> Function[Any, Any, Any]:

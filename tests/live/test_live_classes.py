@@ -79,6 +79,12 @@ class Travels:
         return [[x, len(xs)] for x in xs]
 
 
+@app.function(serialized=True)
+def by_value():
+    other = value.with_options(env={"VALUE": "9"})
+    return [Model(name="s").where.remote()[1], SMALL.where.remote()[1:3], other.remote()[1], CHANGED.remote()[1]]
+
+
 @app.cls()
 class Broken:
     @cadenza.enter()
@@ -95,6 +101,8 @@ def value():
     return [HERE(), os.environ.get("VALUE")]
 
 
+SMALL = Model(name="small", size=1)
+CHANGED = value.with_options(env={"VALUE": "8"})
 TRIES = cadenza.Retries(max_retries=2, initial_delay=0.0, on=(OSError, TimeoutError), not_on=(FileNotFoundError,))
 
 
@@ -155,6 +163,7 @@ if __name__ == "__main__":
         note("concurrent", lambda: len(set(Many().wait.map([0.3] * 4))))
         note("batched", lambda: list(Travels().batch.map(range(3))))
         note("batched local", lambda: Travels().batch.local([1, 2]))
+        note("by value", by_value.remote)
         note("broken", Broken().get.remote)
         note("option", value.with_options(env={"VALUE": "1"}).remote)
         note("same option", value.with_options(env={"VALUE": "1"}).remote)
@@ -221,6 +230,11 @@ def test_concurrent_and_batched_classes(found) -> None:
     assert found["concurrent"] == 1
     assert found["batched"] == [[0, 3], [1, 3], [2, 3]]
     assert found["batched local"] == [[1, 2], [2, 2]]
+
+
+def test_handles_inside_of_what_travels_by_value(found) -> None:
+    """Section 4: what is not hydrated when the function is pickled is found by name in the container."""
+    assert found["by value"] == ["s", ["small", 1], "9", "8"]
 
 
 def test_a_hook_that_fails(found) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import cadenza
 from cadenza import App, Cls, Function, Retries, Secret
-from cadenza.base.errors import DeprecationError, ExecutionError, InvalidError, NotFoundError
+from cadenza.base.errors import DeprecationError, ExecutionError, InvalidError, NotFoundError, ServiceError
 from cadenza.runner import context, values
 from cadenza.sdk import handle
 from cadenza.sdk.client import Client
@@ -565,6 +565,21 @@ def test_spawn_once_sends_its_key_and_not_as_an_argument(running, server) -> Non
     for key in ("", "x" * 257, 3):
         with pytest.raises(InvalidError, match="key"):
             plain.spawn_once(key, 1)  # type: ignore[arg-type]
+
+
+def test_spawn_once_is_tried_again_when_the_connection_breaks(running, server) -> None:
+    """The key makes it safe: the server answers with the call that it has."""
+    inner = server.on_call_spawn
+
+    def lose(peer: Peer, number: int, body: dict[str, Any], payload: bytes) -> Any:
+        server.handlers["call.spawn"] = inner
+        peer.writer.transport.abort()
+
+    server.handlers["call.spawn"] = lose
+    assert plain.spawn_once("k", 1).object_id == "fc-1"
+    server.handlers["call.spawn"] = lose
+    with pytest.raises(ServiceError):
+        plain.spawn(1)
 
 
 def test_spawn_map_returns_a_handle_where_it_is_wished(running, server) -> None:

@@ -41,6 +41,32 @@ DECLARES = """
 """
 
 
+DECLARES_CLASSES = """
+    import cadenza
+
+    app = cadenza.App("named")
+
+    @app.cls(cpu=1.0)
+    @cadenza.concurrent(max_inputs=3)
+    class Model:
+        size: int = cadenza.parameter(default=3)
+        name: "str" = cadenza.parameter()
+
+        @cadenza.enter()
+        def load(self) -> None: ...
+
+        @cadenza.method()
+        def predict(self, x: int) -> int:
+            return x
+
+        @cadenza.exit()
+        def close(self) -> None: ...
+
+    changed = Model.with_options(cpu=2.0)
+    one = changed(name="a").predict
+"""
+
+
 def loaded(program: str) -> set[str]:
     """The modules that a fresh interpreter has after ``program``, beyond those it has anyway."""
     script = f"import sys; before = set(sys.modules); sys.path.insert(0, {str(ROOT)!r})\n{textwrap.dedent(program)}\n"
@@ -56,6 +82,13 @@ def test_importing_the_package_loads_nothing() -> None:
 def test_declaring_an_app_loads_nothing_slow() -> None:
     found = loaded(DECLARES)
     assert "cadenza.sdk.app" in found
+    assert not found & set(SLOW)
+    assert not {one for one in found if one.startswith("cadenza.protocol")}
+
+
+def test_declaring_a_class_loads_nothing_slow() -> None:
+    found = loaded(DECLARES_CLASSES)
+    assert "cadenza.sdk.cls" in found
     assert not found & set(SLOW)
     assert not {one for one in found if one.startswith("cadenza.protocol")}
 
