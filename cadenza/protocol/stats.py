@@ -139,5 +139,5 @@ ROWS = (
     Method("stats.read", StatsQuery, Stats, callers=(CLIENT,), needs=READ),
     Method("metric.read", MetricQuery, Metrics, callers=(CLIENT,), needs=READ),
     Method("metric.schema", MetricGroups, MetricSchema, callers=(CLIENT,), needs=READ),
-    Method("function.describe", FunctionRef, FunctionDetails, needs=READ),
+    Method("stats.describe", FunctionRef, FunctionDetails, needs=READ),
 )
