@@ -62,7 +62,8 @@ async def deploy(
     shown = output.current() or publish.Quiet()
     loop = asyncio.get_running_loop()
     commit: asyncio.Future[GitInfo] = loop.run_in_executor(None, git.describe, home(declarations))
-    specs = await publish.bring(used, declarations, shown, config.force_build)
+    environment = environment_name or config.environment
+    specs = await publish.bring(used, declarations, shown, config.force_build, environment)
     shown.phase("Deploying")
     from cadenza import __version__
 
@@ -70,7 +71,7 @@ async def deploy(
     request = AppDeploy(
         name=title,
         functions=functions,
-        environment=environment_name or config.environment,
+        environment=environment,
         tags=dict(app._tags),
         tag=tag,
         strategy=strategy,

@@ -172,10 +172,14 @@ def module_of(raw: Callable[..., Any]) -> ModuleType:
 
 
 async def bring(
-    client: Any, declarations: Sequence[Declaration], progress: Progress, force_build: bool = False
+    client: Any,
+    declarations: Sequence[Declaration],
+    progress: Progress,
+    force_build: bool = False,
+    environment: str = "",
 ) -> tuple[FunctionSpec, ...]:
     """Bring files and images of all functions of an app to the server: all that publishing them needs. Raises
-    ImageBuildError, and what `prepare` raises."""
+    ImageBuildError, and what `prepare` raises. ``environment``: of the app, where build steps' secrets are."""
     progress.phase("Reading files")
     images = Images()
 
@@ -187,7 +191,7 @@ async def bring(
     if uploads:
         progress.phase("Sending files")
         await source.upload(client, uploads, progress.uploading)
-    await build_all(client, [one.spec.image for one in prepared], progress, force_build)
+    await build_all(client, [one.spec.image for one in prepared], progress, force_build, environment)
     return tuple(one.spec for one in prepared)
 
 
@@ -198,12 +202,13 @@ async def publish(
     progress: Progress,
     force_build: bool = False,
     interactive: bool = False,
+    environment: str = "",
 ) -> dict[str, str]:
     """Bring all functions of an app to the server; name to id. ImageBuildError, and what `prepare` raises.
 
-    ``interactive``: their containers may ask for a terminal.
+    ``interactive``: their containers may ask for a terminal. ``environment``: as for `bring`.
     """
-    specs = await bring(client, declarations, progress, force_build)
+    specs = await bring(client, declarations, progress, force_build, environment)
     progress.phase("Creating functions")
     if interactive:
         specs = tuple(replace(one, interactive=True) for one in specs)
@@ -220,7 +225,9 @@ def _server_warning() -> type[Warning]:
     return ServerWarning
 
 
-async def build_all(client: Any, specs: Sequence[ImageSpec], progress: Progress, force: bool) -> None:
+async def build_all(
+    client: Any, specs: Sequence[ImageSpec], progress: Progress, force: bool, environment: str = ""
+) -> None:
     """Build each different image, several at once. The first failure is raised and ends the others."""
     different = list({spec.image_id(): spec for spec in specs}.values())
     if not different:
@@ -230,15 +237,15 @@ async def build_all(client: Any, specs: Sequence[ImageSpec], progress: Progress,
 
     async def one(spec: ImageSpec) -> None:
         async with gate:
-            await build(client, spec, progress, force)
+            await build(client, spec, progress, force, environment)
 
     await source.all_or_none([one(spec) for spec in different])
 
 
-async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool) -> str:
+async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool, environment: str = "") -> str:
     """Build one image and return its id. ImageBuildError if a step fails."""
     image_id = spec.image_id()
-    stream = await client._stream("image.build", ImageBuild(spec, force))
+    stream = await client._stream("image.build", ImageBuild(spec, force, environment))
     built = ""
     try:
         while True:

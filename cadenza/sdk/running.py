@@ -58,8 +58,9 @@ async def run(
     failure: Optional[BaseException] = None
     try:
         ids = await publish.publish(
-            used, app_id, list(app._declarations.values()), shown.progress, config.force_build, bool(interactive)
-        )
+            used, app_id, list(app._declarations.values()), shown.progress, config.force_build, bool(interactive),
+            environment_name or config.environment,
+        )  # fmt: skip
         deploying.hydrate(app, ids, used)
         shown.started(len(ids))
         yield app
