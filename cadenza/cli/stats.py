@@ -15,7 +15,7 @@ from cadenza.cli import completion, show
 from cadenza.cli.connection import ask
 from cadenza.cli.environment import environment_option, wanted
 from cadenza.protocol import methods
-from cadenza.protocol.functions import FunctionInfo, FunctionInputs
+from cadenza.protocol.functions import FunctionInputs
 from cadenza.protocol.stats import GROUPS, Distribution, MetricQuery, Metrics, Stats, StatsQuery
 
 BUCKETS = (
@@ -50,10 +50,13 @@ def _range(since: str | None, until: str | None) -> tuple[float, float]:
     return begin, end
 
 
-def _function(word: str, env: str | None) -> FunctionInfo:
+def _function(word: str, env: str | None) -> str:
+    """The id that is meant. An id is not looked up: of a function that is gone, what is kept can still be read."""
+    if word.startswith("fu-"):
+        return word
     from cadenza.cli.functions import resolve
 
-    return resolve(word, env)
+    return resolve(word, env).function_id
 
 
 def _plain(no_color: bool) -> None:
@@ -82,13 +85,11 @@ def function_stats(
 ) -> None:  # fmt: skip
     _plain(no_color)
     begin, end = _range(since, until)
-    found = _function(function, env)
-    query = StatsQuery(
-        function_id=found.function_id, since=begin, until=end, container=container, all_variants=all_variants
-    )
+    function_id = _function(function, env)
+    query = StatsQuery(function_id=function_id, since=begin, until=end, container=container, all_variants=all_variants)
     stats = ask("stats.read", query)
     more = {"variant_count": stats.variants, "all_variants": all_variants and not container}
-    _print_stats({"function_id": found.function_id}, stats, more, json_output)
+    _print_stats({"function_id": function_id}, stats, more, json_output)
 
 
 @click.command("stats", help="Show what happened to all functions of an app.")
@@ -182,15 +183,15 @@ def function_metrics(
     if json_output and csv_output:
         raise click.UsageError("give --json or --csv, not both")
     begin, end = _range(since, until)
-    found = _function(function, env)
+    function_id = _function(function, env)
     width_s = float(bucket_size[:-1]) * UNITS_S[bucket_size[-1]] if bucket_size else 0.0
     query = MetricQuery(
-        function_id=found.function_id, since=begin, until=end, bucket_s=width_s, groups=groups,
+        function_id=function_id, since=begin, until=end, bucket_s=width_s, groups=groups,
         all_variants=all_variants,
     )  # fmt: skip
     metrics: Metrics = ask("metric.read", query)
     if json_output:
-        show.as_json(metrics_json(found.function_id, metrics))
+        show.as_json(metrics_json(function_id, metrics))
     elif csv_output:
         print_csv(metrics)
     else:
@@ -281,8 +282,8 @@ def function_calls(
         raise click.UsageError("--tail cannot be combined with --since or --until")
     begin, end = _range(since, until)
     count = 0 if since or until else tail or DEFAULT_CALLS
-    found = _function(function, env)
-    rows = ask("function.inputs", FunctionInputs(found.function_id, count, begin, end, all_variants)).inputs
+    function_id = _function(function, env)
+    rows = ask("function.inputs", FunctionInputs(function_id, count, begin, end, all_variants)).inputs
     if json_output:
         show.as_json(
             [

@@ -1,4 +1,4 @@
-"""Statistics for readers: ``stats.read``, ``metric.*``, ``function.inputs`` and ``function.describe``.
+"""Statistics for readers: ``stats.read``, ``metric.*``, ``stats.describe`` and ``function.inputs``.
 
 Source: semantics.md sections 11.1 and 26. Ranges are of whole minutes, two days back and before that of whole hours.
 """
@@ -361,5 +361,5 @@ def handlers(reader: Reader) -> dict[str, Any]:
         "metric.read": reader.metric,
         "metric.schema": reader.schema,
         "function.inputs": reader.inputs,
-        "function.describe": reader.describe,
+        "stats.describe": reader.describe,
     }

@@ -124,7 +124,7 @@ async def function_info(function: Function[Any, Any, Any]) -> FunctionInfo:
     """`Function.info`."""
     function._hydrate_here()
     client = await function._ready()
-    return described(await client._request("function.describe", FunctionRef(function.object_id)))
+    return described(await client._request("stats.describe", FunctionRef(function.object_id)))
 
 
 def described(found: FunctionDetails) -> FunctionInfo:
