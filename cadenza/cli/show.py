@@ -67,7 +67,8 @@ def table(
         kept = [at for at in range(len(columns)) if not shown or any(line[at] for line in shown)]
         view = Table(title=title if shown else None, box=box.SIMPLE_HEAD, title_justify="left")
         for at in kept:
-            view.add_column(columns[at], overflow="fold")
+            # An id in two lines could not be copied.
+            view.add_column(columns[at], overflow="fold", no_wrap=columns[at].endswith("ID"))
         for line in shown:
             view.add_row(*[Text(line[at]) for at in kept])
         Console(no_color=no_color or None).print(view)

@@ -1,0 +1,43 @@
+"""How lists, facts and times look, to people and to scripts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cadenza.cli import show
+
+
+def test_columns_are_keys_and_pipes_have_them_all(capsys) -> None:
+    columns, rows = ["App ID", "Stopped at", "Functions"], [("ap-1", show.when(None), show.Cell("2", ["f", "g"]))]
+    show.table("Apps", columns, rows, True)
+    assert json.loads(capsys.readouterr().out) == [{"app_id": "ap-1", "stopped_at": None, "functions": ["f", "g"]}]
+    show.table("Apps", columns, rows, False)
+    assert capsys.readouterr().out == "App ID\tStopped at\tFunctions\nap-1\t\t2\n"
+    show.table("Apps", columns, [], False)
+    assert capsys.readouterr().out == "App ID\tStopped at\tFunctions\n"
+
+
+def test_a_terminal_has_whole_ids_and_no_empty_columns(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    name = "ap-" + "x" * 22
+    show.table("Apps", ["App ID", "Stopped at", "Why"], [(name, show.when(None), "because " * 10)], False, True)
+    out = capsys.readouterr().out
+    assert name in out and "Stopped at" not in out and "because" in out
+
+
+def test_facts(capsys) -> None:
+    pairs = [("App ID", "ap-1"), ("Version", show.number(0)), ("Max containers", show.limit(None)), ("Note", "")]
+    show.facts(pairs)
+    assert capsys.readouterr().out == "App ID          ap-1\nMax containers  none\n"
+    assert show.facts_as_json(pairs) == {"app_id": "ap-1", "version": None, "max_containers": None, "note": ""}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0.0 s"), (9.94, "9.9 s"), (119, "119 s"), (3600, "60 min"), (7200, "2 h"), (200_000, "2 days")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert show.duration(seconds) == text
