@@ -84,7 +84,18 @@ class Apps:
         await self.forget()
         broken = await self.functions.load({one.app_id: one.place for one in self.alive})
         for app_id, reason in broken.items():
-            await self.end(self._apps[app_id], reason)
+            if self._apps[app_id].state == DEPLOYED:
+                await self._set_aside(self._apps[app_id], reason)
+            else:
+                await self.end(self._apps[app_id], reason)
+
+    async def _set_aside(self, app: App, reason: str) -> None:
+        """A deployed app whose functions cannot be read goes on without them: its versions are still there, and a
+        deploy or a rollback puts one in force."""
+        app.note = f"{reason}. Deploy it again, or roll it back"
+        self.functions.end(app.app_id)
+        self._calls.remove_app(app.app_id, reason)
+        await self._db.execute("function_end", (app.app_id,))
 
     # --- methods ---
 

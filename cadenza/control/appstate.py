@@ -54,6 +54,8 @@ class App:
     budget: Optional[BudgetSpec] = None
     created_by: str = ""
     deployed_by: str = ""
+    note: str = ""
+    """What is wrong with it, for lists."""
     connection_id: str = ""
     heartbeat_at: float = 0.0
     gone_at: Optional[float] = None
@@ -107,7 +109,8 @@ def info(app: App, containers: int, note: str = "") -> AppInfo:
     state = STOPPING if app.state == STOPPED and containers else app.state
     return AppInfo(
         app.app_id, app.name, state, app.created_at, app.stopped_at, containers, app.stop_reason, app.environment,
-        app.version, dict(app.tags), app.deployed_at, note, created_by=app.created_by, deployed_by=app.deployed_by,
+        app.version, dict(app.tags), app.deployed_at, app.note or note, created_by=app.created_by,
+        deployed_by=app.deployed_by,
     )  # fmt: skip
 
 

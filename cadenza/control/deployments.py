@@ -149,7 +149,8 @@ class Deployments:
         tags = dict(body.tags) or app.tags
         print_ = fingerprint(specs, body.budget)
         active = await self._db.fetch("deployment_active", (app.app_id, app.version))
-        if origin.kind != "staged" and active and active[0][0] == print_:
+        there = {one.name for one in specs} == set(self._functions.layout(app.app_id))
+        if origin.kind != "staged" and there and active and active[0][0] == print_:
             if tags != app.tags:
                 await self._db.execute("app_tags", (json.dumps(tags), app.app_id))
                 app.tags = tags
@@ -326,7 +327,7 @@ class Deployments:
             layout = self._functions.layout(app.app_id)
             return AppDeployed(app.app_id, version, True, layout, ("staged: not in force before it is promoted",))
         app.version, app.deployed_at, app.deployed_by = version, now, origin.by
-        app.tags, app.budget = tags, budget
+        app.tags, app.budget, app.note = tags, budget, ""
         self._functions.apply(app.place, change, strategy=origin.strategy, renew=renew)
         self._apps.changed(app, True)
         return AppDeployed(app.app_id, version, True, dict(change.layout))

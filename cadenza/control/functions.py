@@ -30,6 +30,7 @@ from cadenza.control.variants import (
     normalised,
     read_wish,
     text_of,
+    unscheduled,
 )
 from cadenza.observe.log import Log
 from cadenza.protocol.deployments import ROLLING
@@ -91,10 +92,20 @@ class Change:
     """Id to the reason."""
 
 
+def fits_anywhere(spec: FunctionSpec) -> str:
+    """Where nobody knows of nodes."""
+    return ""
+
+
 def plan(
-    specs: Sequence[FunctionSpec], present: Iterable[Function], new: Callable[[FunctionSpec], Function], version: int
+    specs: Sequence[FunctionSpec],
+    present: Iterable[Function],
+    new: Callable[[FunctionSpec], Function],
+    version: int,
+    refusal: Callable[[FunctionSpec], str] = fits_anywhere,
 ) -> Change:
-    """What becomes of an app's functions when ``specs`` are in force. Pure but for ``new``, which makes a function.
+    """What becomes of an app's functions when ``specs`` are in force. Pure but for ``new``, which makes a function, and
+    ``refusal``, which says why no node can hold one.
 
     The same name keeps its id. What is not there any more goes; variants are derived anew, or go where their wish does
     not fit any more. What is pinned to a version stays.
@@ -125,8 +136,11 @@ def plan(
             wish = checked(base, one.wish)
             spec = derived(base, wish)
             check_functions([spec])
+            fault = refusal(spec)
         except InvalidError as error:
-            change.dropped[one.function_id] = f"{REMOVED}: {error}"
+            fault = str(error)
+        if fault:
+            change.dropped[one.function_id] = f"{REMOVED}: {fault}"
             continue
         change.put.append(replace(one, spec=spec, wish=wish, is_generator=spec.is_generator, version=version))
     return change
@@ -261,7 +275,7 @@ class Functions:
                 created_by=by,
             )  # fmt: skip
 
-        return plan(specs, self.of_app(app_id), new, version)
+        return plan(specs, self.of_app(app_id), new, version, self._refusal)
 
     def write(self, transaction: Transaction, change: Change) -> None:
         """Keep a change. In the database's thread: touches nothing else."""
@@ -413,7 +427,7 @@ class Functions:
         layout = self.layout(place.app_id)
         made = []
         for spec in specs:
-            spec = replace(spec, min_containers=0, options={**spec.options, "schedule": ""})
+            spec = replace(spec, min_containers=0, options=unscheduled(spec.options))
             made.append(
                 Function(
                     self._ids.new("function"), place.app_id, spec.name, spec.is_generator, spec, PINNED,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 import msgspec
 
@@ -100,7 +100,7 @@ def defaults(base: FunctionSpec) -> Optional[str]:
 def derived(base: FunctionSpec, wish: Wish) -> FunctionSpec:
     """The base with what the wish changes. Pure; whether the result may be is `declared.check_functions`' to say.
 
-    No containers are kept warm for a variant: ``min_containers`` is 0.
+    No containers are kept warm for a variant, and it does not run by schedule: that is its base's.
     """
     patch = wish.patch
     resources = {name: getattr(patch, name) for name in _RESOURCES if getattr(patch, name) is not None}
@@ -117,11 +117,16 @@ def derived(base: FunctionSpec, wish: Wish) -> FunctionSpec:
     return replace(
         base,
         resources=replace(base.resources, **resources),
-        options={**base.options, **patch.options},
+        options={**unscheduled(base.options), **patch.options},
         parameters=wish.parameters or base.parameters,
         min_containers=0,
         **changes,
     )
+
+
+def unscheduled(options: Mapping[str, str]) -> dict[str, str]:
+    """A function's options without its schedule."""
+    return {name: value for name, value in options.items() if name != "schedule"}
 
 
 def callable_base(spec: FunctionSpec) -> FunctionSpec:

@@ -443,6 +443,35 @@ def test_deployed_apps_go_on_after_a_restart(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
+def test_a_deployed_app_whose_functions_cannot_be_read_can_be_put_right(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        await world.start()
+        client = await world.client()
+        await deploy(client, spec(timeout_s=10))
+        await deploy(client, spec())
+        write = lambda transaction: transaction.change("UPDATE server_function SET spec = '{'")  # noqa: E731
+        await parts_of(world).db.transaction(write)
+        client.close()
+        await world.control.close()
+
+        for put_right in ("app.deploy", "app.rollback"):
+            await world.start()
+            client = await world.client()
+            info = await client.ask("app.get", {"app": "demo"})
+            assert info["state"] == "deployed" and "cannot be read" in info["note"]
+            assert (await client.ask("function.find", {"app": "demo", "name": "echo"}))["kind"] == "not_found"
+            body = {"name": "demo", "functions": [spec()]} if put_right == "app.deploy" else {"app": "demo"}
+            done = await client.ask(put_right, body)
+            assert done["changed"] and (await run(client, done["functions"]["echo"]))["output"]["status"] == "SUCCESS"
+            assert (await client.ask("app.get", {"app": "demo"}))["note"] == ""
+            await parts_of(world).db.transaction(write)
+            client.close()
+            await world.control.close()
+
+    uvloop.run(main())
+
+
 def test_equal_wishes_give_one_function_to_everybody(tmp_path: Path) -> None:
     """semantics.md sections 12.2, 12.3 and 33, 11-12."""
 

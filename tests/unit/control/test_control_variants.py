@@ -41,7 +41,7 @@ PLAIN = FunctionSpec(
     env={"A": "1"},
     secrets=(SecretRef("st-1"),),
     min_containers=3,
-    options={"region": "eu", "schedule": "x"},
+    options={"region": "eu", "schedule": '{"kind":"cron","cron_string":"* * * * *","timezone":"UTC"}'},
 )
 CLASS = FunctionSpec(
     "C.*", "m", "C", methods=(MethodSpec("go"),), min_containers=2, buffer_containers=1,
@@ -71,7 +71,7 @@ def wish(parameters: str = "", **patch: Any) -> Wish:
         ({"buffer_containers": 7}, ("buffer_containers",), 7),
         ({"scaledown_window_s": 7.0}, ("scaledown_window_s",), 7.0),
         ({"batch_max": 7, "batch_wait_ms": 1}, ("batch_max",), 7),
-        ({"options": {"region": "us"}}, ("options",), {"region": "us", "schedule": "x"}),
+        ({"options": {"region": "us"}}, ("options",), {"region": "us"}),
     ],
 )
 def test_each_option_changes_what_it_names_and_nothing_else(
@@ -84,7 +84,8 @@ def test_each_option_changes_what_it_names_and_nothing_else(
         there = getattr(there, name)
     assert there == value
     assert found.min_containers == 0
-    undone = {path[0]: getattr(PLAIN, path[0]), "min_containers": 3, "batch_wait_ms": 0}
+    assert "schedule" not in found.options
+    undone = {path[0]: getattr(PLAIN, path[0]), "min_containers": 3, "batch_wait_ms": 0, "options": PLAIN.options}
     assert replace(found, **undone) == PLAIN
 
 
