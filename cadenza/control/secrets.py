@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
-import hmac
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Awaitable, Callable, Iterable, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
@@ -23,15 +21,25 @@ from cadenza.base.config import Config
 from cadenza.base.errors import (
     AlreadyExistsError,
     ConflictError,
-    DataLossError,
     Error,
     InvalidError,
     NotFoundError,
     PermissionDeniedError,
 )
-from cadenza.base.ids import ALPHABET, BODY_CHARS, KINDS, IdSource, kind_of
+from cadenza.base.ids import BODY_CHARS, IdSource, kind_of
 from cadenza.control.access import Access
 from cadenza.control.request import Caller, Request
+from cadenza.control.sealed import (
+    Stored,
+    check_total,
+    check_variables,
+    id_of,
+    info_of,
+    missing,
+    openable,
+    text_of,
+    with_keys,
+)
 from cadenza.observe.log import Log
 from cadenza.protocol.method import READ, WRITE
 from cadenza.protocol.methods import Empty
@@ -52,11 +60,6 @@ from cadenza.storage.keyring import Keyring
 from cadenza.storage.seal import Seal
 
 KEY_FILE = "secrets.key"
-MAX_KEY_CHARS = 16_384
-MAX_VALUE_CHARS = 32_768
-MAX_VARIABLES_BYTES = 640 << 10
-"""As JSON, of one secret and of all variables of a function: they travel to a container in one frame's header, which
-has at most 1 MiB."""
 KEPT_S = 3600.0
 """A nameless secret that nothing names is removed when nobody has declared it for so long."""
 TOUCH_S = 600.0
@@ -69,29 +72,6 @@ _asking: contextvars.ContextVar[Optional[Caller]] = contextvars.ContextVar("cade
 """Who sent the declaration that is being kept."""
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}\Z")
 _log = Log("cadenza.control.secrets")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One secret as the database has it. ``name`` is empty for those that a declaration brought."""
-
-    secret_id: str
-    environment: str
-    name: str
-    variables: tuple[str, ...]
-    key_id: str
-    sealed: bytes
-    created_at: float
-    updated_at: float
-    used_at: float = 0.0
-    created_by: str = ""
-
-    def row(self) -> tuple[Any, ...]:
-        """In the order of the table's columns."""
-        return (
-            self.secret_id, self.environment, self.name, json.dumps(self.variables), self.key_id, self.sealed,
-            self.created_at, self.updated_at, self.used_at, self.created_by,
-        )  # fmt: skip
 
 
 class Secrets:
@@ -195,7 +175,7 @@ class Secrets:
             if ref.secret_id:
                 row = self._rows.get(ref.secret_id)
                 if row is None or (row.environment != environment and not row.name):
-                    raise _missing(ref.secret_id, ref.name)
+                    raise missing(ref.secret_id, ref.name)
                 found.append(SecretRef(secret_id=row.secret_id, keys=() if row.name else row.variables, name=row.name))
             elif ref.name:
                 where = ref.environment or environment
@@ -213,8 +193,8 @@ class Secrets:
     async def _keep_values(self, values: Mapping[str, str], environment: str) -> SecretRef:
         check_variables(values, "a secret of the function")
         await self._unlock()
-        text = _text(values)
-        secret_id = _name(self._naming_key, environment, text)
+        text = text_of(values)
+        secret_id = id_of(self._naming_key, environment, text)
         row, now = self._rows.get(secret_id), self._clock.now()
         if row is None:
             async with self._changing:
@@ -239,7 +219,7 @@ class Secrets:
         for ref in spec.secrets:
             found.update(self._values(ref))
         found.update(spec.env)
-        _check_total(found, spec.name)
+        check_total(found, spec.name)
         return found
 
     def check_size(self, spec: FunctionSpec) -> None:
@@ -313,7 +293,7 @@ class Secrets:
             return ref.values
         row = self._rows.get(ref.secret_id)
         if row is None:
-            raise _missing(ref.secret_id, ref.name)
+            raise missing(ref.secret_id, ref.name)
         found = self._opened.get(ref.secret_id)
         if found is None:
             if self._seal is None:
@@ -334,12 +314,12 @@ class Secrets:
                 f"there is no secret {name[:80]!r} in the environment {environment!r}: make it with "
                 f"`cadenza secret create {name[:80]} KEY=VALUE`, or see `cadenza secret list`"
             )
-        return _with_keys(self._rows[secret_id], required)
+        return with_keys(self._rows[secret_id], required)
 
     async def _write(self, row: Stored, values: Mapping[str, str]) -> Stored:
         """Seal the values and keep the row. Within ``_changing``."""
         seal = await self._unlocked()
-        text = _text(values)
+        text = text_of(values)
         row = replace(
             row, variables=tuple(sorted(values)), key_id=seal.key_id, sealed=seal.seal(row.secret_id, text.encode()),
             updated_at=self._clock.now(),
@@ -362,7 +342,7 @@ class Secrets:
         async with self._changing:
             before = self._rows.get(self._names.get((environment, body.name), ""))
             if before is not None and body.allow_existing and not body.overwrite:
-                return _info(before)
+                return info_of(before)
             if before is not None and not body.overwrite:
                 raise AlreadyExistsError(
                     f"there is a secret {body.name!r} in the environment {environment!r} already: use --force to "
@@ -372,14 +352,14 @@ class Secrets:
             row = before or Stored(
                 self._ids.new("secret"), environment, body.name, (), "", b"", now, now, 0.0, self._who(request.caller)
             )
-            return _info(await self._write(row, body.values))
+            return info_of(await self._write(row, body.values))
 
     async def find(self, request: Request[SecretFind]) -> SecretInfo:
         body = request.body
         if not body.secret_id:
             environment = self._access.environment(request.caller, body.environment, READ)
-            return _info(self._find(body.name, environment, body.required_keys))
-        return _info(_with_keys(self._by_id(request.caller, body.secret_id, READ), body.required_keys))
+            return info_of(self._find(body.name, environment, body.required_keys))
+        return info_of(with_keys(self._by_id(request.caller, body.secret_id, READ), body.required_keys))
 
     async def update(self, request: Request[SecretUpdate]) -> SecretInfo:
         body = request.body
@@ -392,7 +372,7 @@ class Secrets:
                 if value is not None:
                     values[key] = value
             check_variables(values, f"the secret {row.name}")
-            return _info(await self._write(row, values))
+            return info_of(await self._write(row, values))
 
     async def delete(self, request: Request[SecretDelete]) -> Empty:
         body = request.body
@@ -416,7 +396,7 @@ class Secrets:
             and (not body.created_before or one.created_at < body.created_before)
         ]
         rows.sort(key=lambda one: (-one.created_at, one.name))
-        return SecretsReply(tuple(_info(one) for one in (rows[: body.limit] if body.limit > 0 else rows)))
+        return SecretsReply(tuple(info_of(one) for one in (rows[: body.limit] if body.limit > 0 else rows)))
 
     async def rekey(self, request: Request[SecretRekey]) -> SecretRekeyed:
         """Every secret under a new key, in one transaction; see `Keyring`."""
@@ -425,7 +405,7 @@ class Secrets:
             old = await asyncio.to_thread(self._ring.old)
             if self._seal is not None:
                 old[self._seal.key_id] = self._seal
-            rows, lost = _openable(self._rows.values(), old)
+            rows, lost = openable(self._rows.values(), old)
             if lost and not request.body.discard:
                 raise ConflictError(
                     f"no key that is here opens {len(lost)} of the secrets (they are sealed under {lost[0].key_id}): "
@@ -469,63 +449,6 @@ class Secrets:
         return caller.container_id or self._access.standing(caller).user.name
 
 
-def check_variables(values: Mapping[str, str], where: str) -> None:
-    """InvalidError for what cannot be a secret's variables; it shows names and no values. Semantics section 14."""
-    for key, value in values.items():
-        shown = key if len(key) <= 64 else key[:64] + "..."
-        if len(key) > MAX_KEY_CHARS or not (key.isascii() and key.isidentifier()):
-            raise InvalidError(
-                f"{where}: {shown!r} is no name for a variable: letters, digits and _, no digit first, at most "
-                f"{MAX_KEY_CHARS:,} characters"
-            )
-        if len(value) > MAX_VALUE_CHARS:
-            raise InvalidError(
-                f"{where}: the value of {shown!r} has {len(value):,} characters; at most {MAX_VALUE_CHARS:,} may be"
-            )
-        if "\0" in value:
-            raise InvalidError(f"{where}: the value of {shown!r} has a NUL character in it")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InvalidError(f"{where}: the value of {shown!r} is not valid Unicode") from None
-    _check_total(values, where)
-
-
-def _check_total(values: Mapping[str, str], where: str) -> None:
-    if sum(map(len, values)) + sum(map(len, values.values())) < MAX_VARIABLES_BYTES >> 4:
-        return  # whatever its characters are
-    if len(json.dumps(values, ensure_ascii=False).encode()) > MAX_VARIABLES_BYTES:
-        raise InvalidError(
-            f"{where}: its variables have over {MAX_VARIABLES_BYTES >> 10} KiB together: put large values into a file"
-        )
-
-
-def _text(values: Mapping[str, str]) -> str:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"))
-
-
-def _name(key: bytes, environment: str, text: str) -> str:
-    """The id that equal values have in one environment; without ``key`` nobody can tell values from it."""
-    digest = hmac.new(key, f"{environment}\0{text}".encode(), hashlib.sha256).digest()
-    number = int.from_bytes(digest, "big")
-    body = []
-    for _ in range(BODY_CHARS):
-        number, digit = divmod(number, 62)
-        body.append(ALPHABET[digit])
-    return KINDS["secret"] + "-" + "".join(body)
-
-
-def _openable(rows: Iterable[Stored], keys: Mapping[str, Seal]) -> tuple[list[tuple[Stored, str]], list[Stored]]:
-    """Rows with their text, and those that none of the keys opens."""
-    found, lost = [], []
-    for row in rows:
-        try:
-            found.append((row, keys[row.key_id].open(row.secret_id, row.sealed).decode()))
-        except (KeyError, DataLossError):
-            lost.append(row)
-    return found, lost
-
-
 def asked(handler: Callable[[Request[Any]], Awaitable[Any]]) -> Callable[[Request[Any]], Awaitable[Any]]:
     """A handler during which `Secrets.keep` knows the caller."""
 
@@ -539,27 +462,6 @@ def asked(handler: Callable[[Request[Any]], Awaitable[Any]]) -> Callable[[Reques
 def named(specs: Iterable[FunctionSpec]) -> set[str]:
     """The ids of all secrets that functions name."""
     return {ref.secret_id for spec in specs for ref in spec.secrets}
-
-
-def _with_keys(row: Stored, required: Iterable[str]) -> Stored:
-    missing = [one for one in required if one not in row.variables]
-    if missing:
-        raise InvalidError(
-            f"the secret {row.name!r} lacks {', '.join(missing)}: it has {', '.join(row.variables) or 'nothing'}"
-        )
-    return row
-
-
-def _missing(secret_id: str, name: str) -> NotFoundError:
-    what = f"the secret {name!r} ({secret_id})" if name else f"a secret of the function ({secret_id})"
-    return NotFoundError(f"{what} is not there: it was removed. Make it again and deploy or run the app anew")
-
-
-def _info(row: Stored) -> SecretInfo:
-    return SecretInfo(
-        row.secret_id, row.name, row.environment, row.variables, row.created_at, row.updated_at, row.used_at,
-        row.created_by,
-    )  # fmt: skip
 
 
 def handlers(secrets: Secrets) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from cadenza.control.access import MAIN, Access
 from cadenza.control.directory import Environment
 from cadenza.control.functions import stripped
 from cadenza.control.request import Caller, Request
-from cadenza.control.secrets import KEPT_S, MAX_VARIABLES_BYTES, Secrets
+from cadenza.control.sealed import MAX_VARIABLES_BYTES
+from cadenza.control.secrets import KEPT_S, Secrets
 from cadenza.protocol.objects import FunctionSpec, ImageSpec, ImageStep, SecretRef, to_json
 from cadenza.protocol.secrets import SecretCreate, SecretDelete, SecretFind, SecretList, SecretRekey, SecretUpdate
 from cadenza.storage.db import Database
