@@ -20,10 +20,12 @@ def as_json(value: Any) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table: its text, and what scripts get."""
+    """One value of a table: its text, and what scripts get. ``short``: its text in a terminal's table, where room is
+    scarce."""
 
     shown: str
     raw: Any
+    short: str = ""
 
 
 def _raw(cell: Any) -> Any:
@@ -59,13 +61,14 @@ def table(
         return
     shown = [[_shown(one) for one in row] for row in cells]
     if sys.stdout.isatty():
+        shown = [[(isinstance(one, Cell) and one.short) or _shown(one) for one in row] for row in cells]
         from rich import box
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         kept = [at for at in range(len(columns)) if not shown or any(line[at] for line in shown)]
-        view = Table(title=title if shown else None, box=box.SIMPLE_HEAD, title_justify="left")
+        view = Table(title=title if shown else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for at in kept:
             # An id in two lines could not be copied.
             view.add_column(columns[at], overflow="fold", no_wrap=columns[at].endswith("ID"))
@@ -134,11 +137,14 @@ def duration(seconds: float) -> str:
 
 
 def when(seconds: float | None) -> Cell:
-    """An epoch time: for people local, to the second, and empty for none; for scripts ISO 8601 with its zone."""
+    """An epoch time: for people local, to the second (in a terminal's table the day only when it is not today's), and
+    empty for none; for scripts ISO 8601 with its zone."""
     if not seconds:
         return Cell("", None)
     moment = datetime.fromtimestamp(seconds).astimezone()
-    return Cell(moment.strftime("%Y-%m-%d %H:%M:%S"), moment.isoformat(timespec="milliseconds"))
+    today = moment.date() == datetime.now().date()
+    short = moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
+    return Cell(moment.strftime("%Y-%m-%d %H:%M:%S"), moment.isoformat(timespec="milliseconds"), short)
 
 
 def size(count: int) -> Cell:

@@ -41,3 +41,18 @@ def test_facts(capsys) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert show.duration(seconds) == text
+
+
+def test_times_in_a_terminals_table_are_short(capsys, monkeypatch) -> None:
+    import time
+
+    now = show.when(time.time())
+    assert len(now.shown) == 19 and len(now.short) == 8
+    before = show.when(86400.0 * 400)
+    assert before.short.startswith("1971-02-0") and len(before.short) == 16
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show.table("Apps", ["Created at"], [(before,)], False, True)
+    assert before.short in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    show.table("Apps", ["Created at"], [(before,)], False)
+    assert before.shown in capsys.readouterr().out
