@@ -259,7 +259,7 @@ class Pools(Inputs):
                 self.admission.gone(container_id, self._now)
             failed = ContainerReport(container_id, GONE, INIT_FAILED, str(error))
             self._start_failed(function, failed)
-            self.touch(function.function_id)
+            self.post(self.touch, function.function_id)
             return
         event = events.StartContainer(
             container_id, function.function_id, node_id, gpus, function.why, self._revision + 1
