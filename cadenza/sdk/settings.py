@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Optional
 
+from cadenza.base import profiles
 from cadenza.base.config import load
-from cadenza.base.errors import InvalidError
+from cadenza.base.errors import InvalidError, NotFoundError
 
 
 class Config:
@@ -48,6 +50,31 @@ class Config:
 
     def __repr__(self) -> str:
         return f"Config({self.to_dict()!r})"
+
+
+def config_profiles() -> list[str]:
+    """The names of the profiles in the configuration file."""
+    return profiles.names(_text(_file()))
+
+
+def config_set_active_profile(profile: str) -> None:
+    """Make a profile of the configuration file the active one, from the next time that the configuration is read on.
+
+    NotFoundError when there is none of the name."""
+    file = _file()
+    text = _text(file)
+    if profile not in profiles.names(text):
+        raise NotFoundError(f"{file} has no profile {profile!r}; it has {', '.join(profiles.names(text)) or 'none'}")
+    profiles.replace(file, profiles.activated(text, profile))
+
+
+def _file() -> Path:
+    named = ("CADENZA_PROFILE", "MODAL_PROFILE")  # one that is not there is no reason not to find the file
+    return Path(load({key: value for key, value in os.environ.items() if key not in named}).config_dir) / "config.toml"
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 config = Config()

@@ -215,3 +215,20 @@ def test_lifetimes(given, seconds) -> None:
 def test_wrong_lifetimes(wrong) -> None:
     with pytest.raises(InvalidError, match="here"):
         lifetime_s(wrong, "here")
+
+
+def test_profiles_by_the_library(tmp_path, monkeypatch) -> None:
+    from cadenza.sdk import settings
+
+    monkeypatch.setenv("CADENZA_HOME", str(tmp_path))
+    monkeypatch.delenv("CADENZA_PROFILE", raising=False)
+    assert settings.config_profiles() == []
+    (tmp_path / "config").mkdir()
+    file = tmp_path / "config/config.toml"
+    file.write_text("# head\n[a]\nactive = true\n[b]\nloglevel = 'INFO' # why\n")
+    assert settings.config_profiles() == ["a", "b"]
+    settings.config_set_active_profile("b")
+    assert settings.config["loglevel"] == "INFO"
+    assert "# head" in file.read_text() and "# why" in file.read_text()
+    with pytest.raises(NotFoundError, match="a, b"):
+        settings.config_set_active_profile("c")
