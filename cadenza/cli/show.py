@@ -68,10 +68,10 @@ def table(
         from rich.text import Text
 
         kept = [at for at in range(len(columns)) if not shown or any(line[at] for line in shown)]
-        view = Table(title=title if shown else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        view = Table(title=title if shown else None, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
         for at in kept:
-            # An id in two lines could not be copied.
-            view.add_column(columns[at], overflow="fold", no_wrap=columns[at].endswith("ID"))
+            whole = columns[at].endswith(("ID", " at"))  # an id in two lines could not be copied
+            view.add_column(columns[at], overflow="fold", no_wrap=whole)
         for line in shown:
             view.add_row(*[Text(line[at]) for at in kept])
         Console(no_color=no_color or None).print(view)
