@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -161,8 +162,10 @@ def test_a_token_for_one_environment_sees_that_one(home, deployed) -> None:
 
 def test_tokens_that_are_no_longer_good(home, deployed) -> None:
     gone = token(home, "--expires-in", "1s")
+    expired_at = time.monotonic() + 1.0
     disabled = token(home)
     ran(home.cadenza("workspace", "member-tokens", "disable", "-y", disabled["CADENZA_TOKEN_ID"]), home)
+    time.sleep(max(0.0, expired_at - time.monotonic()))
     for one, word in ((disabled, "disabled"), (gone, "expired"), ({**gone, "CADENZA_TOKEN_SECRET": "as-x"}, "wrong")):
         refused = home.cadenza("app", "list", **one)
         assert refused.returncode == 1 and word in refused.stderr, refused.stderr
