@@ -35,6 +35,20 @@ ELSEWHERE = {
         "runner/test_runner_execute.py::test_every_base_exception_is_a_result",
         "runner/test_runner_execute.py::test_keyboard_interrupt_ends_the_container",
     ],
+    6: [
+        "runner/test_runner_classes.py::test_cancelling_a_sync_input_among_others_ends_the_container_and_gives_them_back"
+    ],
+    11: [
+        "sdk/test_sdk_cls.py::test_defaults_share_a_pool",
+        "sdk/test_sdk_cls.py::test_nothing_happens_before_it_is_used",
+        "sdk/test_sdk_cls.py::test_plain_attributes_are_those_of_an_instance_that_has_not_entered",
+    ],
+    12: [
+        "sdk/test_sdk_cls.py::test_options_merge_one_by_one",
+        "sdk/test_sdk_cls.py::test_options_of_a_class_and_its_instances",
+        "control/test_control_variants.py::test_wishes_merge_one_by_one_and_sets_as_a_whole",
+        "control/test_control_variants.py::test_equal_wishes_have_one_text",
+    ],
     13: [
         "sdk/test_sdk_mapping.py::test_nothing_runs_before_the_first_iteration",
         "sdk/test_sdk_mapping.py::test_results_come_while_the_inputs_still_wait",
@@ -45,6 +59,7 @@ ELSEWHERE = {
     14: [
         "sdk/test_sdk_mapping.py::test_spawn_map_makes_a_call_for_each_input_and_returns_none",
         "sdk/test_sdk_mapping.py::test_experimental_spawn_map_is_one_call",
+        "sdk/test_sdk_cls.py::test_spawn_map_returns_a_handle_where_it_is_wished",
     ],
     15: [
         "control/test_control_calls.py::test_a_caller_that_is_gone_takes_its_attached_calls_along",
@@ -56,10 +71,15 @@ ELSEWHERE = {
         "control/test_control_schedules.py::test_taking_a_function_away_and_stopping_the_app",
     ],
     26: [
+        "sdk/test_sdk_cls.py::test_from_name_is_lazy",
         "sdk/test_sdk_secret.py::test_from_name_asks_nothing_until_it_is_used",
         "control/test_control_secrets.py::test_a_missing_name_and_a_missing_key_are_said_at_publishing",
     ],
-    27: ["sdk/test_sdk_function.py::test_handles_travel_as_references_and_unhydrated_ones_do_not"],
+    27: [
+        "sdk/test_sdk_function.py::test_handles_travel_as_references_and_unhydrated_ones_do_not",
+        "sdk/test_sdk_cls.py::test_instances_classes_and_methods_travel",
+        "sdk/test_sdk_cls.py::test_what_is_not_hydrated_does_not_travel",
+    ],
     28: [
         "sdk/test_sdk_secret.py::test_the_later_wins",
         "control/test_control_secrets.py::test_the_later_wins_and_env_is_on_top",
@@ -68,6 +88,7 @@ ELSEWHERE = {
         "test_semantics_34.py::test_row",
         "sdk/test_sdk_function.py::test_from_name_is_lazy_and_finds_at_first_use",
         "sdk/test_sdk_app.py::test_a_serialized_function_has_limits",
+        "sdk/test_sdk_cls.py::test_parameters_are_checked_when_they_are_bound",
     ],
 }
 
@@ -179,6 +200,6 @@ def test_a_detached_run_of_a_function_spawns_it(monkeypatch: pytest.MonkeyPatch,
             said.append("remote")
             return kwargs["x"]
 
-    found = SimpleNamespace(app=App(), target=Target(), is_local=False, module=None)
-    assert cli_run.execute(found, (), {"x": 5}, None, True, detach, False, None, False) == 5
+    found = SimpleNamespace(app=App(), target=Target(), is_local=False, module=None, owner=None)
+    assert cli_run.execute(found, (), {"x": 5}, set(), None, True, detach, False, None, False) == 5
     assert said == ["enter", "spawn" if detach else "remote", "exit"]

@@ -167,3 +167,21 @@ def test_iter_is_in_order(f):
     assert asyncio.run(collect()) == [1170, 1180]
     with pytest.raises(InvalidError):
         call.iter(start=-1)
+
+
+def test_a_call_graph_is_a_list_of_trees():
+    """Section 3.1: each call names its parent, so graphs cross functions."""
+    from cadenza.protocol.functions import GraphInput
+    from cadenza.sdk.call import graph
+    from cadenza.sdk.types import InputStatus
+
+    def one(number, parent="", status="SUCCESS"):
+        return GraphInput(f"in-{number}", "fc-1", "fu-1", f"f{number}", "m", status, "ta-1", parent)
+
+    trees = graph(
+        [one(1), one(2, "in-1", "PENDING"), one(3, "in-2", "INTERNAL_FAILURE"), one(4, "in-gone"), one(5, "in-5")]
+    )
+    assert [tree.input_id for tree in trees] == ["in-1", "in-4", "in-5"]
+    assert trees[0].children[0].status is InputStatus.PENDING
+    assert trees[0].children[0].children[0].status is InputStatus.FAILURE
+    assert (trees[0].function_name, trees[0].module_name, trees[0].task_id) == ("f1", "m", "ta-1")
