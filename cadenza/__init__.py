@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cadenza.base.errors import Error as Error
+    from cadenza.sdk import experimental as experimental
     from cadenza.sdk import settings as config
+    from cadenza.sdk import types as call_graph
+    from cadenza.sdk import types as types
     from cadenza.sdk.app import App as App
     from cadenza.sdk.budget import Budget as Budget
     from cadenza.sdk.call import FunctionCall as FunctionCall
