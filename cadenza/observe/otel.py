@@ -155,7 +155,7 @@ class Exporter:
                         )
                     )  # fmt: skip
             elif one.source[0] in part.sums:
-                points.append(NumberDataPoint(about, self._started_ns, now_ns, part.last(one.source[0])))
+                points.append(NumberDataPoint(about, self._started_ns, now_ns, float(part.last(one.source[0]))))
         if not points:
             return None
         if one.kind == COUNT:

@@ -90,7 +90,7 @@ def _histogram(name: str, text: str, one: Metric, rows: Iterable[tuple[Names, Sl
         counts = part.times.get(one.source[0])
         if counts:
             passed = histogram.cumulative(counts, BOUNDS_S)
-            bounds = [*(f"{bound * one.scale:g}" for bound in BOUNDS_S), "+Inf"]
+            bounds = [*(str(round(bound * one.scale, 3)) for bound in BOUNDS_S), "+Inf"]
             family.add_metric(
                 names, [(bound, float(count)) for bound, count in zip(bounds, passed)],
                 sum_value=part.sums[one.source[0]][1] * one.scale,
