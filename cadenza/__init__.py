@@ -110,7 +110,7 @@ _REMOVED = {
 }
 """Gone since Modal 1.0 to 1.6; source: semantics.md section 1."""
 
-__all__ = ["Error", "config", "__version__", *_HOMES]
+__all__ = ["Error", "call_graph", "config", "experimental", "types", "__version__", *_HOMES]
 
 
 def _module(name: str) -> Any:
