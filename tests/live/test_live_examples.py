@@ -49,3 +49,11 @@ def test_ten_beyond(home: Home) -> None:
     said = ran(home, "run", str(ROOT / "examples/10_beyond/beyond.py"))
     for line in ("not tried again: /forbidden", "one call: True 42", "five at a time: 9900", "a handle: [0, 2, 4]"):
         assert line in said, said
+
+
+def test_eight_schedules(home: Home) -> None:
+    said = ran(home, "run", str(ROOT / "examples/08_schedules/schedules.py"))
+    assert said.count("\ntick") >= 2, said
+    ran(home, "deploy", str(ROOT / "examples/08_schedules/schedules.py"))
+    assert "every_morning" in ran(home, "schedule", "list")
+    ran(home, "app", "stop", "schedules-example", "--yes")
