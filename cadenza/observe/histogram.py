@@ -10,7 +10,7 @@ from collections import Counter
 from functools import partial
 from typing import Iterable, Mapping
 
-BUCKETS_PER_DECADE = 20
+BUCKETS_PER_DECADE = 40
 SMALLEST_S = 1e-5
 DECADES = 10
 BOUNDS: tuple[float, ...] = tuple(
