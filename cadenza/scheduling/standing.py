@@ -80,7 +80,9 @@ def _trouble(function: FunctionState, now: float) -> str:
     if not function.fault:
         return ""
     wait_s = function.blocked_until - now
-    again = f"the next start is in {wait_s:.1f} s" if wait_s > 0 else "the next start is under way"
+    again = (
+        f"the next start is in {wait_s:.1f} s" if wait_s > 0 else "the next start comes with the next input that is due"
+    )
     if function.crashes:
         return f"{function.crashes} of its containers crashed one after the other; {again}: {function.fault}"
     failures = function.start_failures + function.internal_failures
