@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def idle(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.account.holds)))
-        self.needed[name] = self.now
+        self.needed[name] = min(self.needed[name], self.now)
         self.account.shrink(name, self.now, self.now)
 
     @precondition(lambda self: self.account.holds)
