@@ -21,6 +21,9 @@ from typing import Iterable, Mapping
 from cadenza.observe import histogram
 from cadenza.observe.log import Log
 
+FORMAT = 1
+"""Of what `pack` makes, the bounds of `histogram` included."""
+
 _log = Log("cadenza.observe.slice")
 
 
@@ -100,13 +103,15 @@ def merged(slices: Iterable[Slice]) -> Slice:
 def pack(one: Slice) -> bytes:
     """As it is kept."""
     sums = {name: [round(value, 6) for value in values] for name, values in one.sums.items()}
-    return zlib.compress(json.dumps([one.counts, one.times, sums], separators=(",", ":")).encode(), 1)
+    return zlib.compress(json.dumps([FORMAT, one.counts, one.times, sums], separators=(",", ":")).encode(), 1)
 
 
 def unpack(body: bytes) -> Slice:
     """What `pack` made. Damaged bytes are an empty slice and a line in the log: a lost minute is no reason to fail."""
     try:
-        counts, times, sums = json.loads(zlib.decompress(body))
+        form, counts, times, sums = json.loads(zlib.decompress(body))
+        if form != FORMAT:
+            raise ValueError(f"its format is {form!r}, not {FORMAT}")
         return Slice(
             counts, {name: {int(number): count for number, count in one.items()} for name, one in times.items()}, sums
         )
