@@ -32,8 +32,6 @@ LEAST_BUILT = 250
 OTHERS = {
     # Namespaces and members of built classes that are for later, each with its reason.
     "modal.App.sandboxes": "sandboxes",
-    "modal.App.stats": "metrics",
-    "modal.App.info": "deployed apps",
     "modal.Image.logs": "logs of builds",
     "modal.Client": "the server's address has a default",
     "modal.enable_output": "show_progress is documented (semantics.md section 23)",
@@ -53,7 +51,7 @@ MORE = {
 LATER_MEMBERS = {
     "modal.Client": {"anonymous", "from_oauth_credentials", "get_input_plane_metadata", "get_stub", "stub", "verify"},
     "modal.Function": {
-        "_experimental_get_flash_urls", "_experimental_spawn", "metrics", "stats",
+        "_experimental_get_flash_urls", "_experimental_spawn",
     },
     "modal.Cls": {"_experimental_get_flash_urls"},
     "modal.object.Object": {"hydrate"},
