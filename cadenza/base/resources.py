@@ -96,13 +96,21 @@ def gpu_text(gpus: Sequence[Gpu]) -> str:
     return demand.gpu_text([(one.type, one.count) for one in gpus])
 
 
+SERVED_BY = {
+    "A100-40GB": ("A100-40GB", "A100-80GB"),
+    "H100": ("H100", "H200"),
+    "H100!": ("H100",),
+    "B200+": ("B200", "B300"),
+    "ANY": tuple(one for one in GPU_TYPES if one != "ANY" and one[-1] not in "!+"),
+}
+"""Which cards serve a wish, the nearest first; others serve their own. Source: semantics.md section 11.3."""
+
+
+def gpu_choices(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """A preference list as cards that there are, in order of preference."""
+    return [Gpu(kind, wish.count) for wish in gpus for kind in SERVED_BY.get(wish.type, (wish.type,))]
+
+
 def gpu_inventory_fits(gpus: Sequence[Gpu], free: Mapping[str, int]) -> Optional[Gpu]:
-    """The first wish that ``free`` (count by type) can serve, or None. ``ANY`` takes whichever type has room."""
-    for wish in gpus:
-        if wish.type == "ANY":
-            for kind, count in sorted(free.items()):
-                if count >= wish.count:
-                    return Gpu(kind, wish.count)
-        elif free.get(wish.type.rstrip("!+"), 0) >= wish.count:
-            return Gpu(wish.type.rstrip("!+"), wish.count)
-    return None
+    """The first choice that ``free`` (count by type) can serve, or None. ``ANY`` takes whichever type has room."""
+    return next((one for one in gpu_choices(gpus) if free.get(one.type, 0) >= one.count), None)

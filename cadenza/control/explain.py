@@ -86,7 +86,7 @@ class Explainer:
         wall = clock.now() - now
         why = standing(
             cluster, function, now, self._calls.loop.is_stuck(function.function_id),
-            self._calls.loop.paused.get(function.function_id, ""),
+            self._calls.loop.paused.get(function.function_id, "") or self._calls.loop.refusal(function.spec),
         )  # fmt: skip
         inputs = waiting_inputs(function, now, wall, why, table)
         containers = live_containers(function, wall)

@@ -34,7 +34,8 @@ from cadenza.protocol.calls import AttemptOutput, GeneratorItem
 from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
 from cadenza.protocol.nodes import LogChunk, Node, NodeReport, Usage
 from cadenza.protocol.objects import FileEntry
-from cadenza.scheduling.placement import refusal
+from cadenza.scheduling.budget import read_prices
+from cadenza.scheduling.placement import refusal, where
 from cadenza.storage.blobs import DirectoryBlobs
 from cadenza.storage.db import Database
 from cadenza.storage.logs import LogStore
@@ -366,7 +367,7 @@ class _Parts:
             self.calls,
             store.missing,
             lambda: {one.image_id for one in node().images()},
-            lambda spec: refusal(spec.resources, [node().info()]),
+            lambda spec: refusal(spec.resources, [node().info()], where(spec)),
             self.secrets.keep,
         )
         self.apps = apps.Apps(db, clock, ids, self.calls, self.functions, self.access)

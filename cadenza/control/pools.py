@@ -74,7 +74,7 @@ class Pools(Inputs):
     def refusal(self, spec: FunctionSpec) -> str:
         """Why no node can ever hold the function's containers; empty when one can, or none is known yet."""
         infos = [one.info for one in self.cluster.nodes.values()]
-        return placement.refusal(spec.resources, infos) if infos else ""
+        return placement.refusal(spec.resources, infos, placement.where(spec)) if infos else ""
 
     def add_function(
         self,
@@ -188,7 +188,8 @@ class Pools(Inputs):
             self._capped.discard(name)
         if decision.start:
             has = len(function.containers)
-            wants.append(placement.Want(function.function_id, function.spec.resources, decision.start, has))
+            place = placement.where(function.spec)
+            wants.append(placement.Want(name, function.spec.resources, decision.start, has, place))
         if decision.again_at < math.inf:
             self.cluster.arm(function, decision.again_at)
 
@@ -211,7 +212,10 @@ class Pools(Inputs):
         for name, count in stuck.items():
             why = f"{self.cluster.functions[name].why}; {count} wait for room on a machine"
             callers = sum(1 for one in self.cluster.containers.values() if one.lends)
-            if callers:
+            refused = self.refusal(self.cluster.functions[name].spec)  # the machine is another than when it was deployed
+            if refused:
+                why = refused
+            elif callers:
                 why += f", where {callers} containers wait for other calls and keep their memory meanwhile"
             self.cluster.apply(events.Wanting(name, True, why), self._now)
             if name not in before:
@@ -219,9 +223,17 @@ class Pools(Inputs):
         ending = sum(1 for one in self.cluster.containers.values() if one.stop is not None)
         count = sum(stuck.values()) - ending
         if count > 0:
-            for name in autoscale.spare(self.cluster.functions.values(), count):
+            for name in autoscale.spare(self.cluster.functions.values(), count, self._makes_way_for(list(stuck))):
                 self._stop(self.cluster.containers[name], EXIT_GRACE_S, True, "idle, and others wait for its room")
         self._share([self.cluster.functions[name] for name in stuck if self.cluster.functions[name].starving], stuck)
+
+    def _makes_way_for(self, names: Sequence[str]) -> Callable[[ContainerState], bool]:
+        """Whether the end of a container brings room nearer for one of these functions."""
+        nodes = self.cluster.nodes
+        wishes = [
+            (one.spec.resources, placement.where(one.spec)) for one in map(self.cluster.functions.get, names) if one
+        ]
+        return lambda one: any(placement.helps(one, nodes[one.node_id], *wish) for wish in wishes)
 
     def _share(self, starving: list[FunctionState], lacking: Mapping[str, int]) -> None:
         """A function that waits and has no container gets places of the function that has most: its share of them."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Iterable, Mapping, Optional
+from typing import Callable, Iterable, Mapping, Optional
 
 from cadenza.protocol.nodes import READY
 from cadenza.scheduling.cluster import SLOW_HEAD_S
-from cadenza.scheduling.placement import makes_room
+from cadenza.scheduling.placement import makes_room, where
 from cadenza.scheduling.states import ContainerState, FunctionState, NodeState
 
 MAX_CONTAINERS_PER_FUNCTION = 4_000
@@ -128,10 +128,13 @@ def _idle_order(one: ContainerState) -> tuple[float, str]:
     return (one.idle_since, one.container_id)
 
 
-def spare(functions: Iterable[FunctionState], count: int) -> list[str]:
+def spare(
+    functions: Iterable[FunctionState], count: int, useful: Callable[[ContainerState], bool] = lambda one: True
+) -> list[str]:
     """Up to ``count`` idle containers above their functions' minimum and buffer, longest idle first: room for others.
 
-    One that is still starting counts as idle when its function has nothing to do any more."""
+    One that is still starting counts as idle when its function has nothing to do any more. ``useful``: whether the end
+    of one would help."""
     found: list[ContainerState] = []
     for function in functions:
         if function.waiting:
@@ -139,7 +142,8 @@ def spare(functions: Iterable[FunctionState], count: int) -> list[str]:
         alive = function.alive
         idle = sorted((one for one in alive if not one.attempts and (one.usable or not function.busy)), key=_idle_order)
         kept = function.spec.buffer_containers if function.busy else 0
-        found += idle[: max(0, min(len(idle) - kept, len(alive) - function.spec.min_containers))]
+        idle = idle[: max(0, min(len(idle) - kept, len(alive) - function.spec.min_containers))]
+        found += [one for one in idle if useful(one)]
     found.sort(key=_idle_order)
     return [one.container_id for one in found[:count]]
 
@@ -165,9 +169,11 @@ def reclaim(
 ) -> Optional[ContainerState]:
     """Which container of ``function`` gives its place to ``starving``, which waits and has none: an idle one, else the
     one with the fewest inputs, the oldest first. None when no single one leaves enough room."""
-    requests = starving.spec.resources
+    requests, place = starving.spec.resources, where(starving.spec)
     able = (
-        one for one in function.alive if nodes[one.node_id].connected and makes_room(one, nodes[one.node_id], requests)
+        one
+        for one in function.alive
+        if nodes[one.node_id].connected and makes_room(one, nodes[one.node_id], requests, place)
     )
     return min(able, key=lambda one: (len(one.attempts), one.placed_at, one.container_id), default=None)
 

@@ -203,7 +203,7 @@ def read_options(
     limit = seconds("timeout", timeout, where)
     carried = {
         "region": _places("region", region, where),
-        "cloud": cloud or "",
+        "cloud": _places("cloud", cloud, where),
         "routing_region": _places("routing_region", routing_region, where),
         "nonpreemptible": "1" if flag("nonpreemptible", nonpreemptible, where) else "",
         "memory_snapshot": "1" if flag("enable_memory_snapshot", enable_memory_snapshot, where) else "",

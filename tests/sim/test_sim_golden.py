@@ -301,7 +301,8 @@ def test_schedule_is_as_written(name: str) -> None:
 
 
 def test_every_transcript_has_its_story() -> None:
-    assert {path.stem for path in FOLDER.glob("*.txt")} == set(STORIES)
+    found = {path.stem for path in FOLDER.glob("*.txt") if not path.stem.startswith("placement_")}
+    assert found == set(STORIES)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class FakeNode:
         self.apps: dict[str, tuple[str, str]] = {}
         self.running: dict[str, list[Attempt]] = {}
         self.built: list[str] = []
+        self.labels: dict[str, str] = {}
         self.command: FakeExec
         self.there = [FunctionSpec("f").image.image_id()]
         """Images that were built before."""
@@ -86,7 +87,7 @@ class FakeNode:
 
     def info(self) -> NodeInfo:
         return NodeInfo(
-            "no-1", Resources(cpu_milli=8000, memory_mib=8000, disk_mib=10**6), {}, {}, {"standard": "fake"}
+            "no-1", Resources(cpu_milli=8000, memory_mib=8000, disk_mib=10**6), {}, self.labels, {"standard": "fake"}
         )
 
     def want(self, desired: Desired) -> None:

@@ -208,6 +208,11 @@ def test_what_is_not_in_the_new_version_is_gone_and_its_inputs_end(tmp_path: Pat
         ({"functions": [spec(), spec("g", serialized="0" * 64)]}, "upload"),
         ({"functions": [spec(), spec("g", image={"steps": [{"kind": "run"}]})]}, "not built"),
         ({"functions": [spec(resources={"cpu_milli": 10**6})]}, "cores"),
+        ({"functions": [spec(resources={"disk_mib": 10**9})]}, "disk"),
+        ({"functions": [spec(resources={"gpus": [{"type": "H100"}]})]}, "no such GPU here: H100 is asked for"),
+        ({"functions": [spec(options={"region": "us-east,eu"})]}, "region us-east or eu: there is region home"),
+        ({"functions": [spec(options={"cloud": "aws"})]}, "cloud gcp"),
+        ({"functions": [spec(options={"nonpreemptible": "1"})]}, "preemptible"),
         ({"environment": "none"}, "environment"),
         ({"budget": {"container_s": -1}}, "budget"),
         ({"budget": {}}, "budget"),
@@ -217,6 +222,7 @@ def test_what_is_not_in_the_new_version_is_gone_and_its_inputs_end(tmp_path: Pat
 def test_a_deploy_that_cannot_be_changes_nothing(tmp_path: Path, body: Head, words: str) -> None:
     async def test(world: World) -> None:
         client = await world.client()
+        world.labels.update(region="home", cloud="gcp", preemptible="true")
         await deploy(client, spec())
         error = await client.ask("app.deploy", {"name": "demo", "functions": [spec("other")], **body})
         assert error["kind"] in ("invalid", "conflict", "not_found") and words in error["message"], error
@@ -501,6 +507,53 @@ def test_equal_wishes_give_one_function_to_everybody(tmp_path: Path) -> None:
         one.close(), other.close()
 
     in_world(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [({"cpu_milli": 10**6}, "1000 cores"), ({"gpus": [{"type": "T4"}]}, "GPU"), ({"options": {"region": "eu"}}, "home")],
+)
+def test_a_variant_that_no_machine_can_hold_is_refused(tmp_path: Path, patch: Head, words: str) -> None:
+    """Sections 11 and 12.3: at the bind, before any input waits for it."""
+
+    async def test(world: World) -> None:
+        client = await world.client()
+        world.labels["region"] = "home"
+        base = (await deploy(client, spec(options={"region": "us,home"})))["functions"]["echo"]
+        error = await client.ask("function.bind", {"function_id": base, "patch": patch})
+        assert error["kind"] == "invalid" and words in error["message"], error
+        assert (await run(client, base))["output"]["status"] == "SUCCESS"
+        client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_a_deployed_function_that_fits_no_more_waits_and_says_why(tmp_path: Path) -> None:
+    """After a restart with other labels, or on another machine."""
+
+    async def main() -> None:
+        world = World(tmp_path)
+        world.labels["region"] = "us-east"
+        await world.start()
+        client = await world.client()
+        first = (await deploy(client, spec(options={"region": "us"})))["functions"]["echo"]
+        client.close()
+        await world.control.close()
+        world.labels["region"] = "eu"
+        await world.start()
+        client = await world.client()
+        inputs = [{"index": 0, "value": {"size": 4}}]
+        call = (await client.ask("call.spawn", {"function_id": first, "inputs": inputs}, b"kept"))["call_id"]
+        await until(lambda: parts_of(world).calls.loop.cluster.functions[first].wanted_since > 0)
+        told = (await client.ask("app.explain", {"app": "demo"}))["functions"][0]
+        assert "region us: there is region eu" in told["sentence"], told
+        await deploy(client, spec())
+        output = (await client.ask("call.get", {"call_id": call, "wait_s": 5}))["output"]
+        assert output["status"] == "SUCCESS"
+        client.close()
+        await world.control.close()
+
+    uvloop.run(main())
 
 
 def test_a_class_is_bound_by_its_parameters(tmp_path: Path) -> None:

@@ -42,9 +42,11 @@ class World:
             config_dir=str(root / "config"),
         )
         self.clock = ManualClock()
+        self.labels: dict[str, str] = {}
 
     async def start(self) -> None:
         self.node = FakeNode()
+        self.node.labels = self.labels
         self.control = ControlPlane(self.config, self.clock, IdSource())
         self.node.control = self.control
         self.node.put_blob = self._put_blob
