@@ -1,8 +1,8 @@
 """The inputs that ended last: noted on the path of every call, worked through once a second.
 
-`note` only puts a tuple into a list. `drain` then counts them for `cadenza.control.tally` and keeps the last
-`RING_INPUTS` of each function in memory; `write` puts them into the table in blocks. Of a function with more than
-`RING_INPUTS` ends between two writes the older ones are counted, but not kept one by one.
+`note` only counts, and lists. `drain` then adds all up for `cadenza.control.tally` and keeps the last
+`RING_INPUTS` of each function in memory; `write` puts them into the table in blocks. Everything is counted; of a
+function with very many inputs only a part is kept one by one (`LISTED_INPUTS`, `RING_INPUTS`).
 All methods belong to the event loop's thread.
 """
 
@@ -14,6 +14,7 @@ from typing import Callable, Optional
 
 from cadenza.base.clock import Clock
 from cadenza.control.tally import Tally
+from cadenza.protocol.statuses import SUCCESS
 from cadenza.scheduling.states import ContainerState
 from cadenza.storage.entry import Entry
 from cadenza.storage.recent import Ended, RecentStore
@@ -25,6 +26,10 @@ ALL_RINGS_INPUTS = 20_000
 MAX_PENDING = 4_096
 """Ends that wait for `drain`."""
 WRITE_EVERY_S = 5.0
+LISTED_INPUTS = 256
+LISTED_EVERY = 8
+"""Of a function of which more than `LISTED_INPUTS` inputs end between two drains (a second), all are counted, all that
+failed are listed, and of those that succeeded beyond that number each eighth: so much the listing may cost."""
 MEASURED_INPUTS = 256
 """Of so many ends of one function at a time the durations are counted one by one; of more, every n-th stands for n."""
 MAX_ERROR_CHARS = 300
@@ -51,7 +56,8 @@ class History:
         self._monotonic = clock.monotonic
         self._pending: list[Raw] = []
         self._rings: dict[str, _Ring] = {}
-        self._known: set[str] = set()
+        self._counts: dict[str, int] = {}
+        """How many inputs of each function ended since the last drain, those that are not listed included."""
         self._cold: list[tuple[str, float]] = []
         self._written_at = 0.0
         self.ended: Optional[Callable[[list[Raw], float], None]] = None
@@ -59,11 +65,17 @@ class History:
 
     def note(self, entry: Entry, status: str, error: str, container: Optional[ContainerState]) -> None:
         """An input's output is decided. On the path of every call: no more than this."""
+        function_id = entry.function_id
+        counts = self._counts
+        if function_id in counts:
+            number = counts[function_id] = counts[function_id] + 1
+            if number > LISTED_INPUTS and number % LISTED_EVERY and status == SUCCESS:
+                return
+        else:
+            counts[function_id] = 1
+            self._tally.slice(function_id)  # while the function is known: by the next drain its app may have ended
         took = entry.took_s
         begun = entry.begun_at
-        function_id = entry.function_id
-        if function_id not in self._known:
-            self._learn(function_id)
         pending = self._pending
         pending.append(
             (
@@ -77,19 +89,13 @@ class History:
         if len(pending) >= MAX_PENDING:
             self.drain()
 
-    def _learn(self, function_id: str) -> None:
-        """While the function is still known: by the next drain its app may have ended."""
-        self._tally.slice(function_id)
-        if len(self._known) > RING_INPUTS:
-            self._known = {one for one in self._known if self._tally.knows(one)}
-        self._known.add(function_id)
-
     def drain(self) -> None:
         """Count what was noted, and keep the last of it."""
         pending = self._pending
         if not pending:
             return
         self._pending = []
+        counts, self._counts = self._counts, {}
         wall = self._wall()
         for function_id, seconds in self._cold:
             self._tally.slice(function_id).durations("cold", [seconds])
@@ -101,20 +107,26 @@ class History:
             for one in pending:
                 groups.setdefault(one[0], []).append(one)
         for function_id, rows in groups.items():
-            self._count(function_id, rows, wall)
+            self._count(function_id, rows, counts[function_id] - len(rows), wall)
         if sum(len(one.rows) for one in self._rings.values()) > ALL_RINGS_INPUTS:
             self._shrink()
         if self.ended is not None:
             self.ended(pending, wall)
 
-    def _count(self, function_id: str, rows: list[Raw], wall: float) -> None:
+    def _count(self, function_id: str, rows: list[Raw], unlisted: int, wall: float) -> None:
         part = self._tally.slice(function_id)
+        if unlisted:
+            part.count(SUCCESS, unlisted)
         for status, count in Counter(map(_STATUS, rows)).items():
             part.count(status, count)
-        weight = max(1, len(rows) // MEASURED_INPUTS)
-        measured = [one for one in rows[::weight] if one[5] >= 0.0]
-        part.durations("run", [one[6] - one[5] for one in measured], weight)
-        part.durations("queue", [max(0.0, one[5] + wall - one[4]) for one in measured], weight)
+        chosen = rows[:: max(1, len(rows) // MEASURED_INPUTS)]
+        measured = [one for one in chosen if one[5] >= 0.0]
+        if measured:
+            ran = round((len(rows) + unlisted) * len(measured) / len(chosen))
+            weight, more = divmod(ran, len(measured))  # each stands for so many, and the first ones for one more
+            for some, each in ((measured[:more], weight + 1), (measured[more:], weight)):
+                part.durations("run", [one[6] - one[5] for one in some], each)
+                part.durations("queue", [max(0.0, one[5] + wall - one[4]) for one in some], each)
         ring = self._rings.pop(function_id, None) or _Ring()
         self._rings[function_id] = ring  # the last in order is the one used last
         ring.rows.extend(rows)

@@ -355,3 +355,21 @@ def test_a_declaration_has_no_secret_values(tmp_path: Any) -> None:
         assert "hidden" not in repr(found)
 
     with_world(tmp_path, test)
+
+
+def test_of_very_many_inputs_all_are_counted_and_failures_listed(tmp_path: Any) -> None:
+    async def test(world: World) -> None:
+        entry = Entry(1, "in-x", "fc-1", 0, "fu-1", True, ready_at=world.clock.now(), begun_at=world.clock.now())
+        world.clock.advance(0.25)
+        for number in range(2_000):
+            status = "FAILURE" if number % 100 == 99 else "SUCCESS"
+            world.history.note(replace(entry, input_id=f"in-{number}", took_s=0.25), status, "", None)
+        found = await world.reader.read(ask(StatsQuery("fu-1")))
+        assert (found.success, found.failure) == (1_980, 20)
+        rows = await world.history.read("fu-1", 0.0, 10_000)
+        assert sum(one.status == "FAILURE" for one in rows) == 20
+        assert history.LISTED_INPUTS < len(rows) < 600
+        counted = sum(world.tally.slice("fu-1").times["run"].values())
+        assert counted == 2_000
+
+    with_world(tmp_path, test)
