@@ -34,7 +34,6 @@ from cadenza.protocol.calls import AttemptOutput, GeneratorItem
 from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
 from cadenza.protocol.nodes import LogChunk, Node, NodeReport, Usage
 from cadenza.protocol.objects import FileEntry
-from cadenza.scheduling.budget import read_prices
 from cadenza.scheduling.placement import refusal, where
 from cadenza.storage.blobs import DirectoryBlobs
 from cadenza.storage.db import Database
