@@ -511,7 +511,11 @@ def test_equal_wishes_give_one_function_to_everybody(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("patch", "words"),
-    [({"cpu_milli": 10**6}, "1000 cores"), ({"gpus": [{"type": "T4"}]}, "GPU"), ({"options": {"region": "eu"}}, "home")],
+    [
+        ({"cpu_milli": 10**6}, "1000 cores"),
+        ({"gpus": [{"type": "T4"}]}, "GPU"),
+        ({"options": {"region": "eu"}}, "home"),
+    ],
 )
 def test_a_variant_that_no_machine_can_hold_is_refused(tmp_path: Path, patch: Head, words: str) -> None:
     """Sections 11 and 12.3: at the bind, before any input waits for it."""
