@@ -212,7 +212,7 @@ class Pools(Inputs):
         for name, count in stuck.items():
             why = f"{self.cluster.functions[name].why}; {count} wait for room on a machine"
             callers = sum(1 for one in self.cluster.containers.values() if one.lends)
-            refused = self.refusal(self.cluster.functions[name].spec)  # the machine is another than when it was deployed
+            refused = self.refusal(self.cluster.functions[name].spec)  # the machine is not what it was
             if refused:
                 why = refused
             elif callers:
