@@ -302,7 +302,7 @@ class Executor:
 
     def say(self, job: Job, text: str) -> None:
         err = self.channel.streams.err
-        err.flush()
+        err.end_line()
         err.write(text)
 
     def output(

@@ -163,7 +163,8 @@ class Outbox:
             self._wire.send({"t": kind, _LISTS[kind]: headers}, parts)
 
     def after_fork(self) -> None:
-        """In a child process: this connection is the parent's."""
+        """In a child process: this connection is the parent's, and so is a thread that held the lock."""
+        self.lock = self._wire.lock = type(self.lock)()
         self.broken = True
         self._pending = []
         self._wake, self._armed = None, True

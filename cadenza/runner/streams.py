@@ -1,7 +1,8 @@
 """``sys.stdout`` and ``sys.stderr`` of user code: streams whose lines go out tagged with the input that printed them.
 
 A line goes out when it ends, by a newline or by a carriage return (progress bars); what is left of a line goes out on
-``flush()`` and when its input ends. Source: docs/formats/wire.md, frame ``log``.
+``flush()`` and when its input ends. After ``flush()`` the agent has it, whatever becomes of the process. Source:
+docs/formats/wire.md, frame ``log``.
 """
 
 from __future__ import annotations
@@ -125,6 +126,15 @@ class Stream(io.TextIOBase):
                     self._out(input_id, call_id, left)
 
     def flush(self) -> None:
+        """All that was written is with the agent after this, also if the process dies at once."""
+        if self._raw:
+            return
+        self.end_line()
+        if self._outbox.waiting:
+            self._outbox.flush()
+
+    def end_line(self) -> None:
+        """What is left of the running input's last line is in the outbox after this."""
         if not self._raw and self._partial:
             now = context.current_input()
             masked = self._outbox.mask.enter()

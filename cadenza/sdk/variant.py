@@ -180,6 +180,7 @@ class Derived(Function):  # type: ignore[type-arg]
         return client
 
     def _prepare_to_travel(self) -> None:
+        self._base._prepare_to_travel()
         self._hydrate_here()
         if not self._hydrated and self._base._hydrated:
             _dual.run(self._ready())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 from typing import Any, Iterator
@@ -141,6 +143,39 @@ def test_a_destructor_that_prints_does_not_break_frames(wired: Wired) -> None:
     wired.connection.send = Send()  # type: ignore[method-assign]
     wired.out.write("line\n")
     assert [text for _, _, text in wired.read()] == ["line\n", "from destructor\n"]
+
+
+def test_what_was_flushed_is_with_the_agent_when_the_process_dies() -> None:
+    """The last words of a function that crashes are the ones that matter."""
+    with Agent() as agent:
+        agent.attach(
+            "import os, sys\ndef f():\n    print('last', end='')\n    print(' words', flush=True)\n    os._exit(3)"
+        )
+        agent.run(())
+        assert agent.finish() == 3
+        assert agent.text(1, "in-0") == "last words\n"
+
+
+def test_a_child_of_a_fork_does_not_wait_for_a_lock_that_another_thread_held(wired: Wired) -> None:
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with wired.outbox.lock:
+            held.set()
+            free.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(5)
+        wired.outbox.after_fork()
+        wired.outbox.put("out", {"a": "in-1:1", "n": 0}, [], True)
+        os._exit(0)
+    free.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_line_before_a_long_sleep_arrives_at_once() -> None:

@@ -440,6 +440,12 @@ def test_instances_classes_and_methods_travel(running, server, client) -> None:
     assert loaded(plain.with_options(cpu=3.0))._object_id.startswith("fu-plain-")
 
 
+def test_a_method_of_a_fresh_instance_travels(running, server) -> None:
+    """Its containers are asked for then, as those of the instance are."""
+    piece = loaded(Model.with_options(cpu=2.0)(name="never called").predict)
+    assert piece._object_id == Model.with_options(cpu=2.0)(name="never called").predict.remote(1)[0]
+
+
 def test_what_is_not_hydrated_does_not_travel() -> None:
     for thing in (Model, Model(), Model().predict, plain.with_options(cpu=1.0), Cls.from_name("a", "B")):
         with pytest.raises(InvalidError, match="cannot be an argument"):
