@@ -34,6 +34,8 @@ BLOCK_BYTES = 256 << 10
 BLOCK_AGE_S = 0.25
 """A block is closed when its first entry has waited this long."""
 SEGMENT_BYTES = 8 << 20
+SEGMENT_AGE_S = 24 * 3600.0
+"""A segment is closed when its first entry is so old: what is too old goes by whole segments."""
 MAX_PENDING_BYTES = 64 << 20
 """Text that waits for the disk, all apps together. What comes beyond is dropped, and the log says so."""
 MAX_APP_BYTES = 256 << 20
@@ -103,6 +105,7 @@ class LogStore:
         self._closed: deque[tuple[str, int, list[Entry]]] = deque()
         self._next_seq: dict[str, int] = {}
         self._places: dict[str, tuple[int, int]] = {}
+        self._begun: dict[str, float] = {}
         self._pending = 0
         self._gaps: dict[str, int] = {}
         self._writer: Optional[asyncio.Task[None]] = None
@@ -115,6 +118,9 @@ class LogStore:
         for app_id, seq, segment, end in await self._db.fetch("log_heads"):
             self._next_seq[app_id] = seq + 1
             self._places[app_id] = (segment, end)
+        for app_id, segment, begun in await self._db.fetch("log_segments_begun"):
+            if self._places.get(app_id, (-1, 0))[0] == segment:
+                self._begun[app_id] = begun
         await asyncio.to_thread(_remove_empty, self._root, set(self._places))
 
     # --- adding ---
@@ -187,10 +193,12 @@ class LogStore:
     async def _write_block(self, app_id: str, seq: int, entries: list[Entry]) -> None:
         async with self._files:
             segment, offset = self._places.get(app_id, (0, 0))
-            if offset >= SEGMENT_BYTES:
+            if offset >= SEGMENT_BYTES or self._now() - self._begun.get(app_id, self._now()) >= SEGMENT_AGE_S:
                 segment, offset = segment + 1, 0
+                self._begun.pop(app_id, None)
             length, offset = await asyncio.to_thread(append_block, self._segment(app_id, segment), offset, entries)
             self._places[app_id] = (segment, offset + length)
+            self._begun.setdefault(app_id, self._now())
             times = [one.time for one in entries]
             await self._db.execute(
                 "log_block_add", (app_id, seq, segment, offset, length, len(entries), min(times), max(times))
@@ -254,6 +262,7 @@ class LogStore:
                 await self._db.execute("log_segment_delete", (app_id, segment))
                 if self._places.get(app_id, (-1, 0))[0] == segment:
                     self._places[app_id] = (segment + 1, 0)
+                    self._begun.pop(app_id, None)
         self.forget()
         return len(gone)
 
@@ -267,6 +276,7 @@ class LogStore:
         for app_id in [one for one in self._next_seq if one not in busy and self._ended(one)]:
             del self._next_seq[app_id]
             self._places.pop(app_id, None)
+            self._begun.pop(app_id, None)
 
 
 def _remove(path: str) -> None:

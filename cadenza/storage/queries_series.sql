@@ -49,3 +49,6 @@ SELECT number, LENGTH(body) FROM recent_input ORDER BY number DESC;
 
 -- name: recent_cut
 DELETE FROM recent_input WHERE number <= ?;
+
+-- name: log_segments_begun
+SELECT app_id, segment, MIN(first_time) FROM log_block GROUP BY app_id, segment;

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from control_fakes import Client
 from test_control_main import World, in_world, until
 
+from cadenza.base.config import Config
+from cadenza.base.errors import InvalidError, NotFoundError
 from cadenza.control import logs as module
-from cadenza.control.logs import Follower, count_lines, last_lines, matcher, split_lines
+from cadenza.control.logs import Follower, Logs, count_lines, last_lines, limits, matcher, split_lines
 from cadenza.protocol.methods import LogQuery
 from cadenza.protocol.nodes import LogChunk
-from cadenza.storage.logs import Entry
+from cadenza.storage.logs import Entry, Retention
 
 
 def entry(text: bytes, **changes: Any) -> Entry:
@@ -28,7 +33,10 @@ def texts(items: list[tuple[dict[str, Any], bytes]]) -> bytes:
 
 def test_filters() -> None:
     def passes(found: Entry, **query: Any) -> bool:
-        return matcher(LogQuery(**query), {"fu-1"} if query.get("function") in ("f", "fu-1") else {"fu-9"})(found) is not None
+        return (
+            matcher(LogQuery(**query), {"fu-1"} if query.get("function") in ("f", "fu-1") else {"fu-9"})(found)
+            is not None
+        )
 
     one = entry(b"alpha\nbeta\n")
     assert passes(one)
@@ -151,3 +159,31 @@ def test_a_follower_that_leaves_is_forgotten(tmp_path: Path) -> None:
         client.close()
 
     in_world(tmp_path, test)
+
+
+def test_what_is_kept_is_a_setting() -> None:
+    assert limits(Config(log_retention_days=2.0, log_max_mib=5)) == Retention(5 << 20, 4 << 30, 2 * 86_400.0)
+    assert limits(Config(log_max_mib=8 << 10)).total_bytes == 8 << 30
+    for wrong in (Config(log_retention_days=0.0), Config(log_max_mib=0)):
+        with pytest.raises(InvalidError, match="log_retention_days"):
+            limits(wrong)
+
+
+def test_variants_and_containers_that_ended_are_found() -> None:
+    store: Any = SimpleNamespace(add=lambda chunks: [(one.app_id, entry(one.data)) for one in chunks])
+
+    def variants(name: str) -> list[str]:
+        if name != "fu-1":
+            raise NotFoundError("gone")
+        return ["fu-2"]
+
+    logs = Logs(store, lambda word, environment: f"{environment}/{word}", lambda app_id: False, lambda app_id: {"f": "fu-1"},
+                lambda container: "", variants)  # fmt: skip
+    assert logs._functions_of("ap-1", LogQuery(function="f")) == {"fu-1"}
+    assert logs._functions_of("ap-1", LogQuery(function="f", all_variants=True)) == {"fu-1", "fu-2"}
+    assert logs._functions_of("ap-1", LogQuery(function="fu-9", all_variants=True)) == {"fu-9"}
+    assert logs._which(LogQuery(app="shop", environment="dev")) == "dev/shop"
+    with pytest.raises(NotFoundError, match="ta-1"):
+        logs._which(LogQuery(container="ta-1"))
+    logs.add([chunk("ap-1", b"x\n")])
+    assert logs._which(LogQuery(container="ta-1")) == "ap-1"

@@ -11,7 +11,7 @@ import pytest
 from cadenza.protocol.nodes import LogChunk
 from cadenza.storage import logs as module
 from cadenza.storage.db import Database
-from cadenza.storage.logs import Entry, LogStore, append_block, expired_segments, pack, read_block, unpack
+from cadenza.storage.logs import Retention, Entry, LogStore, append_block, expired_segments, pack, read_block, unpack
 
 APP = "ap-0000000000000000000001"
 
@@ -259,3 +259,30 @@ def test_empty_folders_of_before_go_at_the_start(tmp_path: Any) -> None:
         assert os.listdir(tmp_path / "logs") == []
 
     with_store(tmp_path, test)
+
+
+def test_an_app_that_says_little_for_months_keeps_what_it_should(tmp_path: Any) -> None:
+    """A line a day never fills a segment; what is too old goes all the same, over restarts too (section 26)."""
+    day = 24 * 3600.0
+    clock = [1_000_000.0]
+
+    async def main() -> None:
+        db = await Database.open(str(tmp_path / "x.db"))
+        try:
+            for _ in range(4):  # lives of the server
+                store = LogStore(str(tmp_path / "logs"), db, lambda: clock[0], kept=Retention(age_s=10 * day))
+                await store.start()
+                for _ in range(15):
+                    clock[0] += day
+                    store.add([chunk(b"%d\n" % round(clock[0] / day), clock[0])])
+                    await store.flush()
+                    await store.retain()
+            lines = [int(one) for one in (await texts(store)).split()]
+            now = round(clock[0] / day)
+            assert lines[-10:] == list(range(now - 9, now + 1))
+            assert lines[0] >= now - 12
+            assert len(os.listdir(tmp_path / "logs" / APP)) <= 12
+        finally:
+            await db.close()
+
+    asyncio.run(main())
