@@ -177,8 +177,10 @@ def test_variants_and_containers_that_ended_are_found() -> None:
             raise NotFoundError("gone")
         return ["fu-2"]
 
-    logs = Logs(store, lambda word, environment: f"{environment}/{word}", lambda app_id: False, lambda app_id: {"f": "fu-1"},
-                lambda container: "", variants)  # fmt: skip
+    logs = Logs(
+        store, lambda word, environment: f"{environment}/{word}", lambda app_id: False, lambda app_id: {"f": "fu-1"},
+        lambda container: "", variants,
+    )  # fmt: skip
     assert logs._functions_of("ap-1", LogQuery(function="f")) == {"fu-1"}
     assert logs._functions_of("ap-1", LogQuery(function="f", all_variants=True)) == {"fu-1", "fu-2"}
     assert logs._functions_of("ap-1", LogQuery(function="fu-9", all_variants=True)) == {"fu-9"}
