@@ -67,6 +67,8 @@ class Config:
     """Whether inputs are sent to the collector as spans too."""
     node_labels: str = ""
     """What this machine is, for ``region=`` and ``cloud=`` of functions: ``region=home,cloud=local,zone=cellar``."""
+    prices: str = ""
+    """Money for a second of each thing, for budgets: ``cpu=...,memory=...,gpu.H100=...`` (a core, a GiB, a GPU)."""
     data_dir: str = ""
     state_dir: str = ""
     runtime_dir: str = ""

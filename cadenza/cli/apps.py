@@ -75,6 +75,7 @@ def info(app_identifier: str, json_output: bool, no_color: bool, env: str | None
         ("Stopped at", show.when(found.stopped_at)),
         ("Stop reason", found.stop_reason),
         ("Tags", show.tags(found.tags)),
+        ("Budget", found.budget),
         ("Note", found.note),
     ]
     columns = ["Function ID", "Name", "Kind", "Containers", "Waiting", "Running", "Schedule", "Web URL"]

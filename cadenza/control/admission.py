@@ -15,6 +15,9 @@ class Admission(Protocol):
     monotonic seconds. No method blocks or raises.
     """
 
+    def covers(self, function: FunctionState) -> bool:
+        """Whether a function's work is paid for: then nothing is handed to its containers before it can begin."""
+
     def start(self, container_id: str, function: FunctionState, gpus: Sequence[Gpu], now: float) -> str:
         """Whether a container may start: empty, or why not."""
 

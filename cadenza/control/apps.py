@@ -29,6 +29,7 @@ from cadenza.control.appstate import (
     keeps_running,
     overdue,
 )
+from cadenza.control.budgets import Budgets
 from cadenza.control.calls import Calls
 from cadenza.control.declared import MAX_NAME_CHARS, check_app_name, check_budget, check_tags, functions_of
 from cadenza.control.functions import Function, Functions
@@ -47,7 +48,7 @@ from cadenza.protocol.methods import (
     Apps as AppsReply,
     Empty,
 )
-from cadenza.protocol.objects import AppInfo, FunctionSpec
+from cadenza.protocol.objects import AppInfo, BudgetSpec, FunctionSpec
 from cadenza.storage.db import Database, Transaction
 
 _log = Log("cadenza.control.apps")
@@ -67,6 +68,7 @@ class Apps:
         self._access = access
         self._apps: dict[str, App] = {}
         self._naming: dict[tuple[str, str], asyncio.Lock] = {}
+        self.budgets: Optional[Budgets] = None
         self.on_change: List[Callable[[App, bool], None]] = []
         """Called with an app after its functions have changed, and with True when that was a deploy (or rollback,
         rollover, promotion, publishing) and not its end. `functions.declared` has what it declares now."""
@@ -81,7 +83,10 @@ class Apps:
         for app in list(self._apps.values()):
             if app.state == INITIALIZING or app.state == EPHEMERAL:
                 await self._save(app, "the server was restarted")
+                self._forget_budget(app)
         await self.forget()
+        for app in self.alive:
+            self.budgeted(app)
         broken = await self.functions.load({one.app_id: one.place for one in self.alive})
         for app_id, reason in broken.items():
             if self._apps[app_id].state == DEPLOYED:
@@ -120,6 +125,7 @@ class Apps:
         )
         await self._db.execute("app_add", appstate.row(app))
         self._apps[app.app_id] = app
+        self.budgeted(app)
         return AppCreated(app.app_id)
 
     async def publish(self, request: Request[AppPublish]) -> AppPublished:
@@ -131,6 +137,7 @@ class Apps:
         self._seen(app, request.caller.connection_id)
         asked = await asyncio.to_thread(functions_of, request.body.functions, request.payload)
         specs: Sequence[FunctionSpec] = await self.functions.admit(asked, app.environment)
+        self.check_affords(app.budget, specs)
         async with app.changing:
             app = self._alive(app.app_id)
             change = self.functions.plan(app.app_id, specs, app.version, self.who(request.caller))
@@ -191,9 +198,7 @@ class Apps:
         apps.sort(key=lambda one: (one.state == STOPPED, -one.created_at))
         if request.body.limit > 0:
             apps = apps[: request.body.limit]
-        return AppsReply(
-            tuple(appstate.info(one, counts.get(one.app_id, 0), self._calls.note(one.app_id)) for one in apps)
-        )
+        return AppsReply(tuple(self._info(one, counts.get(one.app_id, 0)) for one in apps))
 
     async def lookup(self, request: Request[AppLookup]) -> AppInfo:
         """A deployed app by name. NotFoundError, unless one is to be made."""
@@ -370,7 +375,23 @@ class Apps:
             self.functions.end(app.app_id)
             self._calls.remove_app(app.app_id, reason)
             await self._save(app, reason)
+        self._forget_budget(app)
         self.changed(app, False)
+
+    def _forget_budget(self, app: App) -> None:
+        if self.budgets is not None and app.budget is not None:
+            self.budgets.end(app.app_id)
+
+    def budgeted(self, app: App) -> None:
+        """The app's budget is in force from now on."""
+        if self.budgets is not None:
+            self.budgets.put(app.app_id, app.budget)
+
+    def check_affords(self, budget: Optional[BudgetSpec], specs: Sequence[FunctionSpec]) -> None:
+        """InvalidError when an app with this budget could never run one of these functions."""
+        refused = self.budgets.refusal(budget, specs) if self.budgets is not None else ""
+        if refused:
+            raise InvalidError(refused)
 
     async def _save(self, app: App, reason: str) -> None:
         """It is stopped. What its functions were goes, and their secrets with it: nothing reads it again."""
@@ -419,7 +440,11 @@ class Apps:
 
     def info(self, app: App) -> AppInfo:
         """An app as clients see it."""
-        return appstate.info(app, len(self._calls.containers(app.app_id)), self._calls.note(app.app_id))
+        return self._info(app, len(self._calls.containers(app.app_id)))
+
+    def _info(self, app: App, containers: int) -> AppInfo:
+        spent = self.budgets.text(app.app_id) if self.budgets is not None else ""
+        return appstate.info(app, containers, self._calls.note(app.app_id), spent)
 
 
 def handlers(apps: Apps) -> dict[str, Any]:

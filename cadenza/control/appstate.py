@@ -104,13 +104,13 @@ def forgotten(apps: Iterable[App], oldest: float) -> list[str]:
     ]
 
 
-def info(app: App, containers: int, note: str = "") -> AppInfo:
-    """An app as clients see it, with so many containers; ``note``: what is wrong with them."""
+def info(app: App, containers: int, note: str = "", spent: str = "") -> AppInfo:
+    """An app as clients see it, with so many containers; ``note``: what is wrong with them; ``spent`` of its budget."""
     state = STOPPING if app.state == STOPPED and containers else app.state
     return AppInfo(
         app.app_id, app.name, state, app.created_at, app.stopped_at, containers, app.stop_reason, app.environment,
         app.version, dict(app.tags), app.deployed_at, app.note or note, created_by=app.created_by,
-        deployed_by=app.deployed_by,
+        deployed_by=app.deployed_by, budget=spent,
     )  # fmt: skip
 
 

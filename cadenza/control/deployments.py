@@ -296,6 +296,7 @@ class Deployments:
         staged = origin.kind == "staged"
         active = app.version if staged else version
         now = self._clock.now()
+        self._apps.check_affords(budget, specs)
         change = self._functions.plan(app.app_id, specs, version, origin.by)
         packed = await asyncio.to_thread(pack, specs)
         row = (
@@ -328,6 +329,7 @@ class Deployments:
             return AppDeployed(app.app_id, version, True, layout, ("staged: not in force before it is promoted",))
         app.version, app.deployed_at, app.deployed_by = version, now, origin.by
         app.tags, app.budget, app.note = tags, budget, ""
+        self._apps.budgeted(app)
         self._functions.apply(app.place, change, strategy=origin.strategy, renew=renew)
         self._apps.changed(app, True)
         return AppDeployed(app.app_id, version, True, dict(change.layout))

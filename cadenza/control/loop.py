@@ -110,7 +110,7 @@ class Loop(Pools):
 
     def _container_seen(self, report: ContainerReport) -> None:
         container = self.cluster.containers.get(report.container_id)
-        if container is None or report.state not in states.MOVES[container.state]:
+        if container is None or not container.is_news(report):
             return
         was_ready = container.ready_since > 0
         faulty = container.function.start_failures + container.function.internal_failures
@@ -226,7 +226,7 @@ class Loop(Pools):
                 self._again(attempt, verdict, container, back, lost=status != REVOKED)
         self._return(function, back)
         if refused and container.stop is None:
-            self._stop(container, EXIT_GRACE_S, True, "it gives its inputs back")
+            self._stop(container, self._patience_s(container), True, "it gives its inputs back")
         if spec.single_use and container.taken and not container.attempts and container.stop is None:
             self._stop(container, EXIT_GRACE_S, True, "single use: it has had its one input")
         self._watch_idle(container)
@@ -321,9 +321,10 @@ class Loop(Pools):
         if function.failing is not None:
             self._fail_waiting(function, function.failing)
         else:
-            assign = dispatch.plan(cluster, function, now)
+            ahead = self.admission is None or not self.admission.covers(function)
+            assign = dispatch.plan(cluster, function, now, ahead)
             while assign is not None and self._give(assign):
-                assign = dispatch.plan(cluster, function, now)
+                assign = dispatch.plan(cluster, function, now, ahead)
             if function.spec.batch_max and function.ready:
                 cluster.arm(function, dispatch.next_batch_at(function, now))
         self._refill(function)

@@ -16,8 +16,8 @@ from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.access import Access
 from cadenza.control import (
-    apps, containers, deployments, environments, explain, functions, graph, images, invocations, logs, lookups, members,
-    objects, schedules, scaling, secrets, tokens,
+    apps, budgets, containers, deployments, environments, explain, functions, graph, images, invocations, logs, lookups,
+    members, objects, schedules, scaling, secrets, tokens,
 )  # fmt: skip
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
@@ -34,6 +34,7 @@ from cadenza.protocol.calls import AttemptOutput, GeneratorItem
 from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
 from cadenza.protocol.nodes import LogChunk, Node, NodeReport, Usage
 from cadenza.protocol.objects import FileEntry
+from cadenza.scheduling.budget import read_prices
 from cadenza.scheduling.placement import refusal, where
 from cadenza.storage.blobs import DirectoryBlobs
 from cadenza.storage.db import Database
@@ -94,9 +95,11 @@ class ControlPlane:
         await parts.members.start(own_name())
         parts.access.workspace = parts.access.directory.users[SELF_ID].name
         await parts.secrets.start()
+        await parts.budgets.load()
         await parts.apps.start()  # first: containers of functions that are known may be kept
         await parts.scaling.start()
         await parts.calls.start(node)
+        parts.budgets.settle()
         await parts.schedules.start()
         await parts.observing.start()
         parts.ready = True
@@ -133,6 +136,7 @@ class ControlPlane:
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=5.0)
         await parts.schedules.close()
+        parts.budgets.close()
         await parts.calls.stop()
         await parts.lanes.close()
         await parts.observing.close()
@@ -371,6 +375,9 @@ class _Parts:
         )
         self.apps = apps.Apps(db, clock, ids, self.calls, self.functions, self.access)
         self.environments.on_rename(self.apps.environment_renamed)
+        self.budgets = self.apps.budgets = budgets.Budgets(
+            self.calls, clock, budgets.SpentTable(db), read_prices(config.prices)
+        )
         self.deployments = deployments.Deployments(db, clock, self.calls, self.apps, self.functions, self.access)
         self.schedules = schedules.Schedules(db, clock, ids, self.calls, self.apps)
         self.scaling = scaling.Scaling(db, self.calls)

@@ -297,6 +297,15 @@ class Pools(Inputs):
         self._stuck.add(name)
         self.cluster.arm(function, self._now + ASKED_AGAIN_S)
 
+    def refuse_waiting(self, function: FunctionState, failed: events.FailedStart) -> None:
+        """What waits in memory for a function fails. (What waits in the table comes to memory next.)"""
+        self._fail_waiting(function, failed)
+        self.touch(function.function_id)
+
+    def end_container(self, container: ContainerState, grace_s: float, why: str) -> None:
+        """Order a container to end, whatever it was ordered before; inputs that it runs go elsewhere."""
+        self._stop(container, grace_s, False, why)
+
     def _start_failed(self, function: FunctionState, report: ContainerReport) -> None:
         """A container ended before it was ready."""
         raise NotImplementedError
@@ -346,8 +355,8 @@ class Pools(Inputs):
     def _stop_by_user(self, container_id: str, graceful: bool) -> None:
         container = self.cluster.containers.get(container_id)
         if container is not None:
-            grace = container.spec.timeout_s + EXIT_GRACE_S if graceful else 0.0
-            self._stop(container, grace, graceful, "stopped by a user")
+            grace_s = self._patience_s(container) if graceful else EXIT_GRACE_S
+            self._stop(container, grace_s, graceful, "stopped by a user")
 
     def _stop(self, container: ContainerState, grace_s: float, drain: bool, why: str, free: bool = False) -> None:
         """Order a container to end; unless it is drained, its inputs go elsewhere now: with ``free`` as if they had

@@ -277,6 +277,8 @@ class AppInfo:
     """What is wrong with it now, in a sentence: containers that do not start, a budget that is spent."""
     created_by: str = ""
     deployed_by: str = ""
+    budget: str = ""
+    """For an app with a budget: how much of it is spent, for people."""
     """Who put the version in force there."""
 
 

@@ -15,11 +15,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Mapping, Sequence
 
+from cadenza.base.errors import InvalidError
 from cadenza.base.resources import Gpu, Resources
 from cadenza.protocol.objects import BudgetSpec
 
-STOP_MARGIN_S = 5.0
-"""How long before its paid time is over a container is told to end: what remains is for exit hooks and for killing."""
+STOP_MARGIN_S = 6.0
+"""How long before its paid time is over a container is told to end: what remains is for exit hooks and for killing.
+Nothing runs 5 s past its deadline (`cadenza.scheduling.dispatch`)."""
 SLACK_S = 30.0
 """Where there is plenty, a container is paid for so much longer than it needs: fewer changes to keep."""
 IDLE_SLICE_S = 10.0
@@ -43,6 +45,32 @@ class Prices:
             + self.memory_gib * requests.memory_mib / 1024
             + sum(self.gpus.get(one.type, 0.0) * one.count for one in gpus)
         )
+
+
+def read_prices(text: str) -> Prices:
+    """``cpu=0.00001,memory=0.000002,gpu.H100=0.001``: money for a second of a core, of a GiB, of a GPU.
+
+    InvalidError names what is wrong.
+    """
+    cpu = memory = 0.0
+    gpus: dict[str, float] = {}
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        name, _, raw = part.partition("=")
+        try:
+            price = float(raw)
+        except ValueError:
+            price = -1.0
+        if not 0 <= price < math.inf:
+            raise InvalidError(f"prices: {part!r} must be a name, =, and a number that is not negative")
+        if name == "cpu":
+            cpu = price
+        elif name == "memory":
+            memory = price
+        elif name.startswith("gpu."):
+            gpus[name[4:].upper()] = price
+        else:
+            raise InvalidError(f"prices: {name!r} is none of cpu, memory, gpu.TYPE")
+    return Prices(cpu, memory, gpus)
 
 
 @dataclass(eq=False)
@@ -109,14 +137,18 @@ class Account:
             )
         return ""
 
-    def spent_text(self) -> str:
-        """How much of which cap is spent, for people."""
+    def spent_text(self, now: float) -> str:
+        """How much of which cap is spent until now, what runs included, for people."""
+        running = [(max(0.0, min(now, one.paid_until) - one.since), one.rate) for one in self.holds.values()]
         parts = []
         if self.budget.container_s:
-            parts.append(f"{self.spent_s:.1f} of {self.budget.container_s:g} container-seconds")
+            used_s = self.spent_s + sum(one for one, _ in running)
+            parts.append(f"{used_s:.1f} of {self.budget.container_s:g} container-seconds")
         if self.budget.money:
-            parts.append(f"{self.spent_money:.4g} of {self.budget.money:g} in money")
-        return " and ".join(parts)
+            money = self.spent_money + sum(one * rate for one, rate in running)
+            parts.append(f"{money:.4g} of {self.budget.money:g} in money")
+        per = f" this {self.budget.per}" if self.budget.per else ""
+        return " and ".join(parts) + f" are spent{per}"
 
     # --- changes ---
 

@@ -68,8 +68,11 @@ def early(function: FunctionState) -> int:
     return min(MAX_EARLY, int(EARLY_S / max(average, 1e-5)))
 
 
-def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assign]:
-    """The next assignment of a function's waiting inputs, or None. Apply it before asking again."""
+def plan(cluster: Cluster, function: FunctionState, now: float, ahead: bool = True) -> Optional[Assign]:
+    """The next assignment of a function's waiting inputs, or None. Apply it before asking again.
+
+    ``ahead`` False: only inputs that can begin at once.
+    """
     waiting = len(function.ready)
     if not waiting:
         return None
@@ -90,10 +93,9 @@ def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assi
         container.in_free = False
     if batched:
         return None
-    ahead = early(function)
-    if not ahead:
+    extra = early(function) if ahead else 0
+    if not extra:
         return None
-    limit = function.target + ahead
     best: Optional[ContainerState] = None
     usable = 0
     for container in function.containers.values():
@@ -101,7 +103,7 @@ def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assi
             continue
         usable += 1
         outstanding = len(container.attempts)
-        if outstanding >= limit or (best is not None and outstanding >= len(best.attempts)):
+        if outstanding >= container.target + extra or (best is not None and outstanding >= len(best.attempts)):
             continue
         if outstanding:
             head = next(iter(container.attempts.values()))
@@ -110,7 +112,7 @@ def plan(cluster: Cluster, function: FunctionState, now: float) -> Optional[Assi
         best = container
     if best is None:
         return None
-    return Assign(best.container_id, min(waiting, limit - len(best.attempts), max(1, -(-waiting // usable))))
+    return Assign(best.container_id, min(waiting, best.target + extra - len(best.attempts), max(1, -(-waiting // usable))))
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def burst(cluster: Cluster, function: FunctionState, now: float) -> Optional[Ass
     for container in function.containers.values():
         if container.stop is None and container.state in (PREPARING, STARTING):
             return None
-        room = container.room_to(function.spec.max_concurrent)
+        room = container.room_to(container.slots)
         if not room or not cluster.nodes[container.node_id].connected:
             continue
         if best is None or container.held < best.held:

@@ -159,11 +159,15 @@ class World:
         queue = MemoryQueue(self.store, self._latency_s)
         self.calls = Calls(Config(), None, self.clock, self.ids, queue=queue)
         self.calls.loop.failed = self._failed  # type: ignore[method-assign]
+        await self.equip()
         self._generation += 1
         for name, spec in self.functions.items():
             self.calls.add_function(name, "ap-1", "app", spec, {}, ephemeral=not self.deployed)
         self.loop.call_later(self.random.uniform(0, 0.2), self._hello, self._generation)
         await self.calls.start(self)
+
+    async def equip(self) -> None:
+        """What a control plane gets before it starts, besides its functions."""
 
     def deploy(self, name: str, spec: FunctionSpec, renew: bool, strategy: str) -> None:
         """A function is published anew."""

@@ -159,7 +159,7 @@ def test_nothing_changed_is_no_new_version(tmp_path: Path) -> None:
         assert await versions(client) == [(1, "deploy", True)]
         changed = await deploy(client, spec(timeout_s=20), spec("never"))
         assert (changed["version"], changed["changed"], changed["functions"]) == (2, True, first["functions"])
-        assert (await deploy(client, spec(timeout_s=20), spec("never"), budget={"container_s": 5}))["version"] == 3
+        assert (await deploy(client, spec(timeout_s=20), spec("never"), budget={"container_s": 5000}))["version"] == 3
         client.close()
 
     in_world(tmp_path, test)

@@ -1,0 +1,77 @@
+"""Budgets through the server: what can never fit is refused at once, what is spent is shown and survives a restart.
+
+That no interleaving spends more than the cap: tests/sim/test_sim_budget.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_control_deployments import deploy, run, spec
+from test_control_main import World, in_world, until
+
+from cadenza.base.errors import InvalidError
+from cadenza.control.budgets import period_of
+from cadenza.scheduling.budget import read_prices
+
+
+def test_days_and_months_are_those_of_utc() -> None:
+    assert period_of("", 0.0) == ""
+    assert period_of("day", 86_399.0) == "1970-01-01"
+    assert period_of("day", 86_400.0) == "1970-01-02"
+    assert period_of("month", 31 * 86_400.0) == "1970-02"
+
+
+def test_a_price_table() -> None:
+    prices = read_prices(" cpu=2, memory=0.5,gpu.h100=7 ")
+    assert (prices.cpu_core, prices.memory_gib, prices.gpus) == (2.0, 0.5, {"H100": 7.0})
+    for wrong in ("cpu", "cpu=-1", "cpu=inf", "disk=1", "cpu=x"):
+        with pytest.raises(InvalidError):
+            read_prices(wrong)
+
+
+def test_what_can_never_fit_is_refused_when_it_is_published(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = await world.client()
+        short = {"budget": {"container_s": 100.0}}
+        error = await deploy(client, spec(timeout_s=300.0), name="a", **short)
+        assert error["kind"] == "invalid"
+        assert "echo: it may take 606 container-seconds" in error["message"]
+        error = await deploy(client, spec(), name="a", budget={"money": 1.0})
+        assert "price table" in error["message"]
+        fits = spec(timeout_s=20.0, startup_timeout_s=20.0)
+        deployed = await deploy(client, fits, name="a", budget={"container_s": 100.0})
+        assert deployed["version"] == 1
+
+    in_world(tmp_path, story)
+
+
+def test_what_is_spent_is_shown_and_refuses_in_words(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = await world.client()
+        fits = spec(timeout_s=20.0, startup_timeout_s=20.0)
+        deployed = await deploy(client, fits, name="a", budget={"container_s": 100.0, "per": "day"})
+        function_id = deployed["functions"]["echo"]
+        assert (await run(client, function_id))["output"]["status"] == "SUCCESS"
+        assert (await client.ask("app.get", {"app": "a"}))["budget"].endswith(
+            "of 100 container-seconds are spent this day"
+        )
+        assert world.control._parts is not None
+        account = world.control._parts.budgets._accounts[deployed["app_id"]]
+        account.spent_s = 99.0  # as if others had run
+        for hold in account.holds.values():  # and what the warm container holds is used up
+            hold.paid_until = hold.since + 6.0
+        refused = (await run(client, function_id))["output"]
+        assert refused["status"] == "FAILURE"
+        assert "the app's budget does not reach" in refused["error"]
+        assert "begins anew with the next day" in refused["error"]
+        await client.ask("app.stop", {"app": "a"})
+        parts = world.control._parts
+        await until(lambda: not parts.budgets._accounts)
+        assert parts.calls.loop.admission is None
+
+    in_world(tmp_path, story)
