@@ -13,6 +13,7 @@ from cadenza.base.errors import InvalidError
 from cadenza.protocol.objects import ParameterSpec
 
 MAX_PARAMETERS_BYTES = 16 << 10
+"""Of the values, as they are and not as the text has them: what is a byte or a letter to a caller counts as one."""
 TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool, "bytes": bytes}
 
 
@@ -52,10 +53,22 @@ def bind(declared: Sequence[ParameterSpec], given: Mapping[str, Any], where: str
         values[one.name] = to_value(value)
     if not values:
         return ""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    if len(text.encode()) > MAX_PARAMETERS_BYTES:
-        raise InvalidError(f"{begin}the parameters together have over {MAX_PARAMETERS_BYTES >> 10} KiB")
-    return text
+    if sum(map(_size, values.values())) > MAX_PARAMETERS_BYTES:
+        raise InvalidError(
+            f"{begin}the parameters together have over {MAX_PARAMETERS_BYTES >> 10} KiB: pass what is large as an "
+            "argument of the method"
+        )
+    try:
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+    except ValueError as error:  # an integer of thousands of digits
+        raise InvalidError(f"{begin}the parameters cannot be written down: {error}") from None
+
+
+def _size(value: Any) -> int:
+    """Bytes of one value, as `to_value` gives it."""
+    if isinstance(value, dict):
+        return len(from_value(value))
+    return len(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else (value.bit_length() + 7) // 8
 
 
 def check(declared: Sequence[ParameterSpec], text: str) -> str:

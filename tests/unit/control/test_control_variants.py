@@ -23,6 +23,7 @@ from cadenza.control.variants import (
     read_wish,
     text_of,
 )
+from cadenza.protocol import parameters
 from cadenza.protocol.objects import (
     FunctionSpec,
     ImageSpec,
@@ -145,12 +146,25 @@ def test_parameters_are_checked_and_filled_in() -> None:
 
 
 def test_parameters_at_their_limit_and_one_past_it() -> None:
-    """Section 30: class parameters have at most 16 KiB."""
-    spare = len('{"name":"","size":2}')
-    fits = "x" * (16 * 1024 - spare)
-    assert normalised(CLASS, wish(json.dumps({"size": 2, "name": fits}))).parameters
+    """Section 30: class parameters have at most 16 KiB, whatever is in them and however they travel."""
+    for fits, more in (
+        ("x" * 16383, "x"),
+        ("\u00e9" * 8191 + "x", "x"),
+        ("\x00" * 16383, "\x00"),
+        ("\ud800" * 5461, "x"),
+    ):
+        assert normalised(CLASS, wish(json.dumps({"size": 2, "name": fits}))).parameters
+        with pytest.raises(InvalidError, match="16 KiB"):
+            normalised(CLASS, wish(json.dumps({"size": 2, "name": fits + more})))
+    data = (ParameterSpec("data", "bytes"),)
+    assert parameters.values(parameters.bind(data, {"data": b"\xff" * 16384})) == {"data": b"\xff" * 16384}
     with pytest.raises(InvalidError, match="16 KiB"):
-        normalised(CLASS, wish(json.dumps({"size": 2, "name": fits + "x"})))
+        parameters.bind(data, {"data": b"\xff" * 16385})
+
+
+def test_an_integer_that_cannot_be_written_down_is_bad_input() -> None:
+    with pytest.raises(InvalidError, match="cannot be written"):
+        parameters.bind((ParameterSpec("n", "int"),), {"n": 10**5000})
 
 
 def test_nothing_is_kept_warm_for_a_class_that_cannot_be_made_without_parameters() -> None:
