@@ -412,7 +412,7 @@ def _verdict(life: Life, event: Exited) -> tuple[str, str]:
     if life.state in (CREATING, BOOTING):
         return nodes.RUNTIME_FAILED, f"its runner ended before it was up: {text}"
     if life.state == ATTACHING:
-        return nodes.CRASHED, f"it ended while its function was imported: {text}"
+        return nodes.CRASHED, f"it ended while its function was imported or entered: {text}"
     return nodes.CRASHED, f"it ended unexpectedly: {text}"
 
 
