@@ -1,0 +1,105 @@
+"""Every row of the table of methods, asked by each kind of caller that may not: nothing is left open by mistake.
+
+Source: semantics.md section 24.
+"""
+
+from __future__ import annotations
+
+import socket
+import typing
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+from control_fakes import Client, Head
+from test_control_tokens import World, in_world, made
+
+from cadenza.protocol.method import ADMIN, CLIENT, CONTAINER, READ
+from cadenza.protocol.table import METHODS
+
+PLAIN: dict[Any, Any] = {str: "x", int: 1, float: 1.0, bool: False, bytes: ""}
+
+
+def least(kind: Any) -> Any:
+    """The smallest value that a field of this type takes, as JSON."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        needed = [one for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+        return {one.name: least(hints[one.name]) for one in needed}
+    origin = get_origin(kind)
+    if origin is tuple:
+        return []
+    if origin is dict:
+        return {}
+    if origin is typing.Union:
+        return least(get_args(kind)[0])
+    return PLAIN[kind]
+
+
+def body(name: str) -> Head:
+    found: Head = least(METHODS[name].request)
+    return found
+
+
+async def refused(client: Client, name: str, kind: str, words: str) -> None:
+    reply = await client.ask(name, body(name))
+    assert reply.get("kind") == kind and words in reply["message"], (name, reply)
+
+
+def test_a_scope_is_enough_for_its_rows_and_no_others(tmp_path: Path) -> None:
+    """Also an owner's token is held to its scope."""
+
+    async def test(world: World) -> None:
+        host = await world.client()
+        for scope, beyond in (("read", lambda needs: needs != READ), ("write", lambda needs: needs == ADMIN)):
+            client = await world.client(await made(host, scopes=[scope]))
+            asked = [one for one in METHODS.values() if CLIENT in one.callers and beyond(one.needs)]
+            assert len(asked) > 10
+            for one in asked:
+                await refused(client, one.name, "permission_denied", "scope")
+
+    in_world(tmp_path, test)
+
+
+def test_a_container_calls_the_rows_that_are_for_it(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        ours, theirs = socket.socketpair()
+        world.control.accept_client(theirs, "ta-nowhere")
+        client = await Client.connect(sock=ours)
+        for one in METHODS.values():
+            inside = CONTAINER in one.callers
+            await refused(client, one.name, "permission_denied", "no running app" if inside else "inside a container")
+
+    in_world(tmp_path, test)
+
+
+@pytest.mark.parametrize("end", ["expired", "disabled"])
+def test_a_token_that_is_over_does_nothing_at_all(tmp_path: Path, end: str) -> None:
+    """Before its connection is ended, too."""
+
+    async def test(world: World) -> None:
+        host = await world.client()
+        pair = await made(host, expires_in_s=60)
+        client = await world.client(pair)
+        if end == "expired":
+            world.clock.advance(60)
+        else:
+            next(iter(world.control._parts.access.directory.tokens.values())).disabled = True  # type: ignore[union-attr]
+        for one in METHODS.values():
+            if CLIENT in one.callers:
+                await refused(client, one.name, "unauthenticated", end)
+
+    in_world(tmp_path, test)
+
+
+def test_where_a_token_is_required_nothing_goes_without_one(tmp_path: Path) -> None:
+    from cadenza.control.guard import WITHOUT_TOKEN
+
+    async def test(world: World) -> None:
+        host = await world.client()
+        for one in METHODS.values():
+            if CLIENT in one.callers and one.name not in WITHOUT_TOKEN:
+                await refused(host, one.name, "unauthenticated", "require_token")
+
+    in_world(tmp_path, test, require_token=True)
