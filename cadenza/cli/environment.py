@@ -17,7 +17,7 @@ def environment_option(command: Any) -> Any:
         default=None,
         metavar="NAME",
         shell_complete=completion.environments,
-        help="Environment. Else: CADENZA_ENVIRONMENT, then the profile's, then main.",
+        help="Environment; else CADENZA_ENVIRONMENT, the profile's, the workspace's (main).",
     )(command)
 
 

@@ -14,7 +14,9 @@ role_option = click.option(
 service_user_option = click.option("--service-user", is_flag=True, help="PRINCIPAL is the name of a service user.")
 
 
-@click.group(help="Manage environments.")
+@click.group(
+    help="Make environments, and say who may do what in them. An environment is a namespace of apps and secrets."
+)
 def environment() -> None:
     pass
 
@@ -105,7 +107,7 @@ def _set_role(environment_name: str, principal: str, role: str, service_user: bo
     click.echo(f"{principal} has the {'role ' + role if role else 'default role'} in {environment_name}.")
 
 
-@environment.group("roles", help="Who may do what in an environment.")
+@environment.group("roles", help="See and set who may do what in an environment.")
 def roles() -> None:
     pass
 

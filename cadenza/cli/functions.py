@@ -157,7 +157,9 @@ def logs(
 
 @function.command(help=f"List a function's variants, those with most containers first. {HOW}")
 @function_argument
-@click.option("-n", "--limit", type=click.IntRange(min=0), default=200, help="At most so many; 0 for all.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=0), default=200, show_default=True, help="At most so many; 0 for all."
+)
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 @environment_option
 def variants(function: str, limit: int, json_output: bool, env: str | None) -> None:

@@ -26,8 +26,13 @@ def log_options(command: F) -> F:
         click.option("--timestamps", is_flag=True, help="Begin each line with its time."),
         click.option("-s", "--source", type=click.Choice(["stdout", "stderr", "system"]), help="Only this source."),
         click.option("--search", default="", help="Only lines with this text."),
-        click.option("-n", "--tail", type=click.IntRange(min=1), help="Only the last so many entries."),
-        click.option("--until", default=None, help="End: ISO 8601, or like '2h' (ago)."),
+        click.option(
+            "-n",
+            "--tail",
+            type=click.IntRange(min=1),
+            help=f"Only the last so many entries; {DEFAULT_TAIL_ENTRIES} where no time is given.",
+        ),
+        click.option("--until", default=None, help="End: ISO 8601, or like '2h' (ago). Else now."),
         click.option("--since", default=None, help="Start: ISO 8601, or like '2h' (ago)."),
         click.option("--json", "json_output", is_flag=True, help="One JSON object a line."),
     ):

@@ -17,7 +17,9 @@ def schedule() -> None:
 
 @schedule.command("list", help="List schedules, with their next runs and what became of the last one.")
 @click.option("--app", default="", help="Only of this app, by name or id.")
-@click.option("--next", "upcoming", type=click.IntRange(0, 100), default=1, help="Show so many next runs.")
+@click.option(
+    "--next", "upcoming", type=click.IntRange(0, 100), default=1, show_default=True, help="Show so many next runs."
+)
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 @environment_option
 def list_schedules(app: str, upcoming: int, json_output: bool, env: str | None) -> None:

@@ -16,7 +16,7 @@ from cadenza.cli.environment import environment_option
 from cadenza.protocol import secrets
 
 
-@click.group(help="Manage secrets: sets of variables that functions see and that are never shown.")
+@click.group(help="Store sets of variables that functions see and nobody is shown.")
 def secret() -> None:
     pass
 

@@ -86,13 +86,13 @@ expires_in_option = click.option(
     "--expires-in", callback=parse_lifetime, metavar="TIME", help="Lifetime: seconds, or 12h, 7d, 90d. Else for ever."
 )
 activate_option = click.option(
-    "--activate/--no-activate", default=True, help="Make the token's profile the active one."
+    "--activate/--no-activate", default=True, show_default=True, help="Make the token's profile the active one."
 )
-verify_option = click.option("--verify/--no-verify", default=True, help="Try the token.")
+verify_option = click.option("--verify/--no-verify", default=True, show_default=True, help="Try the token.")
 delete_option = click.option("--delete-existing", is_flag=True, help="Delete the token that the profile has now.")
 
 
-@click.group(help="Manage tokens.")
+@click.group(help="Make tokens, and say which is in use. Without one you are the server's own user.")
 def token() -> None:
     pass
 

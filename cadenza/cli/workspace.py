@@ -17,7 +17,7 @@ missing_option = click.option("--allow-missing", is_flag=True, help="It is no er
 json_option = click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 
 
-@click.group(help="The people, programs and settings of this server.")
+@click.group(help="See and change members, service users, tokens and settings of this server.")
 def workspace() -> None:
     pass
 
@@ -25,7 +25,7 @@ def workspace() -> None:
 # --- members ---
 
 
-@workspace.group(help="The members.")
+@workspace.group(help="See, add and remove members: names for people, each with tokens and a role.")
 def members() -> None:
     pass
 
@@ -95,7 +95,7 @@ def _say_token(name: str, made: Any, json_output: bool) -> None:
 # --- tokens of members ---
 
 
-@workspace.group("member-tokens", help="The tokens of members.")
+@workspace.group("member-tokens", help="See, disable and delete the tokens of members.")
 def member_tokens() -> None:
     pass
 
@@ -162,7 +162,10 @@ def delete_token(token_id: str, allow_missing: bool, yes: bool) -> None:
 # --- service users ---
 
 
-@workspace.group("service-users", help="Names for programs, each with a token. For owners and managers.")
+@workspace.group(
+    "service-users",
+    help="See, make and remove service users: names for programs, each with a token. For owners and managers.",
+)
 def service_users() -> None:
     pass
 
@@ -243,7 +246,7 @@ def delete_service_user(name: str, allow_missing: bool, yes: bool) -> None:
 # --- settings ---
 
 
-@workspace.group(help="The workspace's settings. For owners and managers.")
+@workspace.group(help="See and change the workspace's settings. For owners and managers.")
 def settings() -> None:
     pass
 
