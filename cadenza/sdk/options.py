@@ -85,10 +85,10 @@ def count(name: str, value: object, where: str, least: int = 0) -> Optional[int]
 
 
 def seconds(name: str, value: object, where: str) -> float:
-    """A time limit in seconds; the server checks the range of 1 s to 24 h. InvalidError for None and non-numbers."""
+    """A time limit in seconds; the server wants 1 s at least. InvalidError for None and non-numbers."""
     if value is None:
         raise InvalidError(
-            f"{where}: {name} must be a number of seconds: None is not allowed, 24 hours (86400) is the most"
+            f"{where}: {name} must be a number of seconds: None is not allowed; for no limit, give a large one"
         )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidError(f"{where}: {name} must be a number of seconds, not {type(value).__name__}")
