@@ -36,7 +36,7 @@ for _one in (history, promote, rollback, rollover, explain, app_stats):
 
 @app.command("list", help="List apps that run, are deployed, or ran.")
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
-@click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many; 0 for all.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, show_default=True, help="At most so many; 0 for all.")
 @environment_option
 def list_apps(json_output: bool, limit: int, env: str | None) -> None:
     found = ask("app.list", methods.AppList(limit=limit, environment=wanted(env))).apps
@@ -45,7 +45,7 @@ def list_apps(json_output: bool, limit: int, env: str | None) -> None:
         ["App ID", "Name", "State", "Version", "Containers", "Created at", "Stopped at", "Stop reason", "Note"],
         [
             (one.app_id, one.name, one.state, show.number(one.version), one.containers, show.when(one.created_at),
-             show.when(one.stopped_at), one.stop_reason, one.note)
+             show.when(one.stopped_at), one.stop_reason, show.Cell(show.brief(one.note), one.note))
             for one in found
         ],
         json_output,

@@ -47,6 +47,15 @@ def list_containers(app_id: str, timings: bool, json_output: bool, env: str | No
             for one in found
         ]  # fmt: skip
     show.table("Containers", columns, rows, json_output)
+    if not json_output:
+        _troubles(app_id, env)
+
+
+def _troubles(app_id: str, env: str | None) -> None:
+    """Say which apps have no containers because theirs do not start: a list cannot show what is not there."""
+    for one in ask("app.list", methods.AppList(environment=wanted(env))).apps:
+        if one.note and (not app_id or app_id in (one.app_id, one.name)):
+            click.echo(f"note: {one.name or one.app_id}: {show.brief(one.note)}", err=True)
 
 
 @container.command(help="Print a container's logs, or follow them.")

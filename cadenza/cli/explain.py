@@ -32,7 +32,14 @@ WHATS = {
 @click.option(
     "--container", default="", metavar="ID", shell_complete=completion.containers, help="Only this container (ta-...)."
 )
-@click.option("-n", "--decisions", type=click.IntRange(min=0), default=10, help="How many of the last decisions.")
+@click.option(
+    "-n",
+    "--decisions",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="How many of the last decisions.",
+)
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 @environment_option
 def explain(app: str, input_id: str, container: str, decisions: int, json_output: bool, env: str | None) -> None:
@@ -65,7 +72,7 @@ def text(found: Explained, now: float) -> str:
     name = f"{found.app_name} ({found.app_id})" if found.app_name else found.app_id
     parts = [f"App {name}"]
     told = [one.sentence for one in found.functions if one.sentence]
-    parts += [f"  Note: {_sentence(one)}" for one in found.notes if not one.endswith(tuple(told))]
+    parts += [f"  Note: {_sentence(show.brief(one))}" for one in found.notes if not one.endswith(tuple(told))]
     if not found.functions:
         parts.append("  It has no functions.")
     for one in found.functions:
@@ -91,7 +98,7 @@ def function_lines(one: Explanation, now: float) -> list[str]:
 
 
 def _input(one: WaitingInput, now: float) -> str:
-    return f"{one.input_id}  for {show.duration(now - one.since)}: {one.why or 'no reason is known'}"
+    return f"{one.input_id}  for {show.duration(now - one.since)}: {show.brief(one.why) or 'no reason is known'}"
 
 
 def _container(one: LiveContainer, now: float) -> str:
@@ -104,9 +111,12 @@ def _decision(one: Decision) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(one.time))
     what = WHATS.get(one.what, one.what).format(count=one.count)
     who = f"{' after' if one.what == 'block' else ''} {one.container_id}" if one.container_id else ""
-    return f"{when}  {what}{who}: {one.why}"
+    return f"{when}  {what}{who}: {show.brief(one.why)}"
 
 
 def _sentence(text: str) -> str:
-    """A reason as a sentence."""
+    """A reason as a sentence. A traceback in it stays as it is, for here it is told whole."""
+    text = text.rstrip()
+    if "\n" in text:
+        return text[:1].upper() + text[1:].replace("\n", "\n  ")
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+
+
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t][^\n]*\n)*")
+
+
+def brief(text: str) -> str:
+    """A reason on one line: of each traceback in it the exception alone."""
+    return " ".join(_TRACEBACK.sub("", text).split())
 
 
 def as_json(value: Any) -> None:

@@ -50,3 +50,23 @@ def test_a_stranger_reads_why() -> None:
 
 def test_an_app_without_a_name_or_functions() -> None:
     assert explain.text(Explained("ap-2", ""), NOON) == "App ap-2\n  It has no functions."
+
+
+TRACEBACK = (
+    "8 of its containers failed to start; the next start is in 5 s: Traceback (most recent call last):\n"
+    '  File "/root/shop.py", line 5, in <module>\n    raise RuntimeError("no")\n'
+    "    ^^^^^^^^^^^^^^^^^^^^^^^^\nRuntimeError: no\n"
+)
+
+
+def test_a_crash_loop_is_told_whole_once_and_on_one_line_elsewhere() -> None:
+    """Twenty inputs that wait for the same reason do not repeat its traceback twenty times."""
+    waiting = tuple(WaitingInput(f"in-{n}", "fc-1", NOON - 14, TRACEBACK) for n in range(20))
+    decided = (Decision(NOON, "block", 0, TRACEBACK, "ta-9"),)
+    found = explain.text(
+        Explained("ap-1", "shop", (Explanation("fu-1", "f", TRACEBACK, 20, 0, waiting, (), decided),)), NOON
+    )
+    assert found.count("Traceback (most recent call last)") == 1
+    short = "8 of its containers failed to start; the next start is in 5 s: RuntimeError: no"
+    assert f"    in-19  for 14 s: {short}\n" in found
+    assert found.endswith(f"    12:00:00  held back after ta-9: {short}")

@@ -56,3 +56,10 @@ def test_times_in_a_terminals_table_are_short(capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: False)
     show.table("Apps", ["Created at"], [(before,)], False)
     assert before.shown in capsys.readouterr().out
+
+
+def test_a_reason_on_one_line() -> None:
+    text = "f: next start in 5 s: Traceback (most recent call last):\n  File 'x'\n    raise E\nE: no\n; g: it ended"
+    assert show.brief(text) == "f: next start in 5 s: E: no ; g: it ended"
+    assert show.brief("plain") == "plain"
+    assert show.brief("") == ""
