@@ -271,6 +271,9 @@ class Purse:
         self.starts, self.inputs = starts, inputs
         self.told: list[str] = []
 
+    def covers(self, function: FunctionState) -> bool:
+        return True
+
     def start(self, container_id: str, function: FunctionState, gpus: Sequence[Gpu], now: float) -> str:
         self.starts -= 1
         return "" if self.starts >= 0 else "the budget of 1 container is spent"
