@@ -112,6 +112,6 @@ def devices(cards: Sequence[Card]) -> tuple[str, ...]:
 
 
 def variables(cards: Sequence[Card]) -> dict[str, str]:
-    """What tells a plain process which cards are its own."""
+    """What tells a plain process which cards are its own: without ``gpu=`` none, though it could reach them all."""
     numbers = ",".join(str(one.index) for one in cards)
-    return {"NVIDIA_VISIBLE_DEVICES": numbers, "CUDA_VISIBLE_DEVICES": numbers} if cards else {}
+    return {"NVIDIA_VISIBLE_DEVICES": numbers or "void", "CUDA_VISIBLE_DEVICES": numbers}

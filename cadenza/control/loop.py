@@ -28,7 +28,7 @@ from cadenza.protocol.calls import (
     GeneratorItem,
 )
 from cadenza.protocol.nodes import ContainerReport, NodeReport
-from cadenza.scheduling import autoscale, dispatch, events, placement, states
+from cadenza.scheduling import autoscale, dispatch, events, placement
 from cadenza.scheduling.states import AttemptState, ContainerState, FunctionState
 from cadenza.storage.entry import Entry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Iterable, Mapping, Optional
+from typing import Callable, Iterable, Mapping, Optional, Sequence
 
 from cadenza.protocol.nodes import READY
 from cadenza.scheduling.cluster import SLOW_HEAD_S
@@ -57,11 +57,11 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
         return Decision(0, (), "its app has ended")
     containers = function.containers
     alive = function.alive
-    held, waiting, target = sum(one.held for one in alive), function.waiting_runs, function.target
+    held, waiting = sum(one.held for one in alive), function.waiting_runs
+    target = _target(function, alive)
     load = held + waiting
-    needed = -(-load // target)
-    of = "" if not spec.batch_max else " batch" if waiting == 1 else " batches"
-    why = f"{waiting}{of} waiting and {held} running at {target} a container need {needed}"
+    needed = math.ceil(load / target - 1e-9)
+    why = _demand(waiting, held, "batch" if spec.batch_max else "input", target, needed)
     again = math.inf
     average_s = function.average_s
     if spec.single_use:
@@ -71,25 +71,25 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
         step = max(first, 2 * ready, min(spec.max_containers, ASKED_AT_ONCE))
         if min(needed, spec.max_containers or needed) > step:
             needed = step
-            why += f"; {step} for a start, since nothing is known of how long one takes"
+            why += f"; {step} to begin with, since it is not known yet how long one takes"
     elif needed > len(alive):
         slow_s = max(SLOW_HEAD_S, 2 * average_s)
         slow = sum(1 for one in alive if one.state == READY and _is_slow(one, now, slow_s))
         able = sum(1 for one in alive if one.state == READY) - slow
         work_s = load * average_s / spec.max_concurrent
         worth = max(1, math.ceil(work_s / START_WORTH_S - 1e-9))
-        each = f"{load} inputs at {average_s * 1000:.1f} ms each"
+        each = f"at {average_s * 1000:.1f} ms each"
         if able and work_s / able <= START_WORTH_S:
             needed = len(alive)
             again = now + slow_s  # the average may be wrong about what runs now
-            why = f"{each} are done in {work_s / able:.2f} s by {able}"
+            why += f"; but {each} it is done in {work_s / able:.2f} s by those that are ready ({able})"
         elif max(worth + slow, 2 * slow) < needed:
             needed = max(worth + slow, 2 * slow, len(alive))
             again = now + slow_s if able else math.inf
-            why += f"; {each} are worth {worth}" + (f" beside {slow} that are busy for longer" if slow else "")
+            why += f"; but {each} it is work for {worth}" + (f" beside {slow} that are busy for longer" if slow else "")
     if load and spec.buffer_containers:
         needed += spec.buffer_containers
-        why += f", and {spec.buffer_containers} as a buffer"
+        why += f", and {spec.buffer_containers} more as a buffer"
     wanted = needed
     if wanted < spec.min_containers:
         wanted, why = spec.min_containers, f"min_containers is {spec.min_containers}"
@@ -97,7 +97,7 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
     capped = max(0, wanted - most)
     if capped:
         wanted = most
-        why += f"; at most {most}"
+        why += f"; it may have at most {most}"
     start = max(0, min(wanted - len(alive), most - len(containers)))
     if start and function.failing is not None:
         start, why = 0, "its containers do not start: " + function.failing.error
@@ -115,6 +115,26 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
             else:
                 again = min(again, until)
     return Decision(start, tuple(stop), why, again, capped)
+
+
+def _demand(waiting: int, held: int, noun: str, target: float, needed: int) -> str:
+    """What there is to do, and for how many containers, in words."""
+    if not waiting and not held:
+        return "nothing waits or runs"
+    plural = noun + ("es" if noun == "batch" else "s")
+    does = "" if not waiting else f"1 {noun} waits" if waiting == 1 else f"{waiting} {plural} wait"
+    if held:
+        verb = "runs" if held == 1 else "run"
+        does += f" and {held} {verb}" if waiting else f"{held} {noun if held == 1 else plural} {verb}"
+    at_once = "" if target == 1 else f", {target:g} at a time in each"
+    return f"{does}, which needs {needed} container{'' if needed == 1 else 's'}{at_once}"
+
+
+def _target(function: FunctionState, alive: Sequence[ContainerState]) -> float:
+    """How many runs at once a container should have: as declared, or the mean of what the present ones take."""
+    if any(one.target != function.target for one in alive):
+        return sum(one.target for one in alive) / len(alive)
+    return function.target
 
 
 def _is_slow(one: ContainerState, now: float, slow_s: float) -> bool:

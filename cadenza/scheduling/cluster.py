@@ -5,9 +5,9 @@ No I/O and no clock: ``now`` is monotonic seconds, given with each event. The de
 
 Rules on top of the table of moves (`MOVES`): a container takes inputs only while it is READY and has no order to stop.
 An attempt belongs to one container and is in ``attempts`` of it from its assignment until its output, its revocation or
-the container's end. The first ``max_concurrent`` of them have *begun*; the rest were handed over early and wait in the
-container. A *zombie* is an attempt whose input is decided already (cancelled, timed out) and whose code may still run:
-it holds its slot until the container says that it ended.
+the container's end. The first of them, as many as it has ``slots``, have *begun*; the rest were handed over early and
+wait in the container. A *zombie* is an attempt whose input is decided already (cancelled, timed out) and whose code may
+still run: it holds its slot until the container says that it ended.
 
 A container *lends* its CPU while each of its running inputs waits for calls of its own: else a machine that is full of
 callers would never run what they call. Its memory and its GPUs stay its own.
@@ -23,7 +23,7 @@ from typing import Optional, Union
 from cadenza.base.errors import Bug
 from cadenza.base.resources import Resources
 from cadenza.protocol.calls import FAILURE, SUCCESS, TIMEOUT, attempt_id
-from cadenza.protocol.nodes import GONE, READY
+from cadenza.protocol.nodes import GONE, READY, ContainerReport
 from cadenza.protocol.objects import AutoscalerPatch
 from cadenza.scheduling.events import (
     Adopt, Arrived, Assign, BacklogChanged, Bury, CallBack, ContainerSeen, Detach, Event, FailingOver, FunctionAdded,
@@ -31,7 +31,7 @@ from cadenza.scheduling.events import (
     Withdrawn, Crashed,
 )  # fmt: skip
 from cadenza.scheduling.states import (
-    MOVES, NO_LIMITS, AttemptState, ContainerState, FunctionState, NodeState, limited, runs_alike,
+    NO_LIMITS, AttemptState, ContainerState, FunctionState, NodeState, limited, runs_alike,
 )  # fmt: skip
 from cadenza.storage.entry import Entry
 
@@ -220,7 +220,7 @@ class Cluster:
                 batch = batch or attempt.attempt_id
                 self._join(container, attempt, batch)
                 self._begin(container, attempt, now)
-            elif container.begun < spec.max_concurrent:
+            elif container.begun < container.slots:
                 self._begin(container, attempt, now)
             else:
                 container.queued.append(attempt)
@@ -265,7 +265,7 @@ class Cluster:
             container.batches[attempt.batch] -= 1
             if not container.batches[attempt.batch]:
                 del container.batches[attempt.batch]
-        while container.queued and container.begun < container.spec.max_concurrent:
+        while container.queued and container.begun < container.slots:
             self._begin(container, container.queued.popleft(), now)
         if self._holders.get(attempt.entry.input_id) is container:
             del self._holders[attempt.entry.input_id]
@@ -366,7 +366,7 @@ class Cluster:
         function.running += 1
         if container.spec.batch_max:
             self._join(container, attempt, self._adopted_batch(container, entry))
-        if attempt.batch or container.begun < container.spec.max_concurrent:
+        if attempt.batch or container.begun < container.slots:
             self._begin(container, attempt, now)
         else:
             container.queued.append(attempt)
@@ -411,8 +411,10 @@ class Cluster:
     def _container_seen(self, event: ContainerSeen, now: float) -> list[AttemptState]:
         report = event.report
         container = self.containers.get(report.container_id)
-        if container is None or report.state not in MOVES[container.state]:
+        if container is None or not container.is_news(report):
             return []
+        if container.state == report.state:
+            return self._resized(container, report, now)
         container.state = report.state
         container.report = report
         function = container.function
@@ -443,6 +445,14 @@ class Cluster:
             node.free_gpus[gpu.type] += gpu.count
         self._forget(function)
         return lost
+
+    def _resized(self, container: ContainerState, report: ContainerReport, now: float) -> list[AttemptState]:
+        """It runs another number of inputs at once from now on; what has begun goes on."""
+        container.report = report
+        while container.queued and container.begun < container.slots:
+            self._begin(container, container.queued.popleft(), now)
+        self._offer(container)
+        return []
 
     def _start_failed(self, event: StartFailed, now: float) -> list[AttemptState]:
         function = self.functions.get(event.function_id)

@@ -112,7 +112,9 @@ def plan(cluster: Cluster, function: FunctionState, now: float, ahead: bool = Tr
         best = container
     if best is None:
         return None
-    return Assign(best.container_id, min(waiting, best.target + extra - len(best.attempts), max(1, -(-waiting // usable))))
+    return Assign(
+        best.container_id, min(waiting, best.target + extra - len(best.attempts), max(1, -(-waiting // usable)))
+    )
 
 
 @dataclass(frozen=True)

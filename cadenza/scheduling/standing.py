@@ -36,7 +36,7 @@ def holders(cluster: Cluster, but: FunctionState) -> str:
             name = f"{one.function.app_name or one.function.app_id}/{one.function.spec.name}"
             counts[name] = counts.get(name, 0) + 1
     most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:HOLDERS]
-    return ", ".join(f"{count} containers of {name}" for name, count in most)
+    return ", ".join(f"{_count(count, 'container', 'containers')} of {name}" for name, count in most)
 
 
 def standing(cluster: Cluster, function: FunctionState, now: float, stuck: bool, pause: str = "") -> str:
@@ -48,7 +48,7 @@ def standing(cluster: Cluster, function: FunctionState, now: float, stuck: bool,
         return "it has ended; its containers are on their way out"
     trouble = _trouble(function, now)
     if not function.waiting:
-        return trouble or (f"nothing waits; {function.running} run" if function.running else "nothing waits or runs")
+        return trouble or _at_rest(function.running)
     if pause:
         return pause
     starting = [one for one in function.alive if one.state in (PREPARING, STARTING)]
@@ -58,19 +58,29 @@ def standing(cluster: Cluster, function: FunctionState, now: float, stuck: bool,
     if starting and not ready:
         oldest = min(starting, key=lambda one: one.placed_at)
         count = "a container is" if len(starting) == 1 else f"{len(starting)} containers are"
-        return f"{count} starting: phase {phase(oldest)!r}, since {now - oldest.placed_at:.1f} s"
+        since = f"for {now - oldest.placed_at:.1f} s now" + ("" if len(starting) == 1 else ", the oldest one")
+        return f"{count} starting for it, {since}, in the phase {phase(oldest)!r}"
     most = function.spec.max_containers
     if stuck:
         by = holders(cluster, function)
-        return f"no machine has room for one more container{': ' + by + ' hold it' if by else ''}. {function.why}"
+        return f"no machine has room for one more container{': it is held by ' + by if by else ''}. {function.why}"
     if most and len(function.containers) >= most:
         old = sum(1 for one in function.containers.values() if one.stop is not None)
-        text = f"all {most} containers that it may have are busy (max_containers is {most})"
+        whole = f"all {most} containers that it may have are" if most > 1 else "the one container that it may have is"
+        text = f"{whole} busy (max_containers is {most})"
         return text + (f"; {old} of them are ending and may finish what they run first" if old else "")
     if not function.containers:
         return f"it has no container yet: {function.why}"
-    more = f", and {len(starting)} are starting" if starting else ""
-    return f"its {len(ready)} containers are busy{more}: {function.why}"
+    more = f", and {_count(len(starting), 'more is', 'more are')} starting" if starting else ""
+    return f"{_count(len(ready), 'container of it is', 'containers of it are')} busy{more}: {function.why}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _at_rest(running: int) -> str:
+    return f"nothing waits; {_count(running, 'input runs', 'inputs run')}" if running else "nothing waits or runs"
 
 
 def _trouble(function: FunctionState, now: float) -> str:

@@ -102,10 +102,23 @@ class ContainerState:
         """How many runs it has: inputs, or batches of them."""
         return len(self.batches) if self.spec.batch_max else len(self.attempts)
 
+    def is_news(self, report: ContainerReport) -> bool:
+        """Whether a report says more than is known: a later state, or another number of slots."""
+        if report.state == self.state == READY:
+            return report.slots != (self.report.slots if self.report is not None else 0)
+        return report.state in MOVES[self.state]
+
+    @property
+    def slots(self) -> int:
+        """How many runs it has at once at most: as declared, or fewer by its own word (semantics.md section 31)."""
+        most = self.spec.max_concurrent
+        told = self.report.slots if self.report is not None else 0
+        return min(told, most) if told else most
+
     @property
     def target(self) -> int:
         """How many runs at once it should have."""
-        return max(1, min(self.spec.target_concurrent, self.spec.max_concurrent))
+        return max(1, min(self.spec.target_concurrent, self.slots))
 
     @property
     def usable(self) -> bool:

@@ -73,4 +73,5 @@ def test_containers_get_devices_and_processes_variables(tmp_path: Path, monkeypa
     config = attachment.isolated_config("ta-1", paths, "/lib", {}, Limits(), "", (), 0, names)
     assert config.gpus == names
     assert gpus.variables(mine) == {"NVIDIA_VISIBLE_DEVICES": "0,2", "CUDA_VISIBLE_DEVICES": "0,2"}
-    assert gpus.variables([]) == {}
+    hidden = {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": ""}
+    assert gpus.variables([]) == hidden, "a process without gpu= sees none"

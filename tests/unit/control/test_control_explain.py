@@ -25,7 +25,7 @@ def test_why_inputs_wait_and_containers_are_there(tmp_path: Path) -> None:
         assert (echo["name"], echo["sentence"]) == ("echo", "nothing waits or runs")
         assert (never["waiting"], never["running"]) == (2, 1)
         assert {one["why"] for one in never["inputs"]} == {
-            "all 1 containers that it may have are busy (max_containers is 1)"
+            "the one container that it may have is busy (max_containers is 1)"
         }
         (container,) = never["containers"]
         assert container["running"] == 1 and container["why"]

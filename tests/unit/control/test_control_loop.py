@@ -14,7 +14,7 @@ from world import World
 
 from cadenza.base.resources import Resources
 from cadenza.protocol.calls import SPAWN_MAP, SUCCESS, AttemptOutput
-from cadenza.protocol.nodes import Desired
+from cadenza.protocol.nodes import READY, ContainerReport, Desired, NodeReport
 from cadenza.protocol.objects import FunctionSpec
 
 
@@ -128,6 +128,55 @@ def test_a_container_that_gives_its_inputs_back_is_let_go() -> None:
         assert dataclasses.asdict(item)["attempts"] == 1
 
     run(work)
+
+
+def test_what_runs_in_a_container_that_gives_its_inputs_back_may_go_on() -> None:
+    """Section 31, ``stop_fetching_inputs``: the container "exits after the running ones", however long they run."""
+
+    async def work(world: World) -> None:
+        long = asyncio.ensure_future(sync(world, b"ok 90"))
+        await asyncio.sleep(1)
+        ((name, box),) = world.boxes.items()
+        box.draining = True
+        assert (await sync(world, b"ok 0.01")).container_id != name
+        item = await long
+        assert (item.status, item.container_id, item.attempts) == (SUCCESS, name, 1)
+        await asyncio.sleep(1)
+        assert name not in world.boxes
+
+    run(work, max_concurrent=2, target_concurrent=2, timeout_s=300.0)
+
+
+def test_a_stopped_container_has_time_for_its_exit_hooks_and_its_inputs_go_on_at_once() -> None:
+    """Section 12.1: exit hooks run on stops, with 30 s; section 23: "stopping a container reassigns its inputs"."""
+
+    async def work(world: World) -> None:
+        told: list[Desired] = []
+        want = world.want
+        world.want = lambda desired: (told.append(desired), want(desired))[1]  # type: ignore[method-assign]
+        call = asyncio.ensure_future(sync(world, b"ok 2"))
+        await asyncio.sleep(1)
+        (name,) = world.boxes
+        began = world.loop.time()
+        world.calls.stop_container(name, False)
+        item = await call
+        assert item.status == SUCCESS and item.container_id != name
+        assert world.loop.time() - began < 3, "it did not wait for the old container"
+        (order,) = [one for one in told[-1].stops if one.container_id == name] or [told[1].stops[0]]
+        assert (order.container_id, order.grace_s, order.drain) == (name, 30.0, False)
+
+    run(work)
+
+
+def test_a_container_that_runs_fewer_at_once_is_given_fewer() -> None:
+    async def work(world: World) -> None:
+        await sync(world)
+        ((name, _),) = world.boxes.items()
+        world.calls.report(NodeReport("no-1", (ContainerReport(name, READY, slots=1),), revision=world.revision))
+        await asyncio.gather(*(sync(world, b"ok 1") for _ in range(4)))
+        assert len(world.boxes) > 1, "two at a time would have fitted into one"
+
+    run(work, max_concurrent=4, target_concurrent=4)
 
 
 def test_a_fault_in_a_round_spares_everybody_else_and_does_not_spin() -> None:

@@ -124,3 +124,33 @@ def test_a_function_of_which_nothing_is_known_grows_in_steps() -> None:
 @pytest.mark.parametrize("spec", [{"max_containers": 50}, {"single_use": True}])
 def test_what_the_user_asked_for_starts_at_once(spec: dict[str, Any]) -> None:
     assert autoscale.decide(make(50, **spec).functions["f"], 0.0, 8).start == 50
+
+
+def test_containers_that_run_fewer_at_once_are_counted_so() -> None:
+    """Section 31: ``set_local_input_concurrency`` of the present containers tells what further ones will take."""
+    cluster = make(12, containers=2, max_concurrent=8, target_concurrent=8)
+    assert decide(cluster).start == 0
+    for name in ("c0", "c1"):
+        cluster.apply(events.ContainerSeen(ContainerReport(name, nodes.READY, slots=2)), 2.0)
+    decision = decide(cluster)
+    assert decision.start == 4 and "6 containers, 2 at a time in each" in decision.why
+
+
+@pytest.mark.parametrize(
+    ("waiting", "held", "spec", "words"),
+    [
+        (1, 0, {}, "1 input waits, which needs 1 container"),
+        (3, 1, {}, "3 inputs wait and 1 runs, which needs 4 containers"),
+        (0, 2, {}, "2 inputs run, which needs 2 containers"),
+        (0, 1, {}, "1 input runs, which needs 1 container"),
+        (0, 0, {}, "nothing waits or runs"),
+        (9, 0, {"max_containers": 4}, "9 inputs wait, which needs 9 containers; it may have at most 4"),
+        (7, 0, {"batch_max": 3}, "3 batches wait, which needs 3 containers"),
+        (7, 0, {"max_concurrent": 3, "target_concurrent": 3}, "needs 3 containers, 3 at a time in each"),
+    ],
+)
+def test_reasons_are_sentences(waiting: int, held: int, spec: dict[str, Any], words: str) -> None:
+    cluster = make(waiting + held, containers=held, **spec)
+    for number in range(held):
+        cluster.apply(events.Assign(f"c{number}", 1), 0.0)
+    assert decide(cluster).why.endswith(words)

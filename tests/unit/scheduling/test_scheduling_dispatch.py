@@ -355,3 +355,52 @@ def test_a_batch_lends_when_one_of_it_waits_for_a_call() -> None:
 
 def test_nothing_planned_means_no_alarm() -> None:
     assert make(0).next_alarm() == math.inf
+
+
+def resize(cluster: Cluster, container: str, slots: int, now: float = 0.0) -> None:
+    cluster.apply(events.ContainerSeen(ContainerReport(container, nodes.READY, slots=slots)), now)
+
+
+def test_a_container_gets_as_many_as_it_says_that_it_runs() -> None:
+    """Section 31: ``set_local_input_concurrency``; never more than declared."""
+    cluster = make(2, max_concurrent=4, target_concurrent=4)
+    resize(cluster, "c0", 2)
+    resize(cluster, "c1", 9)
+    put(cluster, 8)
+    assert {name: len(got) for name, got in give_all(cluster).items()} == {"c0": 2, "c1": 4}
+    settle(cluster, "c0", 4, 1.0, took=1.0)
+    settle(cluster, "c0", 5, 1.0, took=1.0)
+    resize(cluster, "c0", 4, 1.0)
+    assert len(give_all(cluster, 1.0)["c0"]) == 2, "and takes more when the number grows"
+
+
+def test_time_counts_only_for_what_runs_in_a_container_with_fewer_slots() -> None:
+    cluster = make(max_concurrent=4, target_concurrent=4, timeout_s=5.0)
+    resize(cluster, "c0", 1)
+    cluster.functions["f"].average_s = 0.001
+    put(cluster, 3)
+    give_all(cluster)
+    container = cluster.containers["c0"]
+    assert (container.begun, len(container.queued)) == (1, 2)
+    resize(cluster, "c0", 3, 2.0)
+    assert [one.deadline for one in container.attempts.values()] == [5.0, 7.0, 7.0]
+
+
+def test_the_burst_respects_the_slots_too() -> None:
+    cluster = make(max_concurrent=4, target_concurrent=2)
+    resize(cluster, "c0", 3)
+    put(cluster, 6)
+    given = give_all(cluster)["c0"]
+    while (assign := dispatch.burst(cluster, cluster.functions["f"], 0.0)) is not None:
+        given += [one.entry.index for one in cluster.apply(assign, 0.0)]
+    assert len(given) == 3
+
+
+def test_the_same_number_of_slots_is_no_news() -> None:
+    cluster = make(max_concurrent=4, target_concurrent=4)
+    resize(cluster, "c0", 2)
+    known = cluster.containers["c0"].report
+    resize(cluster, "c0", 2)
+    assert cluster.containers["c0"].report is known
+    cluster.apply(events.ContainerSeen(ContainerReport("c0", nodes.STARTING, slots=1)), 0.0)
+    assert cluster.containers["c0"].slots == 2, "a report of an earlier state is old"

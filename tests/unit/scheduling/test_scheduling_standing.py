@@ -40,17 +40,17 @@ def test_each_thing_that_an_input_can_wait_for() -> None:
     assert said(make(), pause="the budget is spent") == "the budget is spent"
     starting = make()
     start(starting, "c", ContainerReport("c", nodes.STARTING, phases={"queued": 0.0, "network": 0.1, "rootfs": 0.2}))
-    assert said(starting) == "a container is starting: phase 'create', since 2.0 s"
+    assert said(starting) == "a container is starting for it, for 2.0 s now, in the phase 'create'"
     busy = make(2, max_containers=1)
     start(busy, "c", ContainerReport("c", nodes.READY))
     busy.apply(events.Assign("c", 1), 2.0)
-    assert said(busy) == "all 1 containers that it may have are busy (max_containers is 1)"
+    assert said(busy) == "the one container that it may have is busy (max_containers is 1)"
     busy.apply(events.StopContainer("c", 30.0, True, "test"), 3.0)
     assert said(busy).endswith("1 of them are ending and may finish what they run first")
     more = make(2)
     start(more, "c", ContainerReport("c", nodes.READY))
     more.apply(events.Assign("c", 1), 2.0)
-    assert said(more) == "its 1 containers are busy: 1 waiting"
+    assert said(more) == "1 container of it is busy: 1 waiting"
     more.apply(events.FunctionRemoved("f"), 3.0)
     assert "has ended" in said(more)
 
@@ -61,7 +61,7 @@ def test_who_holds_the_machine() -> None:
     for number in range(3):
         start(cluster, f"g{number}", function="g")
     text = said(cluster, stuck=True)
-    assert text == "no machine has room for one more container: 3 containers of other/g hold it. 1 waiting"
+    assert text == "no machine has room for one more container: it is held by 3 containers of other/g. 1 waiting"
 
 
 def test_crash_loops() -> None:
