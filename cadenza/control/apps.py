@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Callable, List, Optional, Sequence
+from collections import Counter
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.errors import ConflictError, InvalidError, NotFoundError
@@ -68,6 +70,7 @@ class Apps:
         self._access = access
         self._apps: dict[str, App] = {}
         self._naming: dict[tuple[str, str], asyncio.Lock] = {}
+        self._moving_in: Counter[str] = Counter()
         self.budgets: Optional[Budgets] = None
         self.on_change: List[Callable[[App, bool], None]] = []
         """Called with an app after its functions have changed, and with True when that was a deploy (or rollback,
@@ -123,8 +126,9 @@ class Apps:
             connection_id=request.caller.connection_id,
             heartbeat_at=self._clock.monotonic(),
         )
-        await self._db.execute("app_add", appstate.row(app))
-        self._apps[app.app_id] = app
+        with self.moving_in(app.environment):
+            await self._db.execute("app_add", appstate.row(app))
+            self._apps[app.app_id] = app
         self.budgeted(app)
         return AppCreated(app.app_id)
 
@@ -206,6 +210,11 @@ class Apps:
         needs = WRITE if body.create_if_missing else READ
         environment = self._access.environment(request.caller, body.environment, needs)
         check_app_name(body.name)
+        with self.moving_in(environment):
+            return self.info(await self._named(request, environment))
+
+    async def _named(self, request: Request[AppLookup], environment: str) -> App:
+        body = request.body
         async with self.naming(environment, body.name):
             app = self.deployed(body.name, environment)
             if app is None:
@@ -217,7 +226,7 @@ class Apps:
                 app = self.fresh(body.name, environment, self.who(request.caller))
                 await self._db.execute("app_add", appstate.row(app))
                 self.adopt(app)
-            return self.info(app)
+            return app
 
     async def set_tags(self, request: Request[AppSetTags]) -> AppInfo:
         """Replace the tags of an app that is not stopped."""
@@ -236,6 +245,21 @@ class Apps:
         for key in [key for key, lock in self._naming.items() if not lock.locked() and key != (environment, name)]:
             del self._naming[key]
         return self._naming.setdefault((environment, name), asyncio.Lock())
+
+    @contextmanager
+    def moving_in(self, environment: str) -> Iterator[None]:
+        """Keep the environment there while an app is made in it. To be entered in the same turn of the loop in which
+        the caller has seen that it is there."""
+        self._moving_in[environment] += 1
+        try:
+            yield
+        finally:
+            self._moving_in[environment] -= 1
+            self._moving_in += Counter()  # without those that are zero
+
+    def living_in(self, environment: str) -> int:
+        """How many apps that are not stopped an environment has, with those that are being made."""
+        return sum(one.environment == environment for one in self.alive) + self._moving_in[environment]
 
     def deployed(self, name: str, environment: str) -> Optional[App]:
         """The deployed app of this name, or None."""

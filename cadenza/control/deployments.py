@@ -120,6 +120,13 @@ class Deployments:
         check_tags(body.tags)
         check_budget(body.budget)
         _check_words(body.tag, body.strategy)
+        with self._apps.moving_in(environment):
+            deployed = await self._deploy(request, environment)
+        await self._gone(deployed, body.strategy)
+        return deployed
+
+    async def _deploy(self, request: Request[AppDeploy], environment: str) -> AppDeployed:
+        body = request.body
         by = self._apps.who(request.caller)
         origin = _Origin(
             "staged" if body.staged else "deploy", 0, by, body.tag, body.strategy, _cut(body.git),
@@ -130,13 +137,10 @@ class Deployments:
         async with self._apps.naming(environment, body.name):
             app = self._apps.deployed(body.name, environment)
             if app is None:
-                deployed = await self._first(body, environment, specs, origin)
-            else:
-                async with app.changing:
-                    self._still_deployed(app)
-                    deployed = await self._again(app, body, specs, origin)
-        await self._gone(deployed, body.strategy)
-        return deployed
+                return await self._first(body, environment, specs, origin)
+            async with app.changing:
+                self._still_deployed(app)
+                return await self._again(app, body, specs, origin)
 
     async def _first(
         self, body: AppDeploy, environment: str, specs: Sequence[FunctionSpec], origin: _Origin

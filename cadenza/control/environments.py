@@ -170,7 +170,7 @@ class Environments:
                 check_name(body.new_name)
                 alive = self._apps(old.name)
                 if alive:
-                    raise ConflictError(f"{alive} apps live in the environment {old.name!r}: stop them first")
+                    raise ConflictError(_inhabited(alive, old.name))
                 if body.new_name in known:
                     raise AlreadyExistsError(f"there is an environment {body.new_name!r} already")
                 new.name = body.new_name
@@ -223,7 +223,7 @@ class Environments:
                 )
             alive = self._apps(gone.name)
             if alive:
-                raise ConflictError(f"{alive} apps live in the environment {gone.name!r}: stop them first")
+                raise ConflictError(_inhabited(alive, gone.name))
             order = list(known.items())
             del known[gone.name]  # nothing new may begin in it while what it has is removed
             try:
@@ -290,6 +290,13 @@ def _row(one: Environment) -> tuple[Any, ...]:
         one.environment_id, one.name, one.created_at, one.web_suffix, int(one.restricted), one.default_role,
         one.image_builder_version,
     )  # fmt: skip
+
+
+def _inhabited(apps: int, name: str) -> str:
+    count = "an app lives" if apps == 1 else f"{apps} apps live"
+    return (
+        f"{count} in the environment {name!r}: stop {'it' if apps == 1 else 'them'} first (cadenza app list -e {name})"
+    )
 
 
 def _check_builder(version: str) -> None:

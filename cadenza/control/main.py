@@ -346,7 +346,7 @@ class _Parts:
         self.db = db
         self.access = Access(self._environment_of, now=clock.now)
         self.environments = environments.Environments(
-            db, clock, ids, self.access, lambda name: sum(one.environment == name for one in self.apps.alive)
+            db, clock, ids, self.access, lambda name: self.apps.living_in(name)
         )
         self.tokens = tokens.Tokens(db, clock, ids, self.access, lambda gone: self.rpc.drop(gone))
         self.members = members.Members(db, clock, ids, self.access, self.tokens)

@@ -41,6 +41,10 @@ MAX_MADE_UP = 1_000
 FIRST_WINDOW_S = 3_600.0
 CALENDAR = ("years", "months")
 UNITS = {"weeks": 7 * 86_400, "days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
+NO_ZONES = ("localtime", "posixrules", "Factory")
+"""Files of the time zone database that are no zones: they say what this machine's clock shows, or nothing."""
+NO_ZONE_DIRECTORIES = ("posix/", "right/")
+"""The same zones once more; by those of ``right/`` every time would be wrong by the leap seconds."""
 FIELDS = ("minute", "hour", "day-of-month", "month", "day-of-week")
 
 
@@ -109,6 +113,8 @@ def _read_cron(fields: dict[str, object], missed: str, overlap: str, more: str) 
             f"{MAX_LINE_CHARS} characters; this has {len(words)} fields and {len(line)} characters"
         )
     try:
+        if zone in NO_ZONES or zone.startswith(NO_ZONE_DIRECTORIES):
+            raise LookupError(zone)
         ZoneInfo(zone)
     except (LookupError, ValueError, OSError):
         raise InvalidError(

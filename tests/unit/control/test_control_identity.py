@@ -5,6 +5,7 @@ Source: semantics.md section 24.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import typing
 from dataclasses import MISSING, fields, is_dataclass
@@ -15,7 +16,7 @@ import pytest
 from control_fakes import Client, Head
 from test_control_tokens import World, in_world, made
 
-from cadenza.protocol.method import ADMIN, CLIENT, CONTAINER, READ
+from cadenza.protocol.method import ADMIN, CLIENT, CONTAINER, WRITE
 from cadenza.protocol.table import METHODS
 
 PLAIN: dict[Any, Any] = {str: "x", int: 1, float: 1.0, bool: False, bytes: ""}
@@ -52,9 +53,9 @@ def test_a_scope_is_enough_for_its_rows_and_no_others(tmp_path: Path) -> None:
 
     async def test(world: World) -> None:
         host = await world.client()
-        for scope, beyond in (("read", lambda needs: needs != READ), ("write", lambda needs: needs == ADMIN)):
+        for scope, beyond in (("read", (WRITE, ADMIN)), ("write", (ADMIN,))):
             client = await world.client(await made(host, scopes=[scope]))
-            asked = [one for one in METHODS.values() if CLIENT in one.callers and beyond(one.needs)]
+            asked = [one for one in METHODS.values() if CLIENT in one.callers and one.needs in beyond]
             assert len(asked) > 10
             for one in asked:
                 await refused(client, one.name, "permission_denied", "scope")
@@ -103,3 +104,42 @@ def test_where_a_token_is_required_nothing_goes_without_one(tmp_path: Path) -> N
                 await refused(host, one.name, "unauthenticated", "require_token")
 
     in_world(tmp_path, test, require_token=True)
+
+
+def test_an_environment_stays_while_an_app_is_made_in_it(tmp_path: Path) -> None:
+    """Deploying waits for uploads to be looked at and for the disk; the environment does not go meanwhile."""
+
+    async def test(world: World) -> None:
+        host, other = await world.client(), await world.client()
+        await host.ask("environment.create", {"name": "dev"})
+        assert world.control._parts is not None
+        functions = world.control._parts.functions
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        keep = functions._keep_secrets
+
+        async def slow(*args: Any) -> Any:
+            begun.set()
+            await go_on.wait()
+            return await keep(*args)
+
+        functions._keep_secrets = slow
+        number = other.begin("app.deploy", {"name": "demo", "functions": [], "environment": "dev"})
+        await begun.wait()
+        for method, body in (
+            ("environment.delete", {"name": "dev"}),
+            ("environment.update", {"name": "dev", "new_name": "new"}),
+        ):
+            reply = await host.ask(method, body)
+            assert reply.get("kind") == "conflict" and "an app lives in the environment 'dev'" in reply["message"]
+        go_on.set()
+        head, _ = await other.next()
+        assert (head["t"], head["id"]) == ("rep", number)
+        app = await host.ask("app.lookup", {"name": "demo", "environment": "dev"})
+        assert app["environment"] == "dev"
+        await host.ask("app.stop", {"app": app["app_id"]})
+        assert await host.ask("environment.delete", {"name": "dev"}) == {}
+        assert (await host.ask("app.lookup", {"name": "x", "environment": "dev", "create_if_missing": True}))[
+            "kind"
+        ] == "not_found"
+
+    in_world(tmp_path, test)

@@ -103,7 +103,21 @@ def test_a_line_that_never_comes(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "zone", ["", "Vienna", "Europe/Nowhere", "../../etc/passwd", "/etc/localtime", "a\0b", "x" * 300]
+    "zone",
+    [
+        "",
+        "Vienna",
+        "Europe/Nowhere",
+        "../../etc/passwd",
+        "/etc/localtime",
+        "a\0b",
+        "x" * 300,
+        "localtime",
+        "posixrules",
+        "Factory",
+        "right/Europe/Vienna",
+        "posix/UTC",
+    ],
 )
 def test_time_zones_that_are_none(zone: str) -> None:
     with pytest.raises(InvalidError, match="time zone"):
