@@ -157,6 +157,9 @@ def absent(app: App, name: str, known: list[str], version: int = 0) -> str:
     if name.endswith(".*") and name[:-2] in known:
         plain = name[:-2]
         return f"{plain} in {of} {app.name} is a function: look it up with Function.from_name({app.name!r}, {plain!r})"
+    if name.endswith(".*"):
+        shown = ", ".join(sorted(one[:-2] for one in known if one.endswith(".*"))[:50]) or "none"
+        return f"{of} {app.name or app.app_id} has no class {name[:-2]!r}; it has {shown}"
     shown = ", ".join(sorted(known)[:50]) or "none"
     return f"{of} {app.name or app.app_id} has no function {name!r}; it has {shown}"
 

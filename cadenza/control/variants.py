@@ -94,7 +94,7 @@ def defaults(base: FunctionSpec) -> Optional[str]:
     """The parameters of a class when none is given; None where one has no default."""
     if any(not one.default for one in base.class_parameters):
         return None
-    return parameters.bind(base.class_parameters, {})
+    return parameters.bind(base.class_parameters, {}, base.name.rpartition(".")[0])
 
 
 def derived(base: FunctionSpec, wish: Wish) -> FunctionSpec:

@@ -323,9 +323,9 @@ class App(AppClasses, AppOnServer, LaterApp):
     def _register(self, declaration: Declaration) -> Function[Any, Any, Any]:
         before = self._functions.get(declaration.name)
         if before is not None:
+            name, kind = declaration.name.removesuffix(".*"), "classes" if declaration.methods else "functions"
             _warn(
-                f"the app has two functions named {declaration.name!r}: the later one is used. "
-                "Give one of them another name=",
+                f"the app has two {kind} named {name!r}: the later one is used. Give one of them another name=",
                 stacklevel=4,
             )
         raw = declaration.raw

@@ -217,6 +217,11 @@ def check_batched(raw: Any) -> None:
     for name, has_default in shape.parameters(raw):
         if has_default:
             raise InvalidError(f"a batched function cannot have default arguments: {name} has one")
+    least = 2 if is_method_name(getattr(raw, "__qualname__", "")) else 1
+    if shape.takes_at_most(raw, least - 1):
+        raise InvalidError(
+            f"@batched: {getattr(raw, '__qualname__', 'it')} takes no arguments, and so has nothing to make lists of"
+        )
 
 
 @with_parentheses("concurrent")
@@ -321,6 +326,8 @@ def _class_part(name: str, part: str, check: Optional[Callable[[Any], None]] = N
             raise InvalidError(
                 f"@{name} goes on a method of a class under @app.cls; for a function use @app.function()"
             )
+        if isinstance(raw, staticmethod) or shape.takes_at_most(raw, 0):
+            raise InvalidError(f"@{name} goes on a method with self: {getattr(raw, '__qualname__', 'it')} has none")
         if check is not None:
             check(raw)
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Of code objects; source: the documentation of `inspect`, "Code Objects Bit Flags".
+_ARGS, _KEYWORDS = 0x04, 0x08
 _GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
 
@@ -42,6 +43,14 @@ def is_routine(raw: Any) -> bool:
     import inspect
 
     return inspect.isroutine(raw)
+
+
+def takes_at_most(raw: Any, count: int) -> bool:
+    """Whether it can surely not be called with more than ``count`` arguments. A signature that cannot be read may."""
+    if isinstance(raw, FunctionType) and not ("__wrapped__" in vars(raw) or "__signature__" in vars(raw)):
+        code = raw.__code__
+        return not code.co_flags & (_ARGS | _KEYWORDS) and code.co_argcount + code.co_kwonlyargcount <= count
+    return False
 
 
 def parameters(raw: Any) -> list[tuple[str, bool]]:

@@ -11,6 +11,7 @@ import pytest
 from cadenza.base.errors import InvalidError, ResourceExhaustedError
 from cadenza.base.resources import Gpu, Resources
 from cadenza.control.functions import DECLARED, PINNED, VARIANT, Function, plan, stripped
+from cadenza.control.lookups import App, absent
 from cadenza.control.variants import (
     CREATE_BURST,
     Bucket,
@@ -156,6 +157,8 @@ def test_parameters_at_their_limit_and_one_past_it() -> None:
         assert normalised(CLASS, wish(json.dumps({"size": 2, "name": fits}))).parameters
         with pytest.raises(InvalidError, match="16 KiB"):
             normalised(CLASS, wish(json.dumps({"size": 2, "name": fits + more})))
+    with pytest.raises(InvalidError, match=r"^C: the parameters together"):
+        callable_base(replace(CLASS, class_parameters=(ParameterSpec("name", "str", json.dumps("x" * 16385)),)))
     data = (ParameterSpec("data", "bytes"),)
     assert parameters.values(parameters.bind(data, {"data": b"\xff" * 16384})) == {"data": b"\xff" * 16384}
     with pytest.raises(InvalidError, match="16 KiB"):
@@ -262,3 +265,12 @@ def test_what_only_a_build_needs_is_not_kept() -> None:
     assert "hidden" not in repr(kept.image.steps[0].secrets) and not kept.image.steps[0].force
     assert kept.image.image_id() == spec.image.image_id()
     assert stripped(PLAIN) is PLAIN
+
+
+def test_a_class_that_is_not_there_is_spoken_of_as_a_class() -> None:
+    app = App.__new__(App)
+    app.app_id, app.name = "ap-1", "shop"
+    known = ["C.*", "f", "D.*"]
+    assert absent(app, "E.*", known) == "the app shop has no class 'E'; it has C, D"
+    assert absent(app, "g", known) == "the app shop has no function 'g'; it has C.*, D.*, f"
+    assert "Cls.from_name('shop', 'C')" in absent(app, "C", known)

@@ -186,6 +186,13 @@ def test_classes_that_are_refused(raw: Any, words: str) -> None:
         declared(raw)
 
 
+def test_a_class_of_the_same_name_wins_with_a_warning() -> None:
+    app = App()
+    app.cls()(Model)
+    with pytest.warns(UserWarning, match="two classes named 'Model'"):
+        app.cls()(Model)
+
+
 def test_twice() -> None:
     app = App()
     with pytest.raises(InvalidError, match="twice"):
@@ -213,6 +220,8 @@ class Hooks:
         yield 1
 
     def fine(self) -> None: ...
+    def selfless() -> None: ...  # type: ignore[misc]
+    def starred(*args: Any) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -224,7 +233,10 @@ class Hooks:
         (lambda: cadenza.enter()(cadenza.method()(Hooks.fine)), "one of them"),
         (lambda: cadenza.method()(cadenza.exit()(Hooks.fine)), "one of them"),
         (lambda: cadenza.enter()(cadenza.exit()(Hooks.fine)), "one of them"),
-        (lambda: cadenza.batched(max_batch_size=2, wait_ms=0)(cadenza.enter()(Hooks.fine)), "takes no calls"),
+        (lambda: cadenza.batched(max_batch_size=2, wait_ms=0)(cadenza.method()(Hooks.fine)), "takes no arguments"),
+        (lambda: cadenza.enter()(Hooks.selfless), "with self"),
+        (lambda: cadenza.method()(Hooks.selfless), "with self"),
+        (lambda: cadenza.method()(staticmethod(Hooks.fine)), "with self|not on staticmethod"),
         (lambda: cadenza.enter()(cadenza.fastapi_endpoint()(Hooks.fine)), "takes no calls"),
         (lambda: cadenza.enter(snap=1), "True or False"),  # type: ignore[arg-type]
         (lambda: cadenza.method(Hooks.fine), "parentheses"),  # type: ignore[misc]
@@ -234,6 +246,12 @@ def test_decorators_that_do_not_go_together(decorate: Callable[[], Any], words: 
     """Section 12.1: hooks take only self; interface and lifecycle are not combined."""
     with pytest.raises(InvalidError, match=words):
         decorate()
+
+
+def test_a_method_whose_self_is_among_its_arguments() -> None:
+    cadenza.exit()(Hooks.starred)
+    cadenza.method()(Hooks.starred)
+    cadenza.batched(max_batch_size=2, wait_ms=0)(Hooks.starred)
 
 
 def test_init_of_a_parameter_is_deprecated() -> None:
