@@ -73,9 +73,18 @@ def main(argv: list[str] | None = None) -> Any:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("Interrupted.", file=sys.stderr)
-        code = 130
+    except (click.Abort, KeyboardInterrupt) as error:
+        if error.__cause__ is None and isinstance(error.__context__, EOFError):  # as `click.confirm` raises it
+            print(
+                "\nError: standard input ended before the answer; -y/--yes answers where it is taken", file=sys.stderr
+            )
+            code = 1
+        elif isinstance(error, click.Abort) and error.__context__ is None:  # the answer was no
+            print("Nothing was done.", file=sys.stderr)
+            code = 1
+        else:
+            print("Interrupted.", file=sys.stderr)
+            code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1

@@ -12,12 +12,13 @@ from cadenza.cli import show, terminal
 from cadenza.cli.main import cli
 
 
-def run(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(*argv: str, answer: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
     import os
 
     return subprocess.run(
-        [sys.executable, "-m", "cadenza", *argv], capture_output=True, text=True, env={**os.environ, **environ}
-    )
+        [sys.executable, "-m", "cadenza", *argv], capture_output=True, text=True, env={**os.environ, **environ},
+        input=answer,
+    )  # fmt: skip
 
 
 def test_help_lists_commands_without_loading_them() -> None:
@@ -48,6 +49,18 @@ def test_a_misspelt_command_is_guessed() -> None:
     done = run("rum")
     assert done.returncode == 2
     assert "Did you mean 'run'?" in done.stderr
+
+
+def test_a_question_that_nobody_can_answer_names_the_option_that_does(tmp_path) -> None:
+    done = run("container", "stop", "ta-0000000000000000000000", CADENZA_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "--yes" in done.stderr
+    assert "Interrupted" not in done.stderr
+
+
+def test_no_is_no_interruption(tmp_path) -> None:
+    done = run("container", "stop", "ta-0000000000000000000000", answer="n\n", CADENZA_HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, "Nothing was done.\n")
 
 
 def test_version() -> None:
