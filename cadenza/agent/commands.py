@@ -37,15 +37,18 @@ class Running:
         self._work: set[asyncio.Task[None]] = set()
 
     async def start(
-        self, driver: Driver, cell_id: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, pty: bool
-    ) -> None:
-        """Run it. NotFoundError when the container does not run."""
-        command = Command(tuple(argv), dict(env), cwd, pty)
+        self, driver: Driver, cell_id: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, pty: bool,
+        rows: int = 0, columns: int = 0,
+    ) -> None:  # fmt: skip
+        """Run it, on a terminal of this size if it has one. NotFoundError when the container does not run."""
+        command = Command(tuple(argv), dict(env), cwd, pty, rows, columns)
         if pty:
             self._execution = await driver.exec(cell_id, command, Stdio())
             self._terminal = self._stdin = os.dup(self._execution.pty_fd)
             os.close(self._execution.pty_fd)
             os.set_blocking(self._terminal, False)
+            if rows > 0 and columns > 0:
+                self.resize(rows, columns)  # of runtimes that do not do it themselves
             self._loop.add_reader(self._terminal, self._read_terminal)
             return
         reader, self._stdin = os.pipe2(os.O_CLOEXEC)

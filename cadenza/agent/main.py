@@ -475,8 +475,9 @@ class Agent:
         return found
 
     async def exec(
-        self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None]
-    ) -> Exec:
+        self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None], rows: int = 0,
+        columns: int = 0,
+    ) -> Exec:  # fmt: skip
         """Run a command in a container that runs. NotFoundError when it does not."""
         cell = self._wanted.get(container_id)
         if cell is None or not cell.alive:
@@ -485,5 +486,6 @@ class Agent:
             raise InvalidError("exec needs a command")
         running = commands.Running(output)
         env = cell.command_env()
-        await running.start(cell.driver, cell.cell_id, argv, env, cell.inner_path(variables.HOME), pty)
+        home = cell.inner_path(variables.HOME)
+        await running.start(cell.driver, cell.cell_id, argv, env, home, pty, rows, columns)
         return running

@@ -60,9 +60,8 @@ class Containers:
                     paused = True
                     command.pause()
 
-        command = await self._node().exec(body.container_id, body.argv, body.pty, on_output)
-        if body.pty:
-            command.resize(body.rows, body.columns)
+        size = (body.rows, body.columns) if body.pty else (0, 0)
+        command = await self._node().exec(body.container_id, body.argv, body.pty, on_output, *size)
         loop = asyncio.get_running_loop()
         reader = loop.create_task(_feed(request, command))
         waiter = loop.create_task(command.wait())

@@ -236,9 +236,13 @@ class Node(Protocol):
     def images(self) -> list[ImageInfo]: ...
 
     async def exec(
-        self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None]
-    ) -> Exec:
-        """Run a command in a container. ``output(fd, data)``. NotFoundError when it is not running."""
+        self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None], rows: int = 0,
+        columns: int = 0,
+    ) -> Exec:  # fmt: skip
+        """Run a command in a container. ``output(fd, data)``. NotFoundError when it is not running.
+
+        ``rows``, ``columns``: the size with which its terminal begins, with ``pty``; 0: not known.
+        """
 
     async def close(self, keep_containers: bool = False) -> None:
         """End: stop everything and leave nothing behind. ``keep_containers``: not offered by any node yet, ignored."""

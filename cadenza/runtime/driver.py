@@ -126,6 +126,9 @@ class Command:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str = "/"
     pty: bool = False
+    rows: int = 0
+    columns: int = 0
+    """The new terminal's size when the program begins; 0: not known."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ async def _echo(process: FakeProcess) -> int:
 
 
 async def _shell(process: FakeProcess) -> int:
-    """Knows exit, sleep, echo (also to stderr), pwd, trap 'exit N', wait, ``test -t 0 && echo terminal`` and $NAME."""
+    """Knows exit, sleep, echo (also to stderr), pwd, stty size, trap 'exit N', wait, ``test -t 0 && echo terminal`` and
+    $NAME."""
     script = process.command.argv[2]
     background = 0.0
     for part in re.split(r";|(?<=[^>&])&(?![\d&])", script):
@@ -90,6 +91,8 @@ async def _shell(process: FakeProcess) -> int:
             process.out(1, process.command.cwd.encode() + b"\n")
         elif words == ["test", "-t", "0", "&&", "echo", "terminal"]:
             process.out(1, b"terminal\n" if process.command.pty else b"")
+        elif words == ["stty", "size"]:
+            process.out(1, b"%d %d\n" % (process.command.rows, process.command.columns))
         elif name == "trap":
             process.traps[getattr(signal, "SIG" + rest[1])] = int(rest[0].split()[1])
         else:

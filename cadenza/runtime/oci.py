@@ -15,8 +15,6 @@ import platform
 import resource
 import shutil
 import signal
-import socket
-import tempfile
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence
 
@@ -37,6 +35,7 @@ from cadenza.runtime.driver import (
 from cadenza.runtime.launcher import Child, Launcher, Program, dead_children, reap
 from cadenza.runtime.process import measure
 from cadenza.runtime.spec import DEFAULT_PATH, OPEN_FILES, check_command, exec_process, oci_spec
+from cadenza.runtime.terminal import Terminal
 
 CGROUP_PARENT = "cadenza"
 START_LIMIT_S = 60.0
@@ -259,16 +258,17 @@ class OciDriver:
         argv += ["--process", f"{prefix}.json", "--pid-file", f"{prefix}.pid"]
         if self._dialect.is_runsc:
             argv += ["--internal-pid-file", f"{prefix}.inner"]
-        terminal = _Terminal() if command.pty else None
+        terminal = Terminal(command) if command.pty else None
         try:
             with open(f"{prefix}.json", "w", opener=_private) as file:
                 json.dump(exec_process(first, command), file)
             if terminal is not None:
                 argv += ["--console-socket", terminal.path]
+                terminal.receive(COMMAND_LIMIT_S)
             stdio = stdio if terminal is None else Stdio()
             await self._run(container, [*argv, container_id], stdio, COMMAND_LIMIT_S)
             child = Child(_pid_in(f"{prefix}.pid"))
-            pty_fd = await terminal.receive(COMMAND_LIMIT_S) if terminal is not None else -1
+            pty_fd = await terminal.take() if terminal is not None else -1
             inner = _pid_in(f"{prefix}.inner") if self._dialect.is_runsc else 0
         finally:
             if terminal is not None:
@@ -441,38 +441,6 @@ class OciDriver:
         await container.cgroup.erase()
         await asyncio.to_thread(shutil.rmtree, container.folder, True)
         self._containers.pop(container.id, None)
-
-
-class _Terminal:
-    """The socket by which an OCI runtime hands over the controlling side of a new terminal."""
-
-    def __init__(self) -> None:
-        # Not in the state directory, whose path may be too long for a socket's address (108 bytes).
-        self._folder = tempfile.mkdtemp(prefix="cadenza-pty-")
-        self.path = os.path.join(self._folder, "s")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(self.path)
-        self._listener.listen(1)
-        self._listener.setblocking(False)
-
-    async def receive(self, limit_s: float) -> int:
-        """RuntimeFault when none comes."""
-        loop = asyncio.get_running_loop()
-        try:
-            connection, _ = await asyncio.wait_for(loop.sock_accept(self._listener), limit_s)
-            with connection:
-                connection.settimeout(limit_s)
-                _, fds, _, _ = await asyncio.to_thread(socket.recv_fds, connection, 4096, 1)
-        except (asyncio.TimeoutError, OSError) as error:
-            raise RuntimeFault("the runtime handed over no terminal", str(error)) from error
-        if not fds:
-            raise RuntimeFault("the runtime handed over no terminal")
-        os.set_inheritable(fds[0], False)
-        return fds[0]
-
-    def close(self) -> None:
-        self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _noted_pid(path: str) -> int:

@@ -9,10 +9,13 @@ descendant, also those that forked away: by cgroup, else by session, parent and 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
 import signal
+import struct
+import termios
 import time
 from typing import Optional
 
@@ -164,6 +167,8 @@ class ProcessDriver:
         if not command.pty:
             return ProcessExecution(await self._spawn(container, command, stdio, ""), -1)
         ours, theirs = os.openpty()
+        if command.rows > 0 and command.columns > 0:
+            fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", command.rows, command.columns, 0, 0))
         try:
             child = await self._spawn(container, command, Stdio(), os.ttyname(theirs))
         except BaseException:

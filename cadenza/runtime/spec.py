@@ -142,8 +142,10 @@ def process(
     """OCI's ``process`` object, for a container's first program and for those that exec adds."""
     env = dict(command.env)
     env.setdefault("PATH", DEFAULT_PATH)
+    sized = command.pty and command.rows > 0 and command.columns > 0
     return {
         "terminal": command.pty,
+        **({"consoleSize": {"height": command.rows, "width": command.columns}} if sized else {}),
         "user": {"uid": 0, "gid": 0},
         "args": list(command.argv),
         "env": [f"{name}={value}" for name, value in env.items()],

@@ -297,6 +297,23 @@ def test_exec_on_a_terminal(on):
     on(body)
 
 
+def test_a_terminal_has_its_size_from_the_start(on):
+    async def body(bench: Bench) -> None:
+        await bench.start("c1", "sleep 300")
+        command = Command(("/bin/sh", "-c", "stty size"), ENV, pty=True, rows=31, columns=117)
+        execution = await bench.driver.exec("c1", command, Stdio())
+        try:
+            seen = b""
+            while b"\n" not in seen:
+                seen += await asyncio.to_thread(os.read, execution.pty_fd, 4096)
+            await execution.wait()
+        finally:
+            os.close(execution.pty_fd)
+        assert seen.split() == [b"31", b"117"]
+
+    on(body)
+
+
 def test_exec_needs_a_running_container(on):
     async def body(bench: Bench) -> None:
         command = Command(("/bin/echo", "hello"), ENV)

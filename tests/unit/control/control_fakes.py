@@ -161,11 +161,13 @@ class FakeNode:
         return [ImageInfo(one, 1, 1.0, 1.0) for one in (*self.there, *self.built)]
 
     async def exec(
-        self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None]
-    ) -> Exec:
+        self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None], rows: int = 0,
+        columns: int = 0,
+    ) -> Exec:  # fmt: skip
         if container_id not in self.functions:
             raise NotFoundError(f"no container {container_id}")
         self.command = FakeExec(output)
+        self.command.size = (rows, columns)
         return self.command
 
     async def close(self, keep_containers: bool = False) -> None:
