@@ -67,18 +67,23 @@ def prepare(data_dir: str) -> str:
     home = os.path.join(data_dir, "lib")
     target = os.path.join(home, digest.hexdigest()[:16])
     if not os.path.isdir(target):
+        for left in glob.glob(f"{glob.escape(home)}/*.*"):  # by a server that was killed meanwhile
+            shutil.rmtree(left, ignore_errors=True)
         unfinished = f"{target}.{os.getpid()}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for (name, _), content in zip(sources, contents):
-            path = os.path.join(unfinished, name)
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(content)
-            os.chmod(path, 0o644)
-        bundle.compile_all(unfinished, variables.LIB)
-        os.chmod(unfinished, 0o755)
-        os.chmod(home, 0o755)  # containers come through it
-        os.rename(unfinished, target)
+        try:
+            for (name, _), content in zip(sources, contents):
+                path = os.path.join(unfinished, name)
+                os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+                with open(path, "wb") as file:
+                    file.write(content)
+                os.chmod(path, 0o644)
+            bundle.compile_all(unfinished, variables.LIB)
+            os.chmod(unfinished, 0o755)
+            os.chmod(home, 0o755)  # containers come through it
+            os.rename(unfinished, target)
+        except BaseException:  # a full disk: each further try would take more of it
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
     for other in os.listdir(home):
         if other != os.path.basename(target) and not other.startswith(os.path.basename(target) + "-"):
             shutil.rmtree(os.path.join(home, other), ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import sys
@@ -132,6 +133,8 @@ async def _fill(around: Surroundings, config: Config, machine: probe.Machine, st
             await network.open()
             around.networks = network
         except (Error, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # it passes, and containers would share the machine's network until this server ends
             around.warnings.append(f"containers share the machine's network; they can have none of their own: {error}")
     if drivers[STANDARD].name in machine.mapped:
         try:

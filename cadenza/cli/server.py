@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -57,6 +58,13 @@ async def serve(config: Config, keep: bool) -> None:
             await agent.close()
 
 
+def sentence(error: OSError, data_dir: str) -> str:
+    """What went wrong, and where there is one, what to do. ``data_dir`` is meant where the error names no file."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk that holds {error.filename or data_dir} is full: free some space and start it again"
+    return str(error)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The process. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="cadenza-server", description="The embedded Cadenza server.")
@@ -70,10 +78,15 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     log.configure(config.loglevel)
-    for directory in (config.data_dir, config.state_dir, config.runtime_dir):
-        os.makedirs(directory, mode=0o700, exist_ok=True)
     lock = ServerLock(config.lock_path)
-    if not lock.take(Holder(os.getpid(), __version__, config.socket_path, time.time())):
+    try:
+        for directory in (config.data_dir, config.state_dir, config.runtime_dir):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        taken = lock.take(Holder(os.getpid(), __version__, config.socket_path, time.time()))
+    except OSError as error:
+        print(f"the server cannot start: {sentence(error, config.data_dir)}", file=sys.stderr)
+        return 1
+    if not taken:
         print("another server of this user is running", file=sys.stderr)
         return LOCKED
     try:
@@ -87,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"the server could not go on: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"the server could not go on: {error}", file=sys.stderr)
+        print(f"the server could not go on: {sentence(error, config.data_dir)}", file=sys.stderr)
         return 1
     finally:
         lock.release()

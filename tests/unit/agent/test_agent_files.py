@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cadenza.agent import capacity, files, gpus, rootfs, support, variables
+from cadenza.agent import capacity, files, gpus, rootfs, support, surroundings, variables
+from cadenza.base.config import Config
 from cadenza.base.errors import NotFoundError
 from cadenza.fs.images import StepRun
 from cadenza.protocol.objects import FileEntry
+from cadenza.runtime.choice import STANDARD
+from cadenza.runtime.network import HostNetwork
 
 
 def entry(tmp_path: Path, path: str, content: bytes, mode: int = 0o644) -> FileEntry:
@@ -164,3 +170,46 @@ def test_byte_code_that_is_a_link_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         asyncio.run(support.compile_in_image(lib, "im-1", [], str(tmp_path), evil))
     assert support.for_image(lib, "im-1") == lib
+
+
+def test_a_library_that_could_not_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk: each try to start the server would else take more of it. Nor does one that was killed meanwhile."""
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(support.bundle, "compile_all", full)
+        with pytest.raises(OSError, match="space"):
+            support.prepare(str(tmp_path))
+    assert list((tmp_path / "lib").iterdir()) == []
+    (tmp_path / "lib/0123456789abcdef.77").mkdir()
+    path = support.prepare(str(tmp_path))
+    assert [str(one) for one in (tmp_path / "lib").iterdir()] == [path]
+
+
+@pytest.mark.parametrize(("code", "starts"), [(errno.ENOSPC, False), (errno.EACCES, True)])
+def test_a_full_disk_does_not_put_containers_on_the_machines_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, starts: bool
+) -> None:
+    """It passes; a network that is shared would stay so until the server ends."""
+
+    class Network:
+        def __init__(self, state_dir: str) -> None:
+            pass
+
+        async def open(self) -> None:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(surroundings, "Network", Network)
+    monkeypatch.setattr(surroundings, "_names", lambda home, shared: {})
+    machine: Any = SimpleNamespace(can=lambda name: True, mapped=(), abilities=())
+    drivers: Any = {STANDARD: SimpleNamespace(name="crun")}
+    around = surroundings.Surroundings(drivers, None, HostNetwork())  # type: ignore[arg-type]
+    filling = surroundings._fill(around, Config(), machine, str(tmp_path))
+    if starts:
+        asyncio.run(filling)
+        assert "share the machine's network" in around.warnings[0]
+    else:
+        with pytest.raises(OSError, match="space"):
+            asyncio.run(filling)
