@@ -468,8 +468,10 @@ class Cell(bridge.Host):
     def _epitaph(self, ended: Exit) -> str:
         if ended.oom:
             mib = self.spec.function.resources.memory_limit_mib if self.spec is not None else 0
-            limit = f"its limit of {mib} MiB; raise it with memory=(request, limit)" if mib else "what the machine has"
-            return f"out of memory: it used more than {limit}, and was killed"
+            if not mib:
+                return "out of memory: it used more than what the machine has, and was killed"
+            more = "raise it with memory=(request, limit)"
+            return f"out of memory: it used more than its limit of {mib} MiB, and was killed; {more}"
         if self.life.state in (container.CREATING, container.BOOTING):
             return self._pipes[1].tail.decode(errors="replace").strip()[-500:] if self._pipes else ""
         return ""

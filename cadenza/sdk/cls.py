@@ -466,6 +466,17 @@ def method_of(instance: Any, partial: PartialFunction[Any, Any]) -> AnyFunction:
 
 def _obj_of(instance: Any) -> Obj:
     user_cls = type(instance)
+    here = context.current()
+    name = user_cls.__qualname__.rsplit("<locals>.", 1)[-1]
+    told = here.function if here is not None else {}
+    if here is not None and user_cls not in handles and told.get("name") == name + SERVICE:
+        # It came to its container by value, and so without its handle.
+        pool = Function.from_id(here.function_id)
+        _learn(pool, {"class": name, "methods": told.get("methods") or (), "parameters": ()})
+        pool._hydrate(here.function_id, None)
+        obj = Obj(Cls._made(name, pool, user_cls, {}), user_cls, {}, (), {})
+        obj._pool = pool
+        return obj
     cls = next((handles[one] for one in user_cls.__mro__ if one in handles), None)
     if cls is None:
         return Obj(
@@ -473,9 +484,8 @@ def _obj_of(instance: Any) -> Obj:
         )
     values = {name: getattr(instance, name) for name in instances.parameters(user_cls)}
     obj = Obj(cls, cls._user_cls, {}, (), values)
-    here = context.current()
     service = cls._service
-    if here is not None and (here.function or {}).get("name") == service._name:
+    if here is not None and told.get("name") == service._name:
         service._hydrate_here()
         if service._hydrated:
             # This very container's function: the class with its parameters and options.

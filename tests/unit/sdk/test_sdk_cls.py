@@ -14,6 +14,7 @@ import cadenza
 from cadenza import App, Cls, Function, Retries, Secret
 from cadenza.base.errors import DeprecationError, ExecutionError, InvalidError, NotFoundError, ServiceError
 from cadenza.runner import context, values
+from cadenza.sdk import cls as cls_module
 from cadenza.sdk import handle
 from cadenza.sdk.client import Client
 from fake_server import FakeServer, Peer
@@ -482,6 +483,27 @@ def test_self_in_a_container_is_its_own_pool(in_container) -> None:
     assert (method._object_id, method._method) == ("fu-variant", "predict")
     assert method.local(2) == ("a", 3, 2)
     assert events == []
+
+
+def test_self_of_a_class_that_came_by_value(in_container) -> None:
+    """Section 4: ``serialized=True`` brings the class without its handle; a decorated base is another class."""
+    from cadenza.runner import instances
+
+    class ByValue(RawModel):
+        @cadenza.method()
+        def items(self, n: int) -> Any:
+            yield n
+
+    for base in (RawModel, ByValue):
+        assert (base in cls_module.handles) == (base is RawModel)
+    in_container(
+        name="ByValue.*", app="classes", methods=[{"name": "predict"}, {"name": "items", "is_generator": True}]
+    )
+    instance = instances.make(ByValue, {"name": "a"})
+    for method, generates in ((instance.predict, False), (instance.items, True)):
+        method._hydrate_here()
+        assert (method._object_id, method._is_generator) == ("fu-variant", generates)
+    assert list(instance.items.local(2)) == [2]
 
 
 def test_a_handle_in_a_container_finds_its_class(in_container) -> None:
