@@ -65,6 +65,16 @@ class Invocations:
         self._lanes = lanes
         self._cancels: set[asyncio.Task[None]] = set()
 
+    def parent(self, request: Request[Any]) -> str:
+        """The input from which a call is made. A container cannot name one that runs in another: that one would count
+        as waiting for this call, and its container would lend what it has."""
+        name: str = request.body.parent_input_id
+        if name and request.caller.container_id:
+            holder = self._calls.loop.cluster.holder(name)
+            if holder is not None and holder.container_id != request.caller.container_id:
+                return ""
+        return name
+
     # --- one input, its result as the reply ---
 
     def run(self, request: Request[CallRun]) -> None:
@@ -97,8 +107,8 @@ class Invocations:
 
         try:
             call_id, _ = self._calls.attach(
-                body.function_id, SYNC, ((0, data, blob),), caller=connection_id, parent_input_id=body.parent_input_id,
-                total=1, on_output=on_output, method=body.method,
+                body.function_id, SYNC, ((0, data, blob),), caller=connection_id,
+                parent_input_id=self.parent(request), total=1, on_output=on_output, method=body.method,
             )  # fmt: skip
         except BaseException:
             if holder:
@@ -170,7 +180,7 @@ class Invocations:
                 GENERATOR,
                 ((0, data, blob),),
                 caller=connection_id,
-                parent_input_id=body.parent_input_id,
+                parent_input_id=self.parent(request),
                 method=body.method,
                 total=1,
                 on_output=on_output,
@@ -223,7 +233,7 @@ class Invocations:
             body.kind,
             values,
             caller=request.caller.connection_id,
-            parent_input_id=body.parent_input_id,
+            parent_input_id=self.parent(request),
             method=body.method,
             total=len(values) if body.kind == SPAWN else None,
             idempotency_key=body.idempotency_key,
@@ -243,7 +253,8 @@ class Invocations:
         if not 0 <= body.start <= MAX_NUMBER or (body.end is not None and body.end < body.start):
             raise InvalidError(f"outputs {body.start} to {body.end}: not a range")
         end = min(body.end, body.start + BATCH_OUTPUTS) if body.end is not None else body.start + BATCH_OUTPUTS
-        found, total = await self._calls.outputs(body.call_id, body.start, end, _wait(body.wait_s))
+        with self._calls.waiting_in(request.caller.container_id if body.wait_s > 0 else ""):
+            found, total = await self._calls.outputs(body.call_id, body.start, end, _wait(body.wait_s))
         size, count = 0, 0
         for item, data in found:
             if count and size + len(data) > CHUNK_BYTES * 16:
@@ -289,7 +300,7 @@ class _Map:
             MAP,
             (),
             caller=self._connection_id,
-            parent_input_id=body.parent_input_id,
+            parent_input_id=self._home.parent(self._request),
             method=body.method,
             total=None,
             on_output=self._on_output,

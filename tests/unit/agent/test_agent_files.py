@@ -179,7 +179,7 @@ def test_a_library_that_could_not_be_written_leaves_nothing(tmp_path: Path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(support.bundle, "compile_all", full)
+        patch.setattr("cadenza.agent.support.bundle.compile_all", full)
         with pytest.raises(OSError, match="space"):
             support.prepare(str(tmp_path))
     assert list((tmp_path / "lib").iterdir()) == []

@@ -143,3 +143,36 @@ def test_an_environment_stays_while_an_app_is_made_in_it(tmp_path: Path) -> None
         ] == "not_found"
 
     in_world(tmp_path, test)
+
+
+def test_a_container_puts_no_calls_under_inputs_of_another(tmp_path: Path) -> None:
+    """An input that waits for a call of its own lends its container's cores: only its own container says so."""
+
+    async def test(world: World) -> None:
+        host = await world.client()
+        _, functions = await host.app("echo", "never")
+        await host.ask("call.run", {"function_id": functions["echo"], "value": {}})
+        spawned = await host.ask(
+            "call.spawn", {"function_id": functions["never"], "inputs": [{"index": 0, "value": {}}]}
+        )
+        assert world.control._parts is not None
+        cluster = world.control._parts.calls.loop.cluster
+        (victim,) = spawned["input_ids"]
+        while cluster.holder(victim) is None:
+            await asyncio.sleep(0.001)
+        holder = cluster.holder(victim)
+        assert holder is not None
+        (attempt,) = holder.attempts.values()
+        found = (await host.ask("container.list"))["containers"]
+        other = next(one["container_id"] for one in found if one["container_id"] != holder.container_id)
+        for container_id, nested in ((other, 0), (holder.container_id, 1)):
+            ours, theirs = socket.socketpair()
+            world.control.accept_client(theirs, container_id)
+            client = await Client.connect(sock=ours)
+            client.begin("call.run", {"function_id": functions["never"], "value": {}, "parent_input_id": victim})
+            await client.ask("account.whoami")
+            await asyncio.sleep(0)
+            assert attempt.nested == nested
+            client.writer.close()
+
+    in_world(tmp_path, test)
