@@ -83,7 +83,8 @@ def text(found: Explained, now: float) -> str:
 
 def function_lines(one: Explanation, now: float) -> list[str]:
     name = one.name.removesuffix(".*")
-    lines = [f"{name} ({one.function_id})", f"  {_sentence(one.sentence or 'nothing is to be done')}"]
+    apart = f", {one.variant}" if one.variant else ""
+    lines = [f"{name}{apart} ({one.function_id})", f"  {_sentence(one.sentence or 'nothing is to be done')}"]
     if one.inputs:
         more = one.waiting - len(one.inputs)
         lines.append(f"  Waiting inputs{f' (the first {len(one.inputs)} of {one.waiting})' if more > 0 else ''}:")

@@ -155,7 +155,7 @@ def logs(
     )
 
 
-@function.command(help=f"List a function's variants, those with most containers first. {HOW}")
+@function.command(help=f"List a function's variants, newest first. {HOW}")
 @function_argument
 @click.option(
     "-n", "--limit", type=click.IntRange(min=0), default=200, show_default=True, help="At most so many; 0 for all."

@@ -30,9 +30,13 @@ class App(Protocol):
 
 
 class Explainer:
-    """The handler of ``app.explain``. ``find(word, environment)`` gives an app by id or name, or NotFoundError."""
+    """The handler of ``app.explain``. ``find(word, environment)`` gives an app by id or name, or NotFoundError;
+    ``apart(function id)`` what sets a variant apart, for people."""
 
-    def __init__(self, db: Database, clock: Clock, calls: Calls, find: Callable[[str, str], App]) -> None:
+    def __init__(
+        self, db: Database, clock: Clock, calls: Calls, find: Callable[[str, str], App], apart: Callable[[str], str]
+    ) -> None:
+        self._apart = apart
         self._db = db
         self._clock = clock
         self._calls = calls
@@ -102,7 +106,7 @@ class Explainer:
             kept = tuple(one for one in kept if one.container_id in ("", thing))[:decisions]
         return Explanation(
             function.function_id, function.spec.name, why, len(function.ready) + function.backlog, function.running,
-            tuple(inputs), tuple(containers), kept,
+            tuple(inputs), tuple(containers), kept, self._apart(function.function_id),
         )  # fmt: skip
 
     def _running(self, input_id: str, wall: float) -> list[WaitingInput]:

@@ -5,6 +5,7 @@ Source: semantics.md sections 12.2 and 12.3.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from cadenza.base.errors import NotFoundError
@@ -32,6 +33,19 @@ from cadenza.protocol.method import READ
 from cadenza.protocol.objects import OptionsPatch
 
 MAX_LISTED = 10_000
+MAX_SHOWN_CHARS = 40
+"""Of one parameter's value, where it tells a variant from others."""
+
+
+def apart(one: Function) -> str:
+    """What sets a function apart from the declared one of its name, for people; empty of that. Pure."""
+    if one.kind == DECLARED:
+        return ""
+    parts = [f"version {one.version}"] if one.kind == PINNED else []
+    for name, value in json.loads(one.spec.parameters or "{}").items():
+        text = json.dumps(value, ensure_ascii=False)
+        parts.append(f"{name}={text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + '...'}")
+    return ", ".join(filter(None, (*parts, described(one.wish.patch))))
 
 
 class Lookups:

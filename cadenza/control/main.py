@@ -410,7 +410,7 @@ class _Parts:
             **self.observing.handlers(),
             **scaling.handlers(self.scaling),
             **graph.handlers(graph.Graphs(db, self.calls)),
-            **explain.handlers(explain.Explainer(db, clock, self.calls, self.apps.find)),
+            **explain.handlers(explain.Explainer(db, clock, self.calls, self.apps.find, self._apart)),
             **environments.handlers(self.environments),
             **schedules.handlers(self.schedules),
             **secrets.handlers(self.secrets),
@@ -429,6 +429,9 @@ class _Parts:
             guarded, ids, self._connection_closed, self.lane_path, home.metrics, loop.expect, loop.settle,
             self.tokens.identify,
         )  # fmt: skip
+
+    def _apart(self, function_id: str) -> str:
+        return lookups.apart(self.functions.get(function_id)) if function_id in self.functions else ""
 
     def _connection_closed(self, connection_id: str) -> None:
         self.calls.abandon(connection_id)

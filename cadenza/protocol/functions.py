@@ -247,6 +247,8 @@ class Explanation:
     containers: tuple[LiveContainer, ...] = ()
     decisions: tuple[Decision, ...] = ()
     """Newest first."""
+    variant: str = ""
+    """What sets a variant or a pinned version apart, for people; empty of the function itself."""
 
 
 @dataclass(frozen=True)

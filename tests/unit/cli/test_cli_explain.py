@@ -22,7 +22,7 @@ FOUND = Explained(
                 Decision(NOON - 60, "start", 2, "2 inputs waited"),
             ),
         ),
-        Explanation("fu-2", "Till.*", ""),
+        Explanation("fu-2", "Till.*", "", variant="start=3"),
     ),
     ("the budget is spent", "price: all containers are busy"),
 )  # fmt: skip
@@ -43,7 +43,7 @@ def test_a_stranger_reads_why() -> None:
         "    11:59:59  held back after ta-9: 2 in a row crashed\n"
         "    11:59:00  started 2: 2 inputs waited\n"
         "\n"
-        "Till (fu-2)\n"
+        "Till, start=3 (fu-2)\n"
         "  Nothing is to be done."
     )
 

@@ -11,7 +11,7 @@ import pytest
 from cadenza.base.errors import InvalidError, ResourceExhaustedError
 from cadenza.base.resources import Gpu, Resources
 from cadenza.control.functions import DECLARED, PINNED, VARIANT, Function, plan, stripped
-from cadenza.control.lookups import App, absent
+from cadenza.control.lookups import App, absent, apart
 from cadenza.control.variants import (
     CREATE_BURST,
     Bucket,
@@ -274,3 +274,16 @@ def test_a_class_that_is_not_there_is_spoken_of_as_a_class() -> None:
     assert absent(app, "E.*", known) == "the app shop has no class 'E'; it has C, D"
     assert absent(app, "g", known) == "the app shop has no function 'g'; it has C.*, D.*, f"
     assert "Cls.from_name('shop', 'C')" in absent(app, "C", known)
+
+
+def test_what_sets_a_variant_apart_is_said_in_short() -> None:
+    def of(kind: str, values: str = "", patch: OptionsPatch = OptionsPatch(), version: int = 4) -> str:
+        spec = replace(CLASS, parameters=values)
+        return apart(Function("fu-1", "ap-1", "C.*", False, spec, kind, "fu-0", Wish(values, patch), version))
+
+    assert of(DECLARED, '{"size":1}') == ""
+    assert of(PINNED) == "version 4"
+    assert of(VARIANT, '{"name":"größe","size":2}', OptionsPatch(max_containers=3)) == (
+        'name="größe", size=2, max_containers=3'
+    )
+    assert len(of(VARIANT, json.dumps({"name": "x" * 10_000}))) < 60
