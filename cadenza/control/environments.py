@@ -103,7 +103,7 @@ class Environments:
         self._deleted.append(callback)
 
     def on_rename(self, callback: Callable[[str, str], Awaitable[None]]) -> None:
-        """Await ``callback(old, new)`` when an environment has a new name."""
+        """Await ``callback(old, new)`` when an environment has a new name, or is gone: then ``new`` is its id."""
         self._renamed.append(callback)
 
     async def start(self) -> None:
@@ -233,6 +233,7 @@ class Environments:
                 def write(transaction: Transaction) -> None:
                     transaction.execute("environment_delete", (gone.environment_id,))
                     transaction.execute("role_delete_environment", (gone.environment_id,))
+                    transaction.execute("environment_apps_move", (gone.environment_id, gone.name))
 
                 await self._db.transaction(write)
             except BaseException:
@@ -241,6 +242,10 @@ class Environments:
                 raise
             for key in [one for one in self._directory.roles if one[0] == gone.environment_id]:
                 del self._directory.roles[key]
+            # What its stopped apps left is not for those who may use another environment of this name: no environment
+            # is ever named as an id.
+            for renamed in self._renamed:
+                await renamed(gone.name, gone.environment_id)
         return Empty()
 
     async def settings(self, request: Request[Empty]) -> WorkspaceSettings:

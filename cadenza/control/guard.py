@@ -71,6 +71,10 @@ class Guard:
         self._require_token = require_token
         self._calls: OrderedDict[str, str] = OrderedDict()
 
+    async def environment_renamed(self, old: str, new: str) -> None:
+        """Another environment may have the name soon: what was known of calls is looked up again."""
+        self._calls.clear()
+
     def table(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
         """The same handlers, each behind the check. Bug for a row of which nothing says where it belongs."""
         return {name: self._guarded(METHODS[name], handler) for name, handler in handlers.items()}

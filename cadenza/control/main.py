@@ -423,7 +423,9 @@ class _Parts:
         for name in ("app.publish", "app.deploy", "function.bind"):
             table[name] = secrets.asked(table[name])
         self.where = Whereabouts(self.apps, self.calls)
-        guarded = Guard(self.access, self.where, config.require_token).table(table)
+        guard = Guard(self.access, self.where, config.require_token)
+        self.environments.on_rename(guard.environment_renamed)
+        guarded = guard.table(table)
         loop = self.calls.loop
         self.rpc = Rpc(
             guarded, ids, self._connection_closed, self.lane_path, home.metrics, loop.expect, loop.settle,

@@ -176,3 +176,39 @@ def test_a_container_puts_no_calls_under_inputs_of_another(tmp_path: Path) -> No
             client.writer.close()
 
     in_world(tmp_path, test)
+
+
+@pytest.mark.parametrize("change", ["deleted", "renamed"])
+def test_a_new_environment_has_nothing_of_an_old_one_of_its_name(tmp_path: Path, change: str) -> None:
+    """A token for the new one reads neither results nor logs nor the history of what ran in the old one."""
+
+    async def test(world: World) -> None:
+        host = await world.client()
+        await host.ask("environment.create", {"name": "dev"})
+        first = await world.client(await made(host, environments=["dev"]), "dev")
+        created = await first.ask("app.create", {"name": "demo", "detach": True, "environment": ""})
+        app_id, spec = created["app_id"], {"name": "echo", "module": "m", "qualname": "echo"}
+        functions = (await first.ask("app.publish", {"app_id": app_id, "functions": [spec]}))["functions"]
+        inputs = {"function_id": functions["echo"], "inputs": [{"index": 0, "value": {}}]}
+        call = {"call_id": (await first.ask("call.spawn", inputs))["call_id"]}
+        assert (await first.ask("call.get", {**call, "wait_s": 5}))["output"]["status"] == "SUCCESS"
+        await host.ask("app.stop", {"app": app_id})
+        if change == "deleted":
+            assert await host.ask("environment.delete", {"name": "dev"}) == {}
+        else:
+            assert (await host.ask("environment.update", {"name": "dev", "new_name": "old"}))["name"] == "old"
+            assert (await first.ask("call.info", call))["finished"] == 1
+        await host.ask("environment.create", {"name": "dev"})
+        second = await world.client(await made(host, environments=["dev"]), "dev")
+        assert (await second.ask("app.list"))["apps"] == []
+        for method, body in (("call.get", call), ("call.info", call), ("app.get", {"app": app_id})):
+            assert (await second.ask(method, body))["kind"] in ("permission_denied", "not_found"), method
+        assert ("finished" in await first.ask("call.info", call)) == (change == "renamed")
+
+    async def after(world: World) -> None:
+        host = await world.client()
+        client = await world.client(await made(host, environments=["dev"]), "dev")
+        assert (await client.ask("app.list"))["apps"] == []
+
+    in_world(tmp_path, test)
+    in_world(tmp_path, after)
