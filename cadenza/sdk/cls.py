@@ -73,6 +73,11 @@ class MethodFunction(Derived):
         await self._base._ready()
         self._take_at_once()
 
+    async def _bound_again(self, client: Client, gone: str) -> bool:
+        if self._object_id == gone and await self._base._bound_again(client, gone):
+            self._take_at_once()
+        return self._object_id != gone
+
     def __repr__(self) -> str:
         return f"<Function {self._name}>"
 

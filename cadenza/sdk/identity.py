@@ -4,7 +4,7 @@ sections 1, 3 and 4.
 
 from __future__ import annotations
 
-from cadenza.base.errors import ExecutionError, InvalidError
+from cadenza.base.errors import ExecutionError, InvalidError, NotFoundError
 from cadenza.runner import context
 from cadenza.sdk._light import record
 from cadenza.sdk.context_api import apps_here
@@ -12,7 +12,7 @@ from cadenza.sdk.handle import Object
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Optional
+    from typing import Any, Awaitable, Callable, Optional, TypeVar
 
     from cadenza.protocol.functions import FunctionInfo
     from cadenza.protocol.objects import FunctionSpec
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cadenza.sdk.cls import Cls
     from cadenza.sdk.declaration import Method, Parameter
     from cadenza.sdk.function import Function
+
+    T = TypeVar("T")
 
 
 @record
@@ -198,6 +200,20 @@ class FunctionIdentity(Object):
         if self._method:
             return {"function_id": self._object_id, "method": self._method, "parent_input_id": parent}
         return {"function_id": self._object_id, "parent_input_id": parent}
+
+    async def _once_more(self, client: Client, attempt: Callable[[], Awaitable[T]]) -> T:
+        """``attempt()``, which names this function by its id; once more where the server knows it by another now."""
+        asked = self._object_id
+        try:
+            return await attempt()
+        except NotFoundError:
+            if asked is None or not await self._bound_again(client, asked):
+                raise
+        return await attempt()
+
+    async def _bound_again(self, client: Client, gone: str) -> bool:
+        """The server does not know ``gone``, this handle's id: whether the handle has another one now."""
+        return self._object_id != gone
 
     async def _find(self, client: Client) -> None:
         from cadenza.protocol.functions import FunctionFind, FunctionRef

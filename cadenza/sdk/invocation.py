@@ -40,7 +40,7 @@ async def _remote(function: AnyFunction, packed: result.Packed, parent: str) -> 
         body = {"value": value, **function._target(parent)}
         return await client._request_raw("call.run", body, payload)
 
-    reply, data = await until_room(run, function, "remote")
+    reply, data = await function._once_more(client, partial(until_room, run, function, "remote"))
     output = reply["output"]
     data_of_output, _ = await result.received(client, output["value"], data, 0)
     return _dual.later(partial(result.value, (output, data_of_output)))
@@ -66,7 +66,7 @@ async def _remote_gen(function: AnyFunction, packed: result.Packed, parent: str)
             stream.cancel()
             raise
 
-    stream, frames = await until_room(begin, function, "remote_gen")
+    stream, frames = await function._once_more(client, partial(until_room, begin, function, "remote_gen"))
     try:
         while True:
             if not frames:
@@ -114,5 +114,5 @@ async def _spawn(function: AnyFunction, packed: result.Packed, parent: str, key:
             body["idempotency_key"] = key
         return (await client._request_raw("call.spawn", body, payload))[0]
 
-    reply = await until_room(put, function, "spawn")
+    reply = await function._once_more(client, partial(until_room, put, function, "spawn"))
     return FunctionCall._known(reply["call_id"], client)

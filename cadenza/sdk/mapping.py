@@ -88,8 +88,10 @@ class _Map:
         """Outputs in batches, in order if so wished. Unless ``return_exceptions``, the first failure is the last
         output that is given, and is given as soon as it is there."""
         client = await self._function._called("map")
-        stream = await (await client._connected()).stream("call.map", self._function._target(self._parent))
-        tasks = [asyncio.ensure_future(self._read(stream, client)), asyncio.ensure_future(self._send(stream, client))]
+        stream, first = await self._function._once_more(client, partial(self._opened, client))
+        tasks = [
+            asyncio.ensure_future(self._read(stream, client, first)), asyncio.ensure_future(self._send(stream, client)),
+        ]  # fmt: skip
         sink = output.current()
         self._shown = None if sink is None else output.MapProgress(sink, self._function._name)
         self._feeder.start(self._may_send.set)
@@ -125,10 +127,19 @@ class _Map:
         """How many inputs there are, once it is known."""
         return self._sent if self._feeder.ended else None
 
-    async def _read(self, stream: Stream, client: Client) -> None:
+    async def _opened(self, client: Client) -> tuple[Stream, list[tuple[dict[str, Any], bytes]]]:
+        """The map's stream and its first frames."""
+        stream = await (await client._connected()).stream("call.map", self._function._target(self._parent))
+        try:
+            return stream, await stream.receive_all()
+        except BaseException:
+            stream.cancel()
+            raise
+
+    async def _read(self, stream: Stream, client: Client, frames: list[tuple[dict[str, Any], bytes]]) -> None:
+        """``frames``: the first ones."""
         try:
             while True:
-                frames = await stream.receive_all()
                 if not frames:
                     break
                 for body, payload in frames:
@@ -144,6 +155,7 @@ class _Map:
                         if self._shown is not None:
                             self._shown.at(self._received, self._total())
                 await self._give()
+                frames = await stream.receive_all()
             if self._received < self._sent or not self._feeder.ended:
                 raise ServiceError("the server ended a map before all of its outputs were there")
         except asyncio.CancelledError:
@@ -280,7 +292,9 @@ def spawn_each(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[A
 
     async def spawn(client: Client, packed: result.Packed) -> None:
         values, payload = await _written(client, [packed], 0, durable=True)
-        await _throttled(client, _body(function, values, "spawn", "", parent), payload)
+        await function._once_more(
+            client, lambda: _throttled(client, _body(function, values, "spawn", "", parent), payload)
+        )
 
     async def run() -> None:
         client = await function._called("spawn_map")
@@ -316,13 +330,20 @@ def spawn_all(function: Function[Any, Any, Any], inputs: Inputs) -> Coroutine[An
         call_id, count = "", 0
         async for taken in _chunks(feeder, SPAWN_ALL_CHUNK):
             values, payload = await _written(client, taken, count, durable=True)
-            call_id = await _throttled(client, _body(function, values, "spawn_map", call_id, parent), payload)
+            put = partial(_spawned, client, function, values, payload, call_id, parent)
+            call_id = await (put() if call_id else function._once_more(client, put))
             count += len(taken)
         if not call_id:
             call_id = await _throttled(client, _body(function, [], "spawn_map", "", parent), ())
         return FunctionCall._known(call_id, client)
 
     return run()
+
+
+async def _spawned(
+    client: Client, function: Function[Any, Any, Any], values: Any, payload: Any, call_id: str, parent: str
+) -> str:
+    return await _throttled(client, _body(function, values, "spawn_map", call_id, parent), payload)
 
 
 def _body(

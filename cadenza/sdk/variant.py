@@ -247,13 +247,24 @@ class Variant(Derived):
             self._is_generator = self._base._is_generator
 
     async def _find(self, client: Client) -> None:
-        from cadenza.protocol.functions import FunctionBind
-
         base = self._base
         if not base._hydrated:
             await base._find(client)
-        if self._take_at_once():
-            return
+        if not self._take_at_once():
+            await self._bind(client)
+
+    async def _bound_again(self, client: Client, gone: str) -> bool:
+        """A server lets variants go that nobody used for long, to make room: the same wish makes one again."""
+        if self._object_id == gone:
+            if not self._wanted()[2]:
+                return False
+            await self._bind(client)
+        return self._object_id != gone
+
+    async def _bind(self, client: Client) -> None:
+        from cadenza.protocol.functions import FunctionBind
+
+        base = self._base
         text, changes, key = self._wanted()
         assert base._object_id is not None
         found = await client._request("function.bind", FunctionBind(base._object_id, text, changes))

@@ -358,6 +358,73 @@ def test_from_name_of_what_is_not_there(client) -> None:
         Cls.from_name("app", "Model", version=0)
 
 
+@pytest.fixture
+def forgetful(server):
+    """A server that lets variants go: ids in its set ``gone`` are known no more, and a wish gives another one."""
+    gone: set[str] = set()
+
+    def let_go() -> None:
+        gone.update(server.bound.values())
+        server.bound.clear()
+
+    def guarded(name: str) -> Any:
+        async def answer(peer: Peer, number: int, body: dict[str, Any], payload: bytes) -> None:
+            if body["function_id"] in gone:
+                peer.error(number, "not_found", f"there is no function {body['function_id']}")
+            else:
+                await getattr(server, "on_" + name.replace(".", "_"))(peer, number, body, payload)
+
+        return answer
+
+    def bind(peer: Peer, number: int, body: dict[str, Any], payload: bytes) -> None:
+        wish = json.dumps([body.get("parameters"), body.get("patch")], sort_keys=True)
+        function_id = server.bound.setdefault(wish, f"fu-again-{len(gone)}-{len(server.bound)}")
+        server.functions[function_id] = lambda *args, **kwargs: (function_id, args)
+        peer.send("rep", number, {"function_id": function_id, "app_id": "ap-1", "name": "x", "is_generator": False})
+
+    server.handlers.update({name: guarded(name) for name in ("call.run", "call.spawn", "call.map", "call.generate")})
+    server.handlers["function.bind"] = bind
+    server.let_go = let_go
+    server.gone = gone
+    return server
+
+
+@pytest.mark.parametrize("handle", ["class", "options"])
+def test_a_variant_that_the_server_let_go_is_bound_again(running, forgetful, handle) -> None:
+    """Beyond some 10,000 variants of a function the server lets go those that nobody uses: handles do not notice."""
+    one = Model(name="z").predict if handle == "class" else plain.with_options(timeout=9)
+    first = one.remote(1)[0]
+    forgetful.let_go()
+    second = one.remote(2)
+    assert second[0] != first and second[1] == (2,)
+    assert len(forgetful.requests("function.bind")) == 2
+    forgetful.let_go()
+    assert one.spawn(3).object_id == "fc-1"
+    forgetful.let_go()
+    assert [arguments for _, arguments in one.map([4, 5])] == [(4,), (5,)]
+    forgetful.let_go()
+    one.spawn_map([6])
+    assert len(forgetful.requests("function.bind")) == 5
+
+
+def test_a_function_that_is_gone_is_not_bound_for_ever(running, forgetful) -> None:
+    one = Model(name="z").predict
+    one.remote(1)
+    forgetful.let_go()
+    forgetful.handlers["function.bind"] = lambda peer, number, body, payload: peer.send(
+        "rep", number, {"function_id": next(iter(forgetful.gone)), "app_id": "ap-1", "name": "x", "is_generator": False}
+    )
+    with pytest.raises(NotFoundError):
+        one.remote(2)
+    forgetful.gone.add("fu-plain")
+    bound = len(forgetful.requests("function.bind"))
+    with pytest.raises(NotFoundError):
+        plain.remote(1)
+    with pytest.raises(NotFoundError):
+        list(plain.map([1]))
+    assert len(forgetful.requests("function.bind")) == bound == 2
+
+
 # --- options ---
 
 
