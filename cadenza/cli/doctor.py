@@ -34,7 +34,7 @@ def doctor(json_output: bool) -> None:
             {
                 "version": __version__,
                 "isolation": levels,
-                "server": None if holder is None else asdict(holder),
+                "server": None if holder is None else show.dated(asdict(holder)),
                 "checks": [
                     {"name": name, "works": works, "sentence": sentence, "remedy": remedy}
                     for name, works, sentence, remedy in rows

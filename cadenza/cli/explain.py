@@ -62,7 +62,7 @@ def explain(app: str, input_id: str, container: str, decisions: int, json_output
             return
     found = [ask("app.explain", Explain(name, where, thing, decisions)) for name in names]
     if json_output:
-        show.as_json(to_plain(found[0]) if app or thing else [to_plain(one) for one in found])
+        show.as_json(show.dated(to_plain(found[0] if app or thing else found)))
         return
     click.echo("\n\n".join(text(one, time.time()) for one in found))
 

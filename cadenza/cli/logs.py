@@ -123,9 +123,10 @@ def lines_of(text: str) -> list[str]:
 def show_json_line(entry: methods.LogEntry, text: str) -> None:
     """One entry as one line of JSON."""
     import json
+    from datetime import datetime
 
     row = {
-        "timestamp": entry.time,
+        "timestamp": datetime.fromtimestamp(entry.time).astimezone().isoformat(timespec="microseconds"),
         "source": SOURCES.get(entry.fd, str(entry.fd)),
         "container_id": entry.container_id,
         "function_id": entry.function_id,

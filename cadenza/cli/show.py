@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-
+TIMES = frozenset(("time", "since", "started_at"))
+"""Names of fields of replies that are epoch seconds, where a reply is printed whole."""
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t][^\n]*\n)*")
 
 
@@ -154,6 +155,16 @@ def when(seconds: float | None) -> Cell:
     today = moment.date() == datetime.now().date()
     short = moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
     return Cell(moment.strftime("%Y-%m-%d %H:%M:%S"), moment.isoformat(timespec="milliseconds"), short)
+
+
+def dated(value: Any) -> Any:
+    """A reply's plain form for scripts: the epoch times in it (`TIMES`) as ISO 8601, and None where there is none."""
+    if isinstance(value, dict):
+        return {
+            name: when(one).raw if name in TIMES and isinstance(one, (int, float)) else dated(one)
+            for name, one in value.items()
+        }
+    return [dated(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def size(count: int) -> Cell:

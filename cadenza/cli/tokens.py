@@ -124,7 +124,11 @@ def new(
             raise click.UsageError("--delete-existing is about the profile; with --json no profile is touched")
         made = ask_as(None, "token.create", request)
         show.as_json(
-            {"token_id": made.token_id, "token_secret": made.token_secret, "expires_at": made.expires_at or None}
+            {
+                "token_id": made.token_id,
+                "token_secret": made.token_secret,
+                "expires_at": show.when(made.expires_at).raw,
+            }
         )
         return
     profile = destination()

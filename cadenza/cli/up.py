@@ -76,7 +76,7 @@ def status(json_output: bool) -> None:
     if json_output:
         from cadenza.protocol.plain import to_plain
 
-        show.as_json({"running": True, **to_plain(info)})
+        show.as_json({"running": True, **show.dated(to_plain(info))})
         return
     if info.version != __version__:
         click.echo(f"The server is version {info.version}, this program {__version__}.", err=True)

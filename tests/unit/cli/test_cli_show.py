@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import pytest
 
-from cadenza.cli import show
+from cadenza.cli import logs, show
+from cadenza.protocol.methods import LogEntry
 
 
 def test_columns_are_keys_and_pipes_have_them_all(capsys) -> None:
@@ -63,3 +65,19 @@ def test_a_reason_on_one_line() -> None:
     assert show.brief(text) == "f: next start in 5 s: E: no ; g: it ended"
     assert show.brief("plain") == "plain"
     assert show.brief("") == ""
+
+
+def test_times_of_replies_that_are_printed_whole_are_iso_8601() -> None:
+    found = show.dated({"since": 1_767_348_000.5, "rows": [{"time": 0.0, "count": 3}], "started_at": None})
+    assert datetime.fromisoformat(found["since"]).timestamp() == 1_767_348_000.5
+    assert found["rows"] == [{"time": None, "count": 3}]
+    assert found["started_at"] is None
+
+
+def test_a_line_of_a_log_as_json_has_its_time_to_the_microsecond(capsys) -> None:
+    logs.show_json_line(LogEntry(1_767_348_000.000123, 1, 4, "ap-1"), "text")
+    row = json.loads(capsys.readouterr().out)
+    moment = datetime.fromisoformat(row["timestamp"])
+    assert moment.tzinfo is not None
+    assert abs(moment.timestamp() - 1_767_348_000.000123) < 2e-6
+    assert (row["source"], row["data"]) == ("stdout", "text")
