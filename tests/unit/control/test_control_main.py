@@ -26,6 +26,7 @@ from cadenza.base.ids import IdSource
 from cadenza.control import main
 from cadenza.control.main import ControlPlane
 from cadenza.protocol.calls import BlobRef
+from cadenza.protocol.frame import encode
 from cadenza.protocol.nodes import NodeReport
 from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
 
@@ -747,5 +748,36 @@ def test_the_server_lives_through_noise(tmp_path: Path) -> None:
         for _ in range(3):
             raw[rng.randrange(len(raw))] = rng.randrange(256)
         return (len(raw) + 4).to_bytes(4, "big") + len(raw).to_bytes(4, "big") + bytes(raw)
+
+    in_world(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"), [("call.get", {}), ("call.outputs", {"start": 0, "end": 1})], ids=["get", "outputs"]
+)
+def test_an_input_that_waits_for_outputs_lends_its_cores(tmp_path: Path, method: str, more: Any) -> None:
+    """Of a call that it spawned: `FunctionCall.get`, `get_gen` and `iter` alike. Else a full machine would stand."""
+
+    async def test(world: World) -> None:
+        host = await world.client()
+        _, functions = await host.app("never")
+        inputs = [{"index": 0, "value": {}}]
+        body = {"function_id": functions["never"], "inputs": inputs}
+        caller = (await host.ask("call.spawn", body))["input_ids"][0]
+        assert world.control._parts is not None
+        cluster = world.control._parts.calls.loop.cluster
+        await until(lambda: cluster.holder(caller) is not None)
+        holder = cluster.holder(caller)
+        assert holder is not None and not holder.lends
+        ours, theirs = socket.socketpair()
+        world.control.accept_client(theirs, holder.container_id)
+        client = await Client.connect(sock=ours)
+        call = (await client.ask("call.spawn", body))["call_id"]
+        number = client.begin(method, {"call_id": call, "wait_s": 50, **more})
+        await until(lambda: holder.lends)
+        client.writer.write(encode({"t": "cancel", "id": number}))
+        await until(lambda: not holder.lends)
+        client.writer.close()
+        host.close()
 
     in_world(tmp_path, test)
