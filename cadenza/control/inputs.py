@@ -12,6 +12,7 @@ from cadenza.base.ids import IdSource
 from cadenza.control.round import Round, Sink
 from cadenza.protocol.calls import (
     INIT_FAILURE,
+    MAX_SYNC_QUEUED,
     TERMINATED,
     BlobRef,
 )
@@ -22,11 +23,17 @@ from cadenza.storage.entry import Entry, Taken
 from cadenza.storage.queue import Queue
 
 WINDOW_INPUTS = 512
-"""How many due inputs of a function are in memory; the rest wait in the table."""
+"""How many due inputs of a function are leased from the table ahead of their run, and how many detached or large ones
+go to memory without it; the rest wait in the table."""
+ATTACHED_INPUTS = MAX_SYNC_QUEUED
+"""How many attached inputs of a function go to memory without the table: as many as may wait. The way through the table
+costs as much as all else that the control plane does for an input, and nothing of an attached call outlives it."""
+LARGE_INPUT_BYTES = 64 << 10
+"""An attached input over this goes by `WINDOW_INPUTS`, so that memory holds few of them."""
 
 
 def window(spec: FunctionSpec) -> int:
-    """How many due inputs of a function are in memory: enough for two whole batches."""
+    """`WINDOW_INPUTS`, or more: enough for two whole batches."""
     return max(WINDOW_INPUTS, 2 * spec.batch_max)
 
 
@@ -49,12 +56,15 @@ class Inputs(Round):
         self._refills: dict[str, _Refill] = {}
         self._reserved: dict[str, int] = {}
 
-    def room(self, function_id: str) -> int:
-        """How many new inputs may go straight to memory: none while others wait in the table before them."""
+    def room(self, function_id: str, attached: bool) -> tuple[int, int]:
+        """How many new inputs may go straight to memory, and how many while there are large ones among them: none while
+        others wait in the table before them."""
         function = self.cluster.functions[function_id]
         if function.backlog > function.delayed:
-            return 0
-        return max(0, window(function.spec) - len(function.ready) - self._reserved.get(function_id, 0))
+            return 0, 0
+        there = len(function.ready) + self._reserved.get(function_id, 0)
+        room = max(0, window(function.spec) - there)
+        return max(room, ATTACHED_INPUTS - there) if attached else room, room
 
     def reserve(self, function_id: str, change: int) -> None:
         """Places in memory for inputs that are on their way; given back by `arrived`, or with a negative ``change``."""

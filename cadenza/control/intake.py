@@ -9,6 +9,7 @@ from cadenza.base.clock import Clock
 from cadenza.base.errors import Error
 from cadenza.base.ids import IdSource
 from cadenza.control.attached import Value, input_id
+from cadenza.control.inputs import LARGE_INPUT_BYTES
 from cadenza.control.limits import Limits
 from cadenza.control.loop import Loop
 from cadenza.control.round import Finish
@@ -68,11 +69,13 @@ class Intake:
 
     def entries(self, record: CallRecord, values: Sequence[Value]) -> list[Entry]:
         """Entries in order; the first of them, as many as memory has room for, leased with their put."""
-        room = self._loop.room(record.function_id) if self.started else 0
+        room, room_large = self._loop.room(record.function_id, record.attached) if self.started else (0, 0)
         fence = self._loop.fence_base + 1
         queue, now = self._queue, self._clock.now()
         found: list[Entry] = []
         for index, data, blob in values:
+            if len(data) > LARGE_INPUT_BYTES and room > room_large:
+                room = max(room_large, len(found))
             fresh = len(found) < room
             found.append(
                 Entry(

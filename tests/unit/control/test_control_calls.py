@@ -14,7 +14,7 @@ from world import Faults, VirtualLoop, World
 
 from cadenza.base.errors import InvalidError, NotFoundError, OutputExpiredError, ResourceExhaustedError
 from cadenza.base.resources import Resources
-from cadenza.control.inputs import WINDOW_INPUTS
+from cadenza.control.inputs import LARGE_INPUT_BYTES, WINDOW_INPUTS
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import (
     CALLER_GONE_GRACE_S,
@@ -323,8 +323,9 @@ def test_a_full_disk_refuses_calls_and_the_next_one_works() -> None:
             await world.calls.submit("f", SPAWN, [(0, b"ok 0.01", None)])
         assert (await sync(world)).status == SUCCESS, "what nobody keeps needs no disk"
         many: list[OutputItem] = []
+        large = b"ok 0.001" + b" " * LARGE_INPUT_BYTES
         await world.calls.submit(
-            "f", MAP, [(index, b"ok 0.001", None) for index in range(WINDOW_INPUTS + 3)], total=WINDOW_INPUTS + 3,
+            "f", MAP, [(index, large, None) for index in range(WINDOW_INPUTS + 3)], total=WINDOW_INPUTS + 3,
             on_output=lambda item, data: many.append(item),
         )  # fmt: skip
         await asyncio.sleep(5)
@@ -334,6 +335,22 @@ def test_a_full_disk_refuses_calls_and_the_next_one_works() -> None:
         assert len(many) == WINDOW_INPUTS + 3
         assert (await sync(world)).status == SUCCESS
         assert not world.calls.app_busy("ap-1")
+
+    run(work)
+
+
+def test_all_small_attached_inputs_that_may_wait_go_without_the_table() -> None:
+    async def work(world: World) -> None:
+        assert (await sync(world)).status == SUCCESS
+        world.store.full = True
+        many: list[OutputItem] = []
+        await world.calls.submit(
+            "f", MAP, [(index, b"ok 0.001", None) for index in range(MAX_SYNC_QUEUED)], total=MAX_SYNC_QUEUED,
+            on_output=lambda item, data: many.append(item),
+        )  # fmt: skip
+        await asyncio.sleep(60)
+        world.store.full = False
+        assert sorted(one.index for one in many if one.status == SUCCESS) == list(range(MAX_SYNC_QUEUED))
 
     run(work)
 
