@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -188,15 +189,18 @@ class Child:
         child_reads, we_write = os.pipe()
         we_read, child_writes = os.pipe()
         reader = asyncio.StreamReader(MAX_LINE_BYTES)
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(we_read, "rb", 0)
-        )
         try:
+            await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(we_read, "rb", 0)
+            )
             process = await asyncio.create_subprocess_exec(
                 *command, str(child_reads), str(child_writes),
                 pass_fds=(child_reads, child_writes), env=dict(environ), stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
+        except BaseException:
+            os.close(we_write)
+            raise
         finally:
             os.close(child_reads)
             os.close(child_writes)
@@ -235,8 +239,18 @@ class Child:
             try:
                 await asyncio.wait_for(self._process.wait(), 0.5)
             except asyncio.TimeoutError:
-                self._process.kill()
+                self._kill()
                 await asyncio.wait_for(self._process.wait(), KILL_WAIT_S)
+            except BaseException:  # nobody is left to wait for it
+                self._kill()
+                raise
+
+    def _kill(self) -> None:
+        """The process, and what it started: it leads a session of its own."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 Changes = Callable[[Watched], AsyncIterator["set[str]"]]
@@ -278,7 +292,7 @@ class Serving:
         from cadenza.sdk.output import Follower
 
         follower: Optional[Follower] = None
-        alive: Optional[asyncio.Future[None]] = None
+        tasks: list[asyncio.Future[None]] = []
         reason = "interrupted"
         try:
             first = await self._version()
@@ -287,23 +301,19 @@ class Serving:
                 return False
             follower = Follower(self._client, self._app_id, self._sink)
             follower.start()
-            alive = asyncio.ensure_future(running._heartbeat(self._client, self._app_id, self._heartbeat_s))
             self._say(f"{first.described.title} runs: {_functions(first.functions)}. {self._watching()}")
+            alive = asyncio.ensure_future(running._heartbeat(self._client, self._app_id, self._heartbeat_s))
             following = asyncio.ensure_future(self._follow_changes())
-            done, waiting = await asyncio.wait(
-                [following, alive], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            for one in waiting:
-                one.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            tasks = [following, alive]
+            done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await _end(tasks)
             if following in done:
                 following.result()
             reason = "the app was stopped at the server" if alive in done else "its time is over"
             self._say(f"Served no longer: {reason}.")
             return True
         finally:
-            if alive is not None:
-                alive.cancel()
+            await _end(tasks)
             if self._app_id:
                 await self._finish(reason)
             if follower is not None:
@@ -331,24 +341,20 @@ class Serving:
             self._say(f"Changed: {_names(changed)}")
             version = asyncio.ensure_future(self._version())
             again = asyncio.ensure_future(self._change())
-            await asyncio.wait([version, again], return_when=asyncio.FIRST_COMPLETED)
-            if again.done() and not version.done():
-                version.cancel()
-                await asyncio.gather(version, return_exceptions=True)
-                changed = again.result()
+            try:
+                await asyncio.wait([version, again], return_when=asyncio.FIRST_COMPLETED)
+                overtaken = not version.done()
+            finally:
+                await _end([version, again])
+            # What changed meanwhile was seen with what was watched before; from here on, with what is watched now.
+            changed = None if again.cancelled() else again.result()
+            if overtaken:
                 continue
             served = version.result()
             if served.functions is not None:
                 self._say(f"{served.described.title} runs anew: {_functions(served.functions)}. {self._watching()}")
             else:
                 self._say("This version cannot be published; the one before goes on. Change the file to try again")
-            # What changed meanwhile was seen with what was watched before; from here on, with what is watched now.
-            if again.done():
-                changed = again.result()
-            else:
-                again.cancel()
-                await asyncio.gather(again, return_exceptions=True)
-                changed = None
 
     async def _change(self) -> set[str]:
         watched = self._watched
@@ -394,6 +400,13 @@ class Serving:
             return Served(described, await child.publish(self._app_id))
         finally:
             await child.end()
+
+
+async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what still runs and wait for it: a version on its way takes its process with it."""
+    for one in tasks:
+        one.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _merged(before: Watched, now: Watched, whole: bool) -> Watched:

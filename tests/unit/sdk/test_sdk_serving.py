@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, AsyncIterator, Optional
 
+import pytest
+
 from cadenza.protocol.methods import AppCreated, Empty
 from cadenza.sdk import output
+from cadenza.sdk import serving
 from cadenza.sdk.serving import Described, Serving, Watched, modules_of_program
 
 
@@ -143,6 +147,53 @@ def test_a_change_while_a_version_is_on_its_way_begins_anew() -> None:
         await stop(task)
 
     asyncio.run(go())
+
+
+def test_an_interruption_ends_the_version_on_its_way() -> None:
+    """Also the process that makes it, before the server is told that all is over."""
+
+    async def go() -> None:
+        slow = Child("app", 1, asyncio.Event())
+        world = World(Child("app", 1), slow)
+        task = asyncio.ensure_future(world.serving.run(None))
+        await world.until("app runs: 1 function.")
+        await world.changed.put({"/a.py"})
+        await world.until("Changed")
+        while len(world.started) < 2:
+            await asyncio.sleep(0)
+        await stop(task)
+        assert slow.ended
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(go())
+
+
+def test_a_child_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither descriptors when it cannot start, nor the processes that it started."""
+    program = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        "print(child.pid, file=open(sys.argv[1], 'w'), flush=True)\n"
+        'open(int(sys.argv[3]), \'w\').write(\'{"watched": {"files": [], "trees": []}}\\n\')\n'
+        "child.wait()\n"
+    )
+    pid = tmp_path / "pid"
+
+    async def go() -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(FileNotFoundError):
+                await serving.Child.start([str(tmp_path / "nothing")], {})
+        await asyncio.sleep(0)  # the loop closes its ends
+        assert len(set(os.listdir("/proc/self/fd")) - before) <= 1
+        child = await serving.Child.start([sys.executable, "-c", program, str(pid)], os.environ)
+        await child.described()
+        await child.end()
+        stat = Path(f"/proc/{pid.read_text().strip()}/stat")
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(go(), 30))
 
 
 def test_the_first_version_must_work() -> None:
