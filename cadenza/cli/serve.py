@@ -1,6 +1,7 @@
 """``cadenza serve``: run an app and publish it again whenever its files change.
 
-``python -m cadenza.cli.serve REFERENCE M NAME READ WRITE`` is the process that imports and publishes one version.
+``python -m cadenza.cli.serve REFERENCE M NAME ENVIRONMENT READ WRITE`` is the process that imports and publishes one
+version.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def serve(
     from cadenza.sdk.client import Client
 
     program.read(app_ref, is_module)
-    command = [sys.executable, "-m", "cadenza.cli.serve", app_ref, "1" if is_module else "", name or ""]
+    environment = wanted(env)
+    command = [sys.executable, "-m", "cadenza.cli.serve", app_ref, "1" if is_module else "", name or "", environment]
     shown = sink(timestamps)
 
     def say(text: str) -> None:
@@ -52,7 +54,7 @@ def serve(
         client = await Client.from_env.aio()
         loop = serving.Serving(
             client,
-            wanted(env),
+            environment,
             load().heartbeat_interval,
             lambda: serving.Child.start(command, os.environ),
             changes,
@@ -127,8 +129,8 @@ class Builds:
         self._sink.close()
 
 
-def publish_version(ref: str, is_module: bool, name: str, read_fd: int, write_fd: int) -> None:
-    """Import the program, say what it is, publish it into the app that the parent names."""
+def publish_version(ref: str, is_module: bool, name: str, environment: str, read_fd: int, write_fd: int) -> None:
+    """Import the program, say what it is, publish it into the app that the parent names, in ``environment``."""
     from cadenza import compat
     from cadenza.base.config import load
     from cadenza.cli.run import user_code
@@ -156,7 +158,8 @@ def publish_version(ref: str, is_module: bool, name: str, read_fd: int, write_fd
 
     async def publishing() -> Any:
         client = await Client.from_env.aio()
-        return await publish.publish(client, app_id, list(app._declarations.values()), shown, load().force_build)
+        declarations, force = list(app._declarations.values()), load().force_build
+        return await publish.publish(client, app_id, declarations, shown, force, environment=environment)
 
     try:
         with user_code():
@@ -168,9 +171,9 @@ def publish_version(ref: str, is_module: bool, name: str, read_fd: int, write_fd
 
 def main() -> int:
     """The process. Exit status 1: it could not be imported or published, and standard error says why."""
-    ref, is_module, name, read_fd, write_fd = sys.argv[1:]
+    ref, is_module, name, environment, read_fd, write_fd = sys.argv[1:]
     try:
-        publish_version(ref, bool(is_module), name, int(read_fd), int(write_fd))
+        publish_version(ref, bool(is_module), name, environment, int(read_fd), int(write_fd))
     except click.exceptions.Exit as error:
         return error.exit_code
     return 0

@@ -196,7 +196,7 @@ def _session(
         heart = _dual.run(beating())
         try:
             with ended_by_sigterm():
-                container_id = _dual.run(_start(app_id, declaration, image_id, isolation, shown))
+                container_id = _dual.run(_start(app_id, declaration, image_id, wanted(env), isolation, shown))
                 shown.close()
                 code = terminal.run_in_container(terminal.command(container_id, argv, pty), LIMIT_S)
                 if code == terminal.TIMED_OUT and pty is not False:
@@ -209,7 +209,7 @@ def _session(
         shown.close()
 
 
-async def _start(app_id: str, declaration: Any, image_id: str, isolation: str, progress: Any) -> str:
+async def _start(app_id: str, declaration: Any, image_id: str, environment: str, isolation: str, progress: Any) -> str:
     """Publish, and wait for the container; its id. Error when it does not come up."""
     from cadenza.base.config import load
     from cadenza.cli.connection import client
@@ -226,7 +226,7 @@ async def _start(app_id: str, declaration: Any, image_id: str, isolation: str, p
             raise NotFoundError(f"there is no image {image_id} here: see `cadenza image list`")
     else:
         await source.upload(used, prepared.uploads, progress.uploading)
-        await publish.build_all(used, [spec.image], progress, load().force_build)
+        await publish.build_all(used, [spec.image], progress, load().force_build, environment)
     progress.phase("Starting the container")
     await used._request("app.publish", methods.AppPublish(app_id, (spec,)))
     return await _ready(used, app_id, spec)

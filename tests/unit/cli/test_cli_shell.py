@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from click.testing import CliRunner
 
 from cadenza.base.resources import Resources
-from cadenza.cli import shell
+from cadenza.cli import connection, shell
 from cadenza.cli.main import cli
 from cadenza.protocol.objects import (
     FileEntry,
@@ -18,6 +22,7 @@ from cadenza.protocol.objects import (
     RetryPolicy,
     SecretRef,
 )
+from cadenza.sdk import publish, source
 
 SPEC = FunctionSpec(
     name="Till.*", module="shop", qualname="Till", serialized="abc", is_generator=True, is_async=True,
@@ -66,3 +71,27 @@ def test_words_that_are_refused(words: list[str], code: int, sentence: str, tmp_
     done = CliRunner().invoke(cli, ["shell", *words])
     assert done.exit_code == code and sentence in done.output, done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_the_image_is_built_where_the_shell_is(monkeypatch: Any) -> None:
+    """Stored secrets of build steps are those of the environment that ``--env`` names."""
+    seen: list[str] = []
+
+    async def built(client: Any, specs: Any, progress: Any, force: bool, environment: str = "") -> None:
+        seen.append(environment)
+
+    async def ready(*rest: Any) -> str:
+        return "ta-1"
+
+    async def sent(*rest: Any) -> None:
+        pass
+
+    async def connected(start: bool) -> Any:
+        return SimpleNamespace(_request=sent)
+
+    monkeypatch.setattr(publish, "build_all", built)
+    monkeypatch.setattr(source, "upload", sent)
+    monkeypatch.setattr(connection, "client", connected)
+    monkeypatch.setattr(shell, "_ready", ready)
+    started = shell._start("ap-1", shell._declared({}), "", "staging", "", publish.Quiet())
+    assert asyncio.run(started) == "ta-1" and seen == ["staging"]
