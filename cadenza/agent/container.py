@@ -370,7 +370,7 @@ def _tick(life: Life, now: float) -> list[Command]:
         text = _join(life.message, "it did not end within its grace period and was killed")
         return _end(life, nodes.STOPPED, text, now)
     if life.state in STARTING and now >= _started(life, now) + life.startup_s and not life.generic:
-        what = "its module or an enter hook was still running" if life.state == ATTACHING else life.state
+        what = "its module or an enter hook still ran" if life.state == ATTACHING else life.state
         text = f"it was not ready within its startup timeout of {life.startup_s:g} s ({what})"
         return _end(life, nodes.START_TIMEOUT, text, now)
     if life.generic:

@@ -78,11 +78,12 @@ class Threaded(Executor):
                     self.item(job, one)
             self.result(job, value)
         except (KeyboardInterrupt, GeneratorExit) as exc:
-            import _thread
+            import _signal  # type: ignore[import-not-found]
 
             self.raised = type(exc).__name__
             self.interrupted = True
-            _thread.interrupt_main()
+            # A true signal: `interrupt_main` would not wake a main thread that waits for the agent.
+            _signal.pthread_kill(self.channel.outbox.mask.main, _signal.SIGINT)
         except BaseException as exc:
             self.failure(job, exc)
         finally:

@@ -104,7 +104,7 @@ def test_the_startup_limit_holds_until_ready_and_names_the_state() -> None:
     assert apply(life, c.Tick(), 59.9) == []
     assert c.Kill() in apply(life, c.Tick(), 60.1)
     assert life.reason == nodes.START_TIMEOUT
-    assert "60 s (attaching)" in life.message
+    assert "60 s (its module or an enter hook still ran)" in life.message
 
 
 @pytest.mark.parametrize(

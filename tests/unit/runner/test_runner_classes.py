@@ -272,6 +272,22 @@ def test_exit_hooks_run_after_a_keyboard_interrupt_of_the_users_own(agent: Agent
     assert agent.text(1) == "working\ngood hook\n"
 
 
+@pytest.mark.parametrize("beside", ["", "    @part('method')\n    async def other(self): pass\n"])
+def test_a_keyboard_interrupt_in_a_thread_ends_the_container_at_once(agent: Agent, beside: str) -> None:
+    """Section 33 point 4: also while the main thread waits for the agent, and others still run."""
+    source = (
+        "import time\nclass C:\n    @part('method')\n    def f(self, x):\n"
+        "        time.sleep(60 if not x else 0.1)\n        raise KeyboardInterrupt\n"
+        f"{beside}    @part('exit')\n    def leave(self):\n        print('left')\n"
+    )
+    others = [method("other", True)] if beside else []
+    attach(agent, source, method("f"), *others, max_concurrent=3)
+    agent.run((0,), (1,), m="f")
+    assert agent.finish() == 130
+    assert not agent.outs
+    assert agent.text(1) == "left\n"
+
+
 @pytest.mark.parametrize("many", [1, 4])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_exit_hooks_run_in_every_way_of_running(agent: Agent, many: int, is_async: bool) -> None:
