@@ -13,7 +13,7 @@ from cadenza.sdk import _dual
 from cadenza.sdk.declaration import Method
 from cadenza.sdk.function import Function
 from cadenza.sdk.handle import Handle, Object, travels
-from cadenza.sdk.local_instance import LocalInstance, link_of
+from cadenza.sdk.local_instance import LocalInstance, link_of, making
 from cadenza.sdk.variant import Derived, Variant
 
 TYPE_CHECKING = False
@@ -206,10 +206,11 @@ class Obj(Handle):
     def _local(self) -> LocalInstance:
         if self._user_cls is None:
             raise ExecutionError(f"{self!r} was looked up and its class is not in this program, so it cannot run here")
-        if self._own is None:
-            args, kwargs = self._pool._arguments if isinstance(self._pool, Variant) else ((), {})
-            self._own = LocalInstance(self._user_cls, args, kwargs, self)
-        return self._own
+        with making:
+            if self._own is None:
+                args, kwargs = self._pool._arguments if isinstance(self._pool, Variant) else ((), {})
+                self._own = LocalInstance(self._user_cls, args, kwargs, self)
+            return self._own
 
     @_dual.method
     async def update_autoscaler(

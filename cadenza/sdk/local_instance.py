@@ -5,6 +5,8 @@ Source: semantics.md sections 3.1 and 12.2.
 
 from __future__ import annotations
 
+from _thread import RLock
+
 from cadenza.runner import instances
 from cadenza.sdk import shape
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from cadenza.sdk.cls import Obj
 
 _LINK = "__cadenza_obj__"
+
+making = RLock()
+"""Of two threads that use one handle, one makes its local instance."""
 
 
 class _Link:
@@ -55,8 +60,9 @@ class LocalInstance:
         if hasattr(self.instance, "__dict__"):
             self.instance.__dict__[_LINK] = _Link(obj)
         self._waiting = [*instances.enters(user_cls, True), *instances.enters(user_cls, False)]
-        """Enter hooks that have not run."""
+        """Enter hooks that have not run to their end."""
         self._lock = threading.RLock()
+        self._enters = False
         self._entering: Optional[Future[None]] = None
 
     def call(self, raw: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -71,18 +77,16 @@ class LocalInstance:
 
     def _enter(self) -> None:
         """Run the hooks that are not async; those can only be awaited through an async method."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-            while waiting:
-                hook = waiting.pop(0)
-                if shape.is_async(hook):
-                    self._waiting.append(hook)
-                    continue
-                try:
+        with self._lock:  # another thread's call waits here until they have run
+            if self._enters:
+                return  # a hook calls a method
+            self._enters = True
+            try:
+                for hook in [one for one in self._waiting if not shape.is_async(one)]:
                     hook(self.instance)
-                except BaseException:
-                    self._waiting.extend([hook, *waiting])
-                    raise
+                    self._waiting.remove(hook)
+            finally:
+                self._enters = False
         if self._waiting:
             import warnings
 

@@ -169,6 +169,38 @@ def test_local_runs_enter_once_for_each_handle() -> None:
     assert events == ["second", "second"]
 
 
+def test_local_in_two_threads_waits_for_the_hooks() -> None:
+    """Neither sees an instance that has not entered, and there is one: semantics.md section 12.2."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Raw:
+        entered = 0
+
+        @cadenza.enter()
+        def load(self) -> None:
+            begun.set()
+            assert self.again.local() == (id(self), 0)  # a hook may call a method
+            assert go_on.wait(10)
+            self.entered += 1
+
+        @cadenza.method()
+        def again(self) -> tuple[int, int]:
+            return id(self), self.entered
+
+    obj: Any = App().cls(serialized=True)(Raw)()
+    found: list[tuple[int, int]] = []
+    threads = [threading.Thread(target=lambda: found.append(obj.again.local())) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    threads[1].join(0.05)
+    assert found == []
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert found == [(found[0][0], 1)] * 2
+
+
 def test_plain_attributes_are_those_of_an_instance_that_has_not_entered() -> None:
     one = Model(name="a")
     assert one.plain() is False
