@@ -39,7 +39,7 @@ from cadenza.storage.queue import EXPIRE_ROWS, Queue
 from cadenza.storage.queue_sqlite import SqliteQueue
 
 EXPIRE_EVERY_S = 600.0
-MAX_KEY_CHARS = 200
+MAX_KEY_CHARS = 256
 FIRST_REPORT_S = 1.0
 """How long after a start a node may take to say which of the containers that it had are still there."""
 
@@ -172,8 +172,8 @@ class Calls(Published):
         how many inputs the call will have, if that is known (None for a map that is still being read; see `close`).
         ``on_output(item, data)`` is called once for each input, after its output is committed;
         ``on_item(number, data, blob)`` for a generator's values, in order.
-        ``idempotency_key``, for detached kinds: a call of this function that was opened with the same key is answered
-        in its place, whatever its inputs were, for as long as it is known.
+        ``idempotency_key``, for detached kinds: a call of this function, and of this method of a class, that was opened
+        with the same key is answered in its place, whatever its inputs were, for as long as it is known.
         NotFoundError for an unknown function, ResourceExhaustedError over the limits of semantics.md section 3.4.
         """
         if len(idempotency_key) > MAX_KEY_CHARS:
@@ -194,7 +194,8 @@ class Calls(Published):
             )  # fmt: skip
         record = self._record(function_id, kind, values, call_id, caller, parent_input_id, None, method)
         entries = self._intake.entries(record, values)
-        first = await self._intake.store_detached(function_id, record, entries, idempotency_key)
+        key = f"{method}\0{idempotency_key}" if method and idempotency_key else idempotency_key
+        first = await self._intake.store_detached(function_id, record, entries, key)
         if first and first != record.call_id:
             return first, [input_id(first, index) or "" for index, _, _ in values]
         return record.call_id, [one.input_id for one in entries]

@@ -148,6 +148,8 @@ class Derived(Function):  # type: ignore[type-arg]
         return self._base._hydrated or self._base._findable()
 
     def _unhydrated_hint(self) -> str:
+        if self._base._hydrated:
+            return "nothing has asked for its containers yet; call it first, or .hydrate() it"
         return self._base._unhydrated_hint()
 
     def _take_at_once(self) -> bool:

@@ -586,8 +586,13 @@ def test_an_idempotency_key_answers_with_the_first_call() -> None:
         await calls.get(first[0], 0, 5.0)
         assert (await calls.submit("f", SPAWN, value, total=1, idempotency_key="k"))[0] == first[0]
         assert (await calls.submit("f", SPAWN, value, total=1, idempotency_key="l"))[0] != first[0]
-        with pytest.raises(InvalidError, match="200 characters"):
-            await calls.submit("f", SPAWN, value, idempotency_key="k" * 201)
+        one, again, other = [
+            (await calls.submit("f", SPAWN, value, total=1, method=name, idempotency_key="m"))[0]
+            for name in ("a", "a", "b")
+        ]
+        assert one == again != other, "another method is another piece of work"
+        with pytest.raises(InvalidError, match="256 characters"):
+            await calls.submit("f", SPAWN, value, idempotency_key="k" * 257)
         await asyncio.sleep(5)
         assert calls.loop._reserved.get("f", 0) == 0
 

@@ -546,6 +546,12 @@ def test_a_method_of_a_fresh_instance_travels(running, server) -> None:
     assert piece._object_id == Model.with_options(cpu=2.0)(name="never called").predict.remote(1)[0]
 
 
+def test_an_id_that_nothing_asked_for_yet(running) -> None:
+    """The app runs, and the words do not say that it does not."""
+    with pytest.raises(ExecutionError, match="nothing has asked for its containers yet"):
+        _ = Model(name="no id").predict.object_id
+
+
 def test_what_is_not_hydrated_does_not_travel() -> None:
     for thing in (Model, Model(), Model().predict, plain.with_options(cpu=1.0), Cls.from_name("a", "B")):
         with pytest.raises(InvalidError, match="cannot be an argument"):
