@@ -215,6 +215,6 @@ def test_stop(home, shop) -> None:
         [sys.executable, "-m", "cadenza", "app", "stop", "shop"], input="n\n", capture_output=True, text=True,
         env=home.environ, timeout=60,
     )  # fmt: skip
-    assert asked.returncode == 130 and "Stop app shop" in asked.stdout
+    assert asked.returncode == 1 and "Stop app shop" in asked.stdout and "Nothing was done" in asked.stderr
     assert home.cadenza("app", "stop", "shop", "-y").returncode == 0
     assert "is stopped already" in home.cadenza("app", "stop", "shop", "-y").stdout
