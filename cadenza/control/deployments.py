@@ -158,6 +158,8 @@ class Deployments:
             if tags != app.tags:
                 await self._db.execute("app_tags", (json.dumps(tags), app.app_id))
                 app.tags = tags
+            if self._calls.note(app.app_id):  # what it needs, such as its image, may have come back with this deploy
+                self._functions.again(app.place)
             notes: tuple[str, ...] = ()
             if body.tag and body.tag != active[0][1]:
                 notes = (f"nothing has changed since version {app.version}: the tag {body.tag!r} was not kept",)

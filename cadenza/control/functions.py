@@ -305,6 +305,13 @@ class Functions:
             environment=place.environment, base_id=one.base_id, renew=renew, strategy=strategy,
         )  # fmt: skip
 
+    def again(self, place: Place) -> None:
+        """Try at once what failed to start, as after a deploy that changes something."""
+        layout = self.layout(place.app_id)
+        for one in self.of_app(place.app_id):
+            if not self._pin(one):
+                self._tell(place, one, layout)
+
     def _remember(self, one: Function) -> None:
         before = self._by_id.get(one.function_id)
         if before is not None and before.kind == VARIANT:

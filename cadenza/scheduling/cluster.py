@@ -124,13 +124,11 @@ class Cluster:
             if other or any(event.layout.get(name, value) != value for name, value in old.layout.items()):
                 old.generation += 1
                 old.average_s = None if other and not event.renew else old.average_s
-                old.start_failures, old.crashes, old.blocked_until, old.failing, old.fault = 0, 0, 0.0, None, ""
-            old.app_id, old.app_name, old.declared, old.layout = (
-                event.app_id,
-                event.app_name,
-                event.spec,
-                dict(event.layout),
-            )
+            # Whoever publishes wants it tried now, also where nothing but its surroundings was put right.
+            old.start_failures = old.internal_failures = old.crashes = 0
+            old.blocked_until, old.failing, old.fault = 0.0, None, ""
+            old.app_id, old.app_name = event.app_id, event.app_name
+            old.declared, old.layout = event.spec, dict(event.layout)
             old.spec = limited(event.spec, old.limits, old.unset)
             old.removed, old.ephemeral = False, event.ephemeral
         old.environment, old.base_id = event.environment, event.base_id

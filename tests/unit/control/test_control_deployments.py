@@ -705,3 +705,21 @@ def test_secrets_are_sealed_before_anything_is_kept_or_compared(tmp_path: Path) 
         client.close()
 
     in_world(tmp_path, test)
+
+
+def test_a_deploy_that_changes_nothing_tries_again_what_did_not_start(tmp_path: Path) -> None:
+    """Its image was gone, say, and the deploy has built it anew: nobody waits for the next try's time."""
+
+    async def test(world: World) -> None:
+        client = await world.client()
+        first = await deploy(client, spec())
+        function = parts_of(world).calls.loop.cluster.functions[first["functions"]["echo"]]
+        function.start_failures, function.internal_failures, function.fault = 3, 9, "there is no image"
+        function.blocked_until = world.clock.monotonic() + 60
+        again = await deploy(client, spec())
+        assert (again["changed"], again["version"]) == (False, 1)
+        assert (function.start_failures, function.internal_failures, function.fault) == (0, 0, "")
+        assert (await run(client, again["functions"]["echo"]))["output"]["status"] == "SUCCESS"
+        client.close()
+
+    in_world(tmp_path, test)
