@@ -8,14 +8,10 @@ import click
 
 from cadenza.cli import completion, show
 from cadenza.cli.connection import ask
-from cadenza.cli.deployments import history, promote, rollback, rollover
 from cadenza.cli.environment import environment_option, wanted
-from cadenza.cli.explain import explain
 from cadenza.cli.lazy import Guessing
 from cadenza.cli.logs import log_options, print_logs
-from cadenza.cli.stats import app_stats
 from cadenza.protocol import methods
-from cadenza.protocol.functions import FunctionList
 
 app_argument = click.argument("app_identifier", shell_complete=completion.apps)
 """An app's id or name."""
@@ -23,15 +19,18 @@ app_argument = click.argument("app_identifier", shell_complete=completion.apps)
 
 @click.group(
     cls=Guessing,
-    elsewhere={"stats": "cadenza.cli.stats:app_stats"},
+    elsewhere={
+        "history": "cadenza.cli.deployments:history",
+        "promote": "cadenza.cli.deployments:promote",
+        "rollback": "cadenza.cli.deployments:rollback",
+        "rollover": "cadenza.cli.deployments:rollover",
+        "explain": "cadenza.cli.explain:explain",
+        "stats": "cadenza.cli.stats:app_stats",
+    },
     help="Look at apps, read their logs, change which version runs, stop them.",
 )
 def app() -> None:
     pass
-
-
-for _one in (history, promote, rollback, rollover, explain, app_stats):
-    app.add_command(_one)
 
 
 @app.command("list", help="List apps that run, are deployed, or ran.")
@@ -58,6 +57,8 @@ def list_apps(json_output: bool, limit: int, env: str | None) -> None:
 @show.color_option
 @environment_option
 def info(app_identifier: str, json_output: bool, no_color: bool, env: str | None) -> None:
+    from cadenza.protocol.functions import FunctionList
+
     found = ask("app.get", methods.AppRef(app_identifier, wanted(env)))
     stopped = found.state in ("stopped", "stopping")
     functions = () if stopped else ask("function.list", FunctionList(found.app_id)).functions

@@ -12,7 +12,6 @@ from cadenza.cli.connection import ask
 from cadenza.cli.environment import environment_option, wanted
 from cadenza.cli.lazy import Guessing
 from cadenza.cli.logs import log_options, print_logs
-from cadenza.cli.stats import function_calls, function_metrics, function_stats
 from cadenza.protocol.functions import (
     FunctionFind,
     FunctionInfo,
@@ -37,10 +36,6 @@ function_argument = click.argument("function", shell_complete=completion.functio
 )
 def function() -> None:
     pass
-
-
-for _one in (function_stats, function_metrics, function_calls):
-    function.add_command(_one)
 
 
 def candidates(word: str) -> list[tuple[str, str]]:

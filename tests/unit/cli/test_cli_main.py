@@ -32,6 +32,16 @@ def test_help_lists_commands_without_loading_them() -> None:
     assert done.stdout.rstrip().endswith("[]")
 
 
+def test_a_command_of_a_group_does_not_load_what_its_neighbours_need() -> None:
+    code = (
+        "import sys; from cadenza.cli.main import cli; import click; "
+        "group = cli.get_command(click.Context(cli), 'app'); group.get_command(click.Context(group), 'list'); "
+        "print([m for m in sys.modules if m.startswith('cadenza.protocol.') and m.endswith(('.functions', '.stats'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.rstrip() == "[]", done.stderr
+
+
 def test_help_is_quick() -> None:
     """The issue: `--help` under 150 ms of CPU. Three tries: the machine may be busy, but CPU time is ours."""
     import resource
