@@ -37,9 +37,13 @@ def is_ours(filename: str) -> bool:
 
 
 def clean(trace: Optional[TracebackType]) -> Iterator[tuple[FrameType, int, int]]:
-    """The frames of user code: frame, line, instruction. Ours are left out."""
+    """The frames of user code: frame, line, instruction. Ours are left out, and those of a loop that we run."""
+    ours = False
     while trace is not None:
-        if not is_ours(trace.tb_frame.f_code.co_filename):
+        frame = trace.tb_frame
+        from_loop = ours and str(frame.f_globals.get("__name__")).startswith("asyncio.")
+        ours = from_loop or is_ours(frame.f_code.co_filename)
+        if not ours:
             yield trace.tb_frame, trace.tb_lineno, trace.tb_lasti
         trace = trace.tb_next
 

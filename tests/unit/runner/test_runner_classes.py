@@ -288,6 +288,15 @@ def test_a_keyboard_interrupt_in_a_thread_ends_the_container_at_once(agent: Agen
     assert agent.text(1) == "left\n"
 
 
+def test_the_trace_of_an_async_hook_is_the_users_own(agent: Agent) -> None:
+    source = (
+        "class C:\n    @part('enter')\n    async def open(self):\n        raise OSError('closed')\n"
+        "    @part('method')\n    def f(self): pass\n"
+    )
+    text = str(attach(agent, source, method("f"), ready=False)["text"])
+    assert "in open" in text and "asyncio" not in text
+
+
 @pytest.mark.parametrize("many", [1, 4])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_exit_hooks_run_in_every_way_of_running(agent: Agent, many: int, is_async: bool) -> None:
