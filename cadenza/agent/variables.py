@@ -51,6 +51,7 @@ def of_function(
     }
     found = dict.fromkeys(THREAD_VARIABLES, threads)
     found.update(spec.env)
+    found.pop("CADENZA_SUPPORT", None)  # by `base`: through it the container finds the server
     for name, value in reserved.items():
         found["CADENZA_" + name] = value
         if name not in ("CONTAINER_ID", "APP_ID", "FUNCTION_ID"):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_KEY_CHARS = 16_384
 MAX_VALUE_CHARS = 32_768
+MAX_VARIABLES_BYTES = 640 << 10
+"""Of all together, as JSON. The same number is in `cadenza.control.sealed`, where it is a rule."""
 
 
 def check_variables(variables: object, where: str, *, drop_none: bool = False) -> dict[str, str]:
@@ -54,8 +56,25 @@ def check_variables(variables: object, where: str, *, drop_none: bool = False) -
             )
         if "\0" in value:
             raise InvalidError(f"{where}: the value of {key!r} has a NUL character in it")
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # bytes that are no UTF-8, as os.environ gives them
+            raise InvalidError(f"{where}: the value of {key!r} is not valid Unicode") from None
         found[key] = value
+    _check_total(found, where)
     return found
+
+
+def _check_total(variables: dict[str, str], where: str) -> None:
+    """As the server does, before they are too large for a frame."""
+    if sum(map(len, variables)) + sum(map(len, variables.values())) < MAX_VARIABLES_BYTES >> 4:
+        return
+    import json
+
+    if len(json.dumps(variables, ensure_ascii=False).encode()) > MAX_VARIABLES_BYTES:
+        raise InvalidError(
+            f"{where}: its variables have over {MAX_VARIABLES_BYTES >> 10} KiB together: put large values into a file"
+        )
 
 
 async def _to(client: Optional[Client]) -> Client:

@@ -17,7 +17,8 @@ from cadenza.agent import capacity, files, gpus, rootfs, support, surroundings, 
 from cadenza.base.config import Config
 from cadenza.base.errors import NotFoundError
 from cadenza.fs.images import StepRun
-from cadenza.protocol.objects import FileEntry
+from cadenza.protocol.nodes import ContainerSpec
+from cadenza.protocol.objects import FileEntry, FunctionSpec
 from cadenza.runtime.choice import STANDARD
 from cadenza.runtime.network import HostNetwork
 
@@ -119,6 +120,17 @@ def test_image_variables_are_lowest_but_above_defaults() -> None:
     """semantics.md section 14."""
     found = variables.base({"PATH": "/opt/bin", "CADENZA_SUPPORT": "/forged"})
     assert (found["PATH"], found["HOME"], found["CADENZA_SUPPORT"]) == ("/opt/bin", "/root", variables.SUPPORT)
+
+
+def test_secrets_change_nothing_that_a_container_finds_its_server_by() -> None:
+    """semantics.md section 14: names that begin with MODAL_ are reserved."""
+    names = ("CADENZA_SUPPORT", "CADENZA_TASK_ID", "MODAL_TASK_ID", "MODAL_ENVIRONMENT", "MODAL_IS_REMOTE", "MINE")
+    spec = ContainerSpec(
+        "ta-1", "ap-1", "app", "fu-1", FunctionSpec("f"), "im-1", "standard", env=dict.fromkeys(names, "forged")
+    )
+    found = variables.of_function(spec, "main", "no-1", "crun", 2, {})
+    assert [name for name in names if found.get(name) == "forged"] == ["MINE"]
+    assert "CADENZA_SUPPORT" not in found  # what the runner was started with stays
 
 
 def test_an_image_cannot_change_the_library_of_others(tmp_path: Path) -> None:

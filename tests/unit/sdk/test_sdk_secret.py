@@ -55,6 +55,26 @@ def test_limits_of_length() -> None:
         Secret.from_dict({"A" * 16_385: "x"})
     with pytest.raises(InvalidError, match="32,768"):
         Secret.from_dict({"A": "x" * 32_769})
+    many: dict[str, Any] = {f"A{number}": "x" * 32_768 for number in range(19)}
+    assert Secret.from_dict(many)
+    with pytest.raises(InvalidError, match="640 KiB together"):
+        Secret.from_dict({**many, "B": "x" * 32_768})
+    with pytest.raises(InvalidError, match="640 KiB"):  # each of these takes two bytes on the wire
+        Secret.from_dict({f"A{number}": "\n" * 32_768 for number in range(11)})
+
+
+def test_a_value_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable of the shell may have any bytes in it."""
+    monkeypatch.setenv("CADENZA_TEST_A", "a\udc80b")
+    with pytest.raises(InvalidError, match="not valid Unicode"):
+        Secret.from_local_environ(["CADENZA_TEST_A"])
+
+
+def test_the_limit_is_that_of_the_server() -> None:
+    from cadenza.control import sealed
+    from cadenza.sdk import secret
+
+    assert secret.MAX_VARIABLES_BYTES == sealed.MAX_VARIABLES_BYTES
 
 
 def test_from_local_environ(monkeypatch: pytest.MonkeyPatch) -> None:
