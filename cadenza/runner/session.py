@@ -288,7 +288,8 @@ class Session:
         if not ordered and hasattr(self, "streams"):
             if self._executor is not None:
                 raised = self._executor.raised or raised
-            sys.stderr.write(f"The function raised {raised}: the container ends.\n")
+            what = "The function" if self._executor is not None else "The import or an enter hook"
+            sys.stderr.write(f"{what} raised {raised}: the container ends.\n")
         self._stopping = True
         _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
         if self._executor is not None:

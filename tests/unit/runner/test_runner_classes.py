@@ -288,6 +288,17 @@ def test_a_keyboard_interrupt_in_a_thread_ends_the_container_at_once(agent: Agen
     assert agent.text(1) == "left\n"
 
 
+def test_a_keyboard_interrupt_in_an_enter_hook_is_said_to_be_there(agent: Agent) -> None:
+    source = (
+        "class C:\n    @part('enter')\n    def open(self):\n        raise KeyboardInterrupt\n"
+        "    @part('method')\n    def f(self): pass\n"
+    )
+    with pytest.raises(EOFError):
+        attach(agent, source, method("f"))
+    assert agent.process.wait() == 130
+    assert agent.text(2) == "The import or an enter hook raised KeyboardInterrupt: the container ends.\n"
+
+
 def test_the_trace_of_an_async_hook_is_the_users_own(agent: Agent) -> None:
     source = (
         "class C:\n    @part('enter')\n    async def open(self):\n        raise OSError('closed')\n"
