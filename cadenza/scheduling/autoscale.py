@@ -14,7 +14,11 @@ from cadenza.scheduling.states import ContainerState, FunctionState, NodeState
 MAX_CONTAINERS_PER_FUNCTION = 4_000
 """Source: semantics.md section 30."""
 START_WORTH_S = 0.25
-"""Work that the present containers finish within this is not worth another start."""
+"""Work that the present containers finish within this, or within the time of a start, is not worth another one."""
+MIN_WINDOW_S = 2.0
+UNUSED_SHARE = 1 / 6
+"""A container beyond the need that never had an input ends after this share of the window, but not before
+`MIN_WINDOW_S`. Source: semantics.md section 11.1: "if the pool is over-provisioned some end sooner"."""
 MAX_START_FAILURES = 3
 """Failed starts by the user's fault, with none that succeeded between, until what waits fails with INIT_FAILURE."""
 MAX_CRASHES = 10
@@ -49,8 +53,11 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
     """What a function's pool should become.
 
     While nothing is known of how long its inputs take, at most ``first`` containers start (or as many as the user said
-    there may be, up to `ASKED_AT_ONCE`), and then as many again as are ready. Once it is known, each one that starts
-    has `START_WORTH_S` of work at least; where inputs turn out to take longer, the pool doubles.
+    there may be, up to `ASKED_AT_ONCE`), and then as many again as are ready. Once it is known, it is asked how much
+    work is left when a container that starts now would be ready: what waits and runs, and what comes meanwhile at the
+    present rate, less what the present ones and those on their way do until then. Each one that starts
+    has of that `START_WORTH_S` at least, and half of its own start. Where inputs turn out to take longer, the pool
+    doubles.
     """
     spec = function.spec
     if function.removed:
@@ -76,10 +83,22 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
         slow_s = max(SLOW_HEAD_S, 2 * average_s)
         slow = sum(1 for one in alive if one.state == READY and _is_slow(one, now, slow_s))
         able = sum(1 for one in alive if one.state == READY) - slow
+        start_s = _start_s(function, alive, now)
+        horizon_s = max(START_WORTH_S, start_s)
         work_s = load * average_s / spec.max_concurrent
-        worth = max(1, math.ceil(work_s / START_WORTH_S - 1e-9))
+        later_s = max(0.0, start_s - START_WORTH_S)
+        coming_s = function.rate_now(now) * average_s / spec.max_concurrent * later_s
+        worth_s = max(START_WORTH_S, start_s / 2)
+        # Those on their way also have the work for which they were started: it must not start others again.
+        done_s = able * horizon_s + sum(
+            min(horizon_s, horizon_s - (start_s - (now - one.placed_at)) + worth_s)
+            for one in alive
+            if one.state != READY
+        )
+        left_s = work_s + coming_s - done_s
+        worth = max(1, len(alive) - slow + max(0, math.ceil(left_s / worth_s - 1e-9)))
         each = f"at {average_s * 1000:.1f} ms each"
-        if able and work_s / able <= START_WORTH_S:
+        if able and worth + slow <= len(alive) and 2 * slow <= len(alive):
             needed = len(alive)
             again = now + slow_s  # the average may be wrong about what runs now
             why += f"; but {each} it is done in {work_s / able:.2f} s by those that are ready ({able})"
@@ -108,8 +127,11 @@ def decide(function: FunctionState, now: float, first: int = MAX_CONTAINERS_PER_
     surplus = len(alive) - wanted
     if surplus > 0:
         idle = sorted((one for one in alive if one.usable and not one.attempts), key=_idle_order)
+        share = 1.0 if spec.buffer_containers else UNUSED_SHARE  # a buffer is there to be unused
+        unused_s = max(MIN_WINDOW_S, spec.scaledown_window_s * share)
+        idle.sort(key=lambda one: one.taken > 0)
         for one in idle[:surplus]:
-            until = one.idle_since + spec.scaledown_window_s
+            until = one.idle_since + (spec.scaledown_window_s if one.taken else unused_s)
             if until <= now:
                 stop.append(one.container_id)
             else:
@@ -128,6 +150,12 @@ def _demand(waiting: int, held: int, noun: str, target: float, needed: int) -> s
         does += f" and {held} {verb}" if waiting else f"{held} {noun if held == 1 else plural} {verb}"
     at_once = "" if target == 1 else f", {target:g} at a time in each"
     return f"{does}, which needs {needed} container{'' if needed == 1 else 's'}{at_once}"
+
+
+def _start_s(function: FunctionState, alive: Sequence[ContainerState], now: float) -> float:
+    """How long a container takes to start: as lately, and no shorter than one that is starting takes already."""
+    oldest = min((one.placed_at for one in alive if one.state != READY), default=now)
+    return max(function.start_s or 0.0, now - oldest)
 
 
 def _target(function: FunctionState, alive: Sequence[ContainerState]) -> float:

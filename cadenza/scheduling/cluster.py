@@ -174,6 +174,7 @@ class Cluster:
             ready.extendleft(reversed(back))
         else:
             function.ready.extend(event.entries)
+            function.arrive(len(event.entries), now)
         return []
 
     def _backlog_changed(self, event: BacklogChanged, now: float) -> list[AttemptState]:
@@ -418,6 +419,9 @@ class Cluster:
         function = container.function
         if report.state == READY:
             container.ready_since = now
+            if container.revision:  # one that was taken over began before it was known here
+                took, old = now - container.placed_at, function.start_s
+                function.start_s = took if old is None else old + AVERAGE_WEIGHT * (took - old)
             function.start_failures = function.internal_failures = 0
             if not function.crashes:
                 function.blocked_until, function.fault = 0.0, ""

@@ -13,6 +13,8 @@ from cadenza.protocol.objects import AutoscalerPatch, FunctionSpec
 from cadenza.scheduling.events import FailedStart, StopContainer
 from cadenza.storage.entry import Entry
 
+RATE_TIME_S = 10.0
+"""An input that came so long ago counts a third in the rate of arrivals."""
 MOVES: dict[str, tuple[str, ...]] = {
     PREPARING: (STARTING, READY, STOPPING, GONE),
     STARTING: (READY, STOPPING, GONE),
@@ -162,6 +164,11 @@ class FunctionState:
     free: list[ContainerState] = field(default_factory=list)
     """Containers that may have room, last used last; see `dispatch`."""
     average_s: Optional[float] = None
+    start_s: Optional[float] = None
+    """How long its containers take to start, as a moving average."""
+    rate: float = 0.0
+    """Inputs a second, lately, as of ``rate_at``; see `arrive`."""
+    rate_at: float = 0.0
     start_failures: int = 0
     """Starts that failed by the user's fault since one last succeeded."""
     internal_failures: int = 0
@@ -196,6 +203,15 @@ class FunctionState:
     def target(self) -> int:
         """How many inputs at once each container should have; up to ``max_concurrent`` when there can be no more."""
         return max(1, min(self.spec.target_concurrent, self.spec.max_concurrent))
+
+    def arrive(self, count: int, now: float) -> None:
+        """So many inputs have come."""
+        self.rate = self.rate_now(now) + count / RATE_TIME_S
+        self.rate_at = now
+
+    def rate_now(self, now: float) -> float:
+        """Inputs a second: older ones count less."""
+        return self.rate * math.exp(min(0.0, self.rate_at - now) / RATE_TIME_S)
 
     @property
     def waiting(self) -> int:

@@ -74,6 +74,8 @@ def test_short_work_is_not_worth_a_start() -> None:
 
 def test_idle_containers_end_after_the_window_oldest_first() -> None:
     cluster = make(containers=3, min_containers=1, scaledown_window_s=60.0)
+    for one in cluster.containers.values():
+        one.taken = 1
     assert decide(cluster, 59.0).stop == ()
     assert decide(cluster, 59.0).again_at == 60.0
     assert decide(cluster, 60.5).stop == ("c0",)
@@ -154,3 +156,66 @@ def test_reasons_are_sentences(waiting: int, held: int, spec: dict[str, Any], wo
     for number in range(held):
         cluster.apply(events.Assign(f"c{number}", 1), 0.0)
     assert decide(cluster).why.endswith(words)
+
+
+def test_containers_beyond_the_need_that_never_had_an_input_end_sooner() -> None:
+    """Section 11.1: "if the pool is over-provisioned some end sooner"."""
+    cluster = make(containers=3, scaledown_window_s=60.0)
+    cluster.containers["c0"].taken = 1
+    assert decide(cluster, 10.9).stop == () and decide(cluster, 10.9).again_at == 11.0
+    assert decide(cluster, 12.0).stop == ("c1", "c2"), "and the one that had one stays for the window"
+    assert decide(cluster, 60.0).stop == ("c1", "c2", "c0")
+    assert decide(make(containers=1, scaledown_window_s=2.0), 1.9).stop == ()
+    assert decide(make(containers=1, buffer_containers=1), 59.0).stop == (), "a buffer is there to be unused"
+    assert decide(make(containers=1, min_containers=1), 1e6).stop == ()
+
+
+def test_what_is_done_before_another_one_would_be_ready_starts_none() -> None:
+    """200 inputs of 0.5 s wait for 20 containers: in the 20 s that a start takes these are done with all of it."""
+    cluster = make(200, containers=20)
+    function = cluster.functions["f"]
+    function.average_s, function.start_s, function.rate = 0.5, 20.0, 0.0
+    assert decide(cluster, 20.0).start == 0
+    function.start_s = 1.0
+    assert decide(cluster, 20.0).start == 160, "each with half a second of work, which is half of its start"
+    function.start_s = 20.0
+    function.rate, function.rate_at = 100.0, 20.0
+    assert decide(cluster, 20.0).start == 69, "100 a second need 50 at least"
+
+
+def test_those_that_start_count_for_the_time_in_which_they_are_ready() -> None:
+    cluster = make(200, containers=20, ready=False)
+    function = cluster.functions["f"]
+    function.average_s, function.start_s, function.rate = 0.5, 20.0, 0.0
+    assert decide(cluster, 0.0).start == 0, "each will have 5 s of work, where 10 s are worth a start"
+    function.average_s = 1.5
+    assert decide(cluster, 0.0).start == 10, "they were started for 10 s each: 100 s are left"
+    assert decide(cluster, 9.0).start == 0, "and 190 s when they have more than half of their starts behind them"
+
+
+def test_a_decision_is_not_made_twice() -> None:
+    """What was started for what waits is not started again with the next arrival, although it is not ready for long."""
+    cluster = make(2000, containers=32)
+    function = cluster.functions["f"]
+    function.average_s, function.start_s, function.rate, function.rate_at = 0.5, 20.0, 85.0, 20.0
+    first = decide(cluster, 20.0).start
+    assert 100 <= first <= 130
+    for number in range(first):
+        cluster.apply(events.StartContainer(f"d{number}", "f", "n", (), "test", 1), 20.0)
+    assert decide(cluster, 20.01).start <= 1
+
+
+def test_how_long_a_start_takes_and_how_fast_inputs_come_is_known() -> None:
+    cluster = make()
+    function = cluster.functions["f"]
+    for number, took in enumerate((4.0, 8.0)):
+        cluster.apply(events.StartContainer(f"c{number}", "f", "n", (), "test", 1), 100.0)
+        cluster.apply(events.ContainerSeen(ContainerReport(f"c{number}", nodes.READY)), 100.0 + took)
+    assert function.start_s == pytest.approx(4.0 + 0.3 * 4.0)
+    for second in range(60):
+        entries = [Entry(i, f"in-{second}-{i}", "fc", i, "f", False) for i in range(7)]
+        cluster.apply(events.Arrived("f", entries), 200.0 + second)
+    assert function.rate_now(260.0) == pytest.approx(7.0, rel=0.1)
+    assert function.rate_now(300.0) < 0.2
+    cluster.apply(events.Arrived("f", entries, front=True), 300.0)
+    assert function.rate_now(300.0) < 0.2, "what comes back did not arrive"
