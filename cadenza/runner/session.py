@@ -94,13 +94,18 @@ class Session:
             self._signalled()
 
     def _signalled(self) -> None:
+        try:
+            if self._executor is not None and (self._told or not self._stopping):
+                self._executor.on_poke()
+        finally:  # SIGTERM may also come while that reads, and then only leaves a note
+            self._obey()
+
+    def _obey(self) -> None:
         if self._stopping and not self._told:
             self._told = True  # once: the user's clean-up is not interrupted again
             if self._executor is not None:
                 self._executor.handle({"t": "drain", "grace_s": 0}, b"")
             raise KeyboardInterrupt("the container is being stopped")
-        if self._executor is not None:
-            self._executor.on_poke()
 
     def _deafen(self) -> None:
         """Nothing is left to cancel, and the end is on its way: exit hooks are not disturbed, except by SIGKILL."""

@@ -188,6 +188,33 @@ def test_sigterm_ends_at_once_and_gives_back(agent: Agent) -> None:
     assert "cleaned" in agent.text(1)
 
 
+def test_sigterm_while_a_cancellation_is_read_is_not_lost() -> None:
+    """Handlers only leave a note meanwhile, and the note is a SIGUSR1's as well."""
+    from types import SimpleNamespace
+    from typing import cast
+
+    from cadenza.runner.execute import Channel, Job, OnMainThread
+    from cadenza.runner.session import Session
+
+    session = Session(0.0)
+    reads = []
+
+    def receive(wait: bool) -> list[Any]:
+        if not reads:
+            session._on_term(signal.SIGTERM, None)
+        reads.append(session.mask.depth)
+        return []
+
+    outbox = SimpleNamespace(mask=session.mask, flush=lambda: None)
+    channel = SimpleNamespace(wire=SimpleNamespace(receive=receive), outbox=outbox)
+    executor = session._executor = OnMainThread({}, cast(Channel, channel))
+    executor.active = Job("in-0:1", "in-0", "fc-0", b"", "", False)
+    with pytest.raises(KeyboardInterrupt):
+        session._on_usr1(signal.SIGUSR1, None)
+    assert reads == [1, 1] and executor.draining
+    session._on_usr1(signal.SIGUSR1, None)  # once
+
+
 def test_sigterm_when_idle(agent: Agent) -> None:
     agent.attach("def f(x): return x")
     assert agent.call(1) == 1
