@@ -264,6 +264,9 @@ class Loop(Pools):
             names, self._dirty = self._dirty, {}
             for name in names:
                 function = self.cluster.functions.get(name)
+                if function is not None and function.spent:  # its last input left the table after its last container
+                    self.cluster.apply(events.FunctionRemoved(name), now)
+                    function = None
                 if function is None:
                     self._guarded(self._forgotten, name)
                     continue

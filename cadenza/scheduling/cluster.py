@@ -155,7 +155,7 @@ class Cluster:
         return []
 
     def _forget(self, function: FunctionState) -> None:
-        if function.removed and not function.containers and not function.busy:
+        if function.spent:
             self.functions.pop(function.function_id, None)
 
     def _arrived(self, event: Arrived, now: float) -> list[AttemptState]:

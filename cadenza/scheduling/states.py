@@ -234,6 +234,11 @@ class FunctionState:
         return self.waiting > 0 and not self.containers
 
     @property
+    def spent(self) -> bool:
+        """Whether it has ended, and nothing of it is left."""
+        return self.removed and not self.containers and not self.busy
+
+    @property
     def busy(self) -> bool:
         """Whether any input is not finished."""
         return bool(self.ready) or self.backlog > 0 or self.running > 0
