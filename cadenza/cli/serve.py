@@ -156,16 +156,35 @@ def publish_version(ref: str, is_module: bool, name: str, environment: str, read
         return
     shown = Builds()
 
+    gone = False
+
     async def publishing() -> Any:
-        client = await Client.from_env.aio()
-        declarations, force = list(app._declarations.values()), load().force_build
-        return await publish.publish(client, app_id, declarations, shown, force, environment=environment)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def unwanted() -> None:  # the parent says nothing more: it is gone, killed perhaps, or has a newer version
+            nonlocal gone
+            gone = True
+            loop.remove_reader(read_fd)
+            task.cancel()
+
+        loop.add_reader(read_fd, unwanted)
+        try:
+            client = await Client.from_env.aio()
+            declarations, force = list(app._declarations.values()), load().force_build
+            return await publish.publish(client, app_id, declarations, shown, force, environment=environment)
+        except (Exception, asyncio.CancelledError):
+            if gone:
+                return None  # there is nobody to tell
+            raise
 
     try:
         with user_code():
             functions = _dual.run(publishing())
     finally:
         shown.close()
+    if functions is None:
+        return
     report.say({"functions": len(functions)})
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -176,3 +177,35 @@ def test_a_first_version_that_is_broken_ends_it(home) -> None:
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "cadenza/cli" not in done.stderr
     missing = home.cadenza("serve", "nowhere.py")
     assert missing.returncode == 2 and missing.stderr == "Error: no such file: nowhere.py\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_a_build_ends_with_the_serve_that_wanted_it(home, signum: int) -> None:
+    """However it ends: the process that publishes ends too, and what it built for nobody."""
+    mark = f"7{int(time.time()) % 100_000}.{int(signum)}"
+    path = home.program(
+        "building.py",
+        f"import cadenza\napp = cadenza.App('building')\n"
+        f"slow = cadenza.Image.debian_slim().run_commands('sleep {mark}')\n"
+        "@app.function(image=slow)\ndef f():\n    pass\n",
+    )
+    one = Served(home, path)
+    one.until(f"RUN sleep {mark}")
+    one.end(signum)
+    deadline = time.monotonic() + 10
+    while (left := processes(f"sleep {mark}", "building.py")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def processes(*words: str) -> list[str]:
+    """Command lines in which one of these words is."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if any(one in line for one in words) and "pytest" not in line:
+            found.append(line)
+    return found
