@@ -146,9 +146,11 @@ class BothFree(Generic[P, R]):
 
 
 class static_method(Generic[P, R]):
-    """``async def method(...) -> R`` without self, in both forms; also for module-level functions by `function`."""
+    """``async def method(...) -> R`` without self, in both forms. It stands above ``@staticmethod``, by which type
+    checkers know that there is no self. For module-level functions there is `function`."""
 
-    def __init__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> None:
+    def __init__(self, method: Callable[P, Coroutine[Any, Any, R]]) -> None:
+        function = cast("Callable[P, Coroutine[Any, Any, R]]", getattr(method, "__func__", method))
         self.__wrapped__ = function
         self.__doc__ = function.__doc__
 

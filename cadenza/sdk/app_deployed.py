@@ -59,6 +59,7 @@ class AppOnServer:
         return self  # type: ignore[return-value]
 
     @_dual.static_method
+    @staticmethod
     async def lookup(
         name: str,
         *,

@@ -117,6 +117,7 @@ class FunctionCall(Object, Generic[R]):
                 return
 
     @_dual.static_method
+    @staticmethod
     def gather(*function_calls: FunctionCall[Any]) -> Coroutine[Any, Any, list[Any]]:
         """The results of all calls, in the order of the arguments. Raises the first failure; cancels nothing."""
         for one in function_calls:

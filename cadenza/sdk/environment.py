@@ -34,6 +34,7 @@ class EnvironmentManager:
     """The workspace's environments, as a whole."""
 
     @_dual.static_method
+    @staticmethod
     async def create(
         name: str,
         *,
@@ -53,6 +54,7 @@ class EnvironmentManager:
         await (await _to(client))._request("environment.create", request)
 
     @_dual.static_method
+    @staticmethod
     async def list(*, client: Optional[Client] = None) -> list[Environment]:
         """Handles of all environments that the caller may see."""
         from cadenza.protocol.accounts import EnvironmentList
@@ -62,6 +64,7 @@ class EnvironmentManager:
         return [Environment._from_info(one, to) for one in found.environments]
 
     @_dual.static_method
+    @staticmethod
     async def delete(name: str, *, client: Optional[Client] = None) -> None:
         """Delete an environment and its secrets. ConflictError while an app in it is not stopped."""
         from cadenza.protocol.accounts import EnvironmentRef

@@ -89,6 +89,7 @@ class SecretManager:
     """The stored secrets of an environment, as a whole."""
 
     @_dual.static_method
+    @staticmethod
     async def create(
         name: str,
         env_dict: dict[str, str],
@@ -107,6 +108,7 @@ class SecretManager:
         await (await _to(client))._request("secret.create", request)
 
     @_dual.static_method
+    @staticmethod
     async def list(
         *,
         max_objects: Optional[int] = None,
@@ -129,6 +131,7 @@ class SecretManager:
         return [Secret._from_info(one, to) for one in found.secrets]
 
     @_dual.static_method
+    @staticmethod
     async def delete(
         name: str,
         *,
