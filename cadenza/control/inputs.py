@@ -220,11 +220,14 @@ class Inputs(Round):
                 self.cluster.arm(function, refill.next_ready)
             return
         if function is None:
+            for entry in taken.entries:
+                self._finish(entry, TERMINATED, error="the app has ended")
             return
         good = []
         for entry in taken.entries:
             if function.removed or self._sink.is_cancelled(entry.call_id):
-                self._finish(entry, TERMINATED, error="its call was cancelled")
+                why = "the app has ended" if function.removed else "its call was cancelled"
+                self._finish(entry, TERMINATED, error=why)
             else:
                 good.append(entry)
         count = len(taken.entries)

@@ -22,6 +22,8 @@ from cadenza.base.errors import Error
 from cadenza.protocol.calls import CALLER_GONE_GRACE_S, MAP, SPAWN_MAP, SUCCESS, SYNC, TERMINATED
 
 SEEDS = 240
+KEPT = (1049,)
+"""Seeds that once broke something."""
 GROUPS = 6
 ENDED = "the app has ended: by its user"
 
@@ -148,3 +150,8 @@ def test_apps_end_and_callers_vanish(group: int) -> None:
             run_seed(seed)
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+
+
+@pytest.mark.parametrize("seed", KEPT)
+def test_seeds_that_once_broke(seed: int) -> None:
+    run_seed(seed)
