@@ -86,7 +86,7 @@ def _find(module: Any, qualname: str, name: str) -> Function:
     kind = "class" if name.endswith(".*") else "function"
     attribute = "registered_classes" if kind == "class" else "registered_functions"
     for other in list(vars(module).values()):
-        registered = getattr(type(other), attribute, None) and getattr(other, attribute, None)
+        registered = _quietly(other, attribute) if hasattr(type(other), attribute) else None
         if isinstance(registered, dict):
             found = _unwrap(registered.get(name[:-2] if kind == "class" else name))
             if callable(found):
@@ -96,6 +96,15 @@ def _find(module: Any, qualname: str, name: str) -> Function:
         'whenever its module is imported: not below `if __name__ == "__main__"`, and not by a condition that differs '
         "between your machine and the container."
     )
+
+
+def _quietly(thing: Any, name: str) -> Any:
+    """An attribute without its warning: that users are to have no use for it is no concern of ours."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(thing, name, None)
 
 
 def _unwrap(thing: Any) -> Any:

@@ -326,7 +326,7 @@ class App(AppClasses, AppOnServer, LaterApp):
             name, kind = declaration.name.removesuffix(".*"), "classes" if declaration.methods else "functions"
             _warn(
                 f"the app has two {kind} named {name!r}: the later one is used. Give one of them another name=",
-                stacklevel=4,
+                stacklevel=4 if declaration.methods else 3,  # of a class there is `declare` between
             )
         raw = declaration.raw
         definition = Definition(

@@ -107,7 +107,8 @@ def check_place(raw: type, serialized: bool) -> None:
 def check_constructor(raw: type) -> None:
     """InvalidError for a constructor of the user's, also an inherited one: containers make instances without."""
     for one in raw.__mro__[:-1]:
-        if "__init__" in vars(one) and one.__module__ != "typing":
+        constructor = vars(one).get("__init__")
+        if constructor is not None and getattr(constructor, "__module__", "") not in ("typing", "typing_extensions"):
             whose = "" if one is raw else f", which it has from {one.__qualname__}"
             raise InvalidError(
                 f"{raw.__qualname__} has a constructor __init__{whose}: use @{package()}.enter() for what runs when a "

@@ -524,6 +524,26 @@ def test_function_found_through_its_app(agent: Agent) -> None:
     assert agent.call(4) == 8
 
 
+def test_what_is_found_through_its_app_is_found_without_a_warning() -> None:
+    """`App.registered_functions` is deprecated for users, and their programs may make errors of warnings."""
+    import types
+    import warnings
+
+    import cadenza
+    from cadenza.runner import loader
+
+    module: Any = types.ModuleType("program")
+    module.app = cadenza.App()
+
+    def hidden() -> None:
+        """Not in the module's scope."""
+
+    module.app.function(serialized=True, name="hidden")(hidden)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loader._find(module, "hidden", "hidden") is hidden
+
+
 @pytest.mark.parametrize("bare", [True, False])
 def test_serialized_function(agent: Agent, bare: bool) -> None:
     import cloudpickle

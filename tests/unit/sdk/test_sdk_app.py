@@ -144,9 +144,9 @@ def test_max_inputs_is_deprecated() -> None:
 def test_a_function_of_the_same_name_wins_with_a_warning() -> None:
     app = App()
     app.function()(plain)
-    with pytest.warns(UserWarning, match="two functions named 'plain'"):
+    with pytest.warns(UserWarning, match="two functions named 'plain'") as warned:
         second = app.function(name="plain")(needs)
-    assert app._functions == {"plain": second}
+    assert app._functions == {"plain": second} and warned[0].filename == __file__
 
 
 def test_a_function_is_not_called_itself() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable
+from typing import Any, Callable, Protocol
 
 import pytest
 
@@ -189,8 +189,25 @@ def test_classes_that_are_refused(raw: Any, words: str) -> None:
 def test_a_class_of_the_same_name_wins_with_a_warning() -> None:
     app = App()
     app.cls()(Model)
-    with pytest.warns(UserWarning, match="two classes named 'Model'"):
+    with pytest.warns(UserWarning, match="two classes named 'Model'") as warned:
         app.cls()(Model)
+    assert warned[0].filename == __file__
+
+
+class Speaks(Protocol):
+    def word(self) -> str: ...
+
+
+class Parrot(Speaks):
+    @cadenza.method()
+    def word(self) -> str:
+        return "kraa"
+
+
+def test_a_protocol_is_no_constructor() -> None:
+    """Python gives protocols a constructor of its own."""
+    handle: Any = App().cls()(Parrot)
+    assert handle().word.local() == "kraa"
 
 
 def test_twice() -> None:
