@@ -415,7 +415,7 @@ class Cluster:
         if container.state == report.state:
             return self._resized(container, report, now)
         container.state = report.state
-        container.report = report
+        container.hear(report)
         function = container.function
         if report.state == READY:
             container.ready_since = now
@@ -450,7 +450,7 @@ class Cluster:
 
     def _resized(self, container: ContainerState, report: ContainerReport, now: float) -> list[AttemptState]:
         """It runs another number of inputs at once from now on; what has begun goes on."""
-        container.report = report
+        container.hear(report)
         while container.queued and container.begun < container.slots:
             self._begin(container, container.queued.popleft(), now)
         self._offer(container)

@@ -89,10 +89,13 @@ class ContainerState:
     """What it was started for. Its function may have been published anew since."""
     layout: dict[str, str] = field(init=False)
     generation: int = field(init=False)
+    slots: int = field(init=False)
+    """How many runs it has at once at most: as declared, or fewer by its own word (semantics.md section 31)."""
 
     def __post_init__(self) -> None:
         self.spec, self.layout = self.function.spec, self.function.layout
         self.generation = self.function.generation
+        self.slots = self.spec.max_concurrent
 
     @property
     def replaced(self) -> bool:
@@ -110,12 +113,11 @@ class ContainerState:
             return report.slots != (self.report.slots if self.report is not None else 0)
         return report.state in MOVES[self.state]
 
-    @property
-    def slots(self) -> int:
-        """How many runs it has at once at most: as declared, or fewer by its own word (semantics.md section 31)."""
+    def hear(self, report: ContainerReport) -> None:
+        """Its node's newest word of it."""
+        self.report = report
         most = self.spec.max_concurrent
-        told = self.report.slots if self.report is not None else 0
-        return min(told, most) if told else most
+        self.slots = min(report.slots, most) if report.slots else most
 
     @property
     def target(self) -> int:
