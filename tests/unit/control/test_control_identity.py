@@ -71,6 +71,7 @@ def test_a_container_calls_the_rows_that_are_for_it(tmp_path: Path) -> None:
         for one in METHODS.values():
             inside = CONTAINER in one.callers
             await refused(client, one.name, "permission_denied", "no running app" if inside else "inside a container")
+        client.close()
 
     in_world(tmp_path, test)
 
