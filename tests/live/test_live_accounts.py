@@ -134,7 +134,7 @@ def test_environments_keep_apps_secrets_and_containers_apart(home, deployed) -> 
 def test_an_environment_with_apps_stays(home, deployed) -> None:
     refused = home.cadenza("environment", "delete", "-y", "dev")
     assert refused.returncode == 1
-    assert "stop them first" in refused.stderr
+    assert "first (cadenza app list -e dev)" in refused.stderr
 
 
 def token(home, *options: str) -> dict[str, str]:

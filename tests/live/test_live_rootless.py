@@ -5,6 +5,7 @@ The user is made for the test, and runs the command from a copy of the package t
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from packaging.requirements import Requirement
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -26,10 +28,21 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = (
-    "click", "cloudpickle", "dotenv", "markdown_it", "mdurl", "msgspec", "pygments", "rich", "typing_extensions",
-    "uvloop",
-)  # fmt: skip
+
+
+def libraries(name: str = "cadenza") -> dict[str, importlib.metadata.Distribution]:
+    """What a distribution needs to run here, and what that needs, by name."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    wanted = [name]
+    while wanted:
+        for line in importlib.metadata.requires(wanted.pop()) or ():
+            needed = Requirement(line)
+            applies = needed.marker is None or needed.marker.evaluate({"extra": ""})
+            if applies and needed.name not in found:
+                found[needed.name] = importlib.metadata.distribution(needed.name)
+                wanted.append(needed.name)
+    return found
+
 
 HELLO = """
 import os, socket, time
@@ -165,13 +178,11 @@ def make_person() -> Iterator[Callable[..., Person]]:
     copy = Path(tempfile.mkdtemp(prefix="cadenza-copy-"))
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "cadenza", copy / "cadenza", ignore=ignore)
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.origin, name
-        if os.path.basename(spec.origin) == "__init__.py":
-            shutil.copytree(os.path.dirname(spec.origin), copy / name, ignore=ignore)
-        else:
-            shutil.copy(spec.origin, copy)
+    for one in libraries().values():
+        for path in one.files or ():
+            if ".." not in path.parts and "__pycache__" not in path.parts:
+                (copy / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path.locate(), copy / path)
     subprocess.run(["chmod", "-R", "a+rX", str(copy)], check=True)
     made: list[Person] = []
 
