@@ -97,6 +97,16 @@ class _Origin:
     client_version: str = ""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A version as it was kept. A rollback to it or a rollover runs the code of its commit, and so shows that."""
+
+    kind: str
+    specs: tuple[FunctionSpec, ...]
+    budget: Optional[BudgetSpec]
+    git: GitInfo
+
+
 class Deployments:
     """Handlers of ``app.deploy`` and what goes with it."""
 
@@ -193,8 +203,8 @@ class Deployments:
                 raise NotFoundError(
                     f"the app {app.name} has no version before {app.version}: see `cadenza app history`"
                 )
-            kind, specs, budget = await self._version(app, number)
-            if kind == "staged":
+            kept = await self._version(app, number)
+            if kept.kind == "staged":
                 raise ConflictError(
                     f"version {number} of {app.name} is staged and was never in force: promote it instead"
                 )
@@ -202,9 +212,10 @@ class Deployments:
                 raise ConflictError(
                     f"version {number} of {app.name} is in force already: for new containers use a rollover"
                 )
-            await self._functions.still(specs, app.environment, f"version {number} of {app.name}")
-            origin = _Origin("rollback", number, self._apps.who(request.caller), strategy=body.strategy)
-            deployed = await self._put(app, specs, origin, app.tags, budget)
+            await self._functions.still(kept.specs, app.environment, f"version {number} of {app.name}")
+            by = self._apps.who(request.caller)
+            origin = _Origin("rollback", number, by, strategy=body.strategy, git=kept.git)
+            deployed = await self._put(app, kept.specs, origin, app.tags, kept.budget)
         await self._gone(deployed, body.strategy)
         return deployed
 
@@ -217,10 +228,11 @@ class Deployments:
             self._still_deployed(app)
             if not app.version:
                 raise ConflictError(f"the app {app.name} has no version in force: deploy it first")
-            _, specs, budget = await self._version(app, app.version)
-            await self._functions.still(specs, app.environment, f"version {app.version} of {app.name}")
-            origin = _Origin("rollover", app.version, self._apps.who(request.caller), strategy=body.strategy)
-            deployed = await self._put(app, specs, origin, app.tags, budget, renew=True)
+            kept = await self._version(app, app.version)
+            await self._functions.still(kept.specs, app.environment, f"version {app.version} of {app.name}")
+            by = self._apps.who(request.caller)
+            origin = _Origin("rollover", app.version, by, strategy=body.strategy, git=kept.git)
+            deployed = await self._put(app, kept.specs, origin, app.tags, kept.budget, renew=True)
         await self._gone(deployed, body.strategy)
         return deployed
 
@@ -231,14 +243,14 @@ class Deployments:
         app = self._app(request, body.app, body.environment)
         async with app.changing:
             self._still_deployed(app)
-            kind, specs, budget = await self._version(app, body.version)
-            if kind != "staged":
+            kept = await self._version(app, body.version)
+            if kept.kind != "staged":
                 raise ConflictError(
                     f"version {body.version} of {app.name} is not staged: to go back to it, use a rollback"
                 )
-            await self._functions.still(specs, app.environment, f"version {body.version} of {app.name}")
+            await self._functions.still(kept.specs, app.environment, f"version {body.version} of {app.name}")
             origin = _Origin("promote", body.version, self._apps.who(request.caller), strategy=body.strategy)
-            deployed = await self._put(app, specs, origin, app.tags, budget)
+            deployed = await self._put(app, kept.specs, origin, app.tags, kept.budget)
         await self._gone(deployed, body.strategy)
         return deployed
 
@@ -253,9 +265,9 @@ class Deployments:
 
     async def specs_of(self, app: App, version: int) -> tuple[FunctionSpec, ...]:
         """The functions of a version. NotFoundError; ConflictError when something that it needs is gone."""
-        _, specs, _ = await self._version(app, version)
-        await self._functions.still(specs, app.environment, f"version {version} of {app.name}")
-        return specs
+        kept = await self._version(app, version)
+        await self._functions.still(kept.specs, app.environment, f"version {version} of {app.name}")
+        return kept.specs
 
     # --- inside ---
 
@@ -274,15 +286,15 @@ class Deployments:
     async def _numbers(self, app: App) -> list[tuple[int, str]]:
         return [(row[0], row[1]) for row in await self._db.fetch("deployment_numbers", (app.app_id,))]
 
-    async def _version(self, app: App, version: int) -> tuple[str, tuple[FunctionSpec, ...], Optional[BudgetSpec]]:
+    async def _version(self, app: App, version: int) -> _Kept:
         rows = await self._db.fetch("deployment_one", (app.app_id, version))
         if not rows:
             raise NotFoundError(
                 f"the app {app.name} has no version {version}: see `cadenza app history {app.name}` (of each app "
                 f"the last {VERSIONS_KEPT} are kept)"
             )
-        kind, data, budget = rows[0]
-        return kind, await asyncio.to_thread(unpack, data), read_budget(budget)
+        kind, data, budget, git = rows[0]
+        return _Kept(kind, await asyncio.to_thread(unpack, data), read_budget(budget), _decode_git(git))
 
     async def _put(
         self,

@@ -214,9 +214,10 @@ class Functions:
         return {one.name: one.function_id for one in self.declared(app_id)}
 
     def variants(self, function_id: str) -> List[Function]:
-        """Variants of a function, and what is pinned of it."""
-        app_id = self.get(function_id).app_id
-        return [one for one in self.of_app(app_id) if one.base_id == function_id]
+        """Variants of a function, what is pinned of it, and the variants of that."""
+        there = [one for one in self.of_app(self.get(function_id).app_id) if one.base_id]
+        near = {one.function_id for one in there if one.base_id == function_id}
+        return [one for one in there if one.function_id in near or one.base_id in near]
 
     # --- putting in force ---
 
@@ -309,7 +310,7 @@ class Functions:
         """Try at once what failed to start, as after a deploy that changes something."""
         layout = self.layout(place.app_id)
         for one in self.of_app(place.app_id):
-            if not self._pin(one):
+            if not self.pinned_to(one):
                 self._tell(place, one, layout)
 
     def _remember(self, one: Function) -> None:
@@ -353,13 +354,13 @@ class Functions:
                     if one.kind == PINNED:
                         layouts.setdefault(one.version, {})[one.name] = one.function_id
                 for one in found:
-                    self._tell(place, one, layouts[self._pin(one)])
+                    self._tell(place, one, layouts[self.pinned_to(one)])
             except Error as error:
                 _log.error("an app cannot go on", app=app_id, reason=str(error))
                 broken[app_id] = str(error)
         return broken
 
-    def _pin(self, one: Function) -> int:
+    def pinned_to(self, one: Function) -> int:
         """The version to which a function is pinned; 0 for none."""
         if one.kind == PINNED:
             return one.version
@@ -414,7 +415,7 @@ class Functions:
 
     async def _make_room(self, base: Function) -> None:
         """Let the oldest variant go that nobody uses, if there are too many."""
-        there = [one for one in self.variants(base.function_id) if one.kind == VARIANT]
+        there = [one for one in self.of_app(base.app_id) if one.base_id == base.function_id and one.kind == VARIANT]
         if len(there) < MAX_VARIANTS:
             return
         for one in sorted(there, key=lambda one: one.created_at):

@@ -13,7 +13,7 @@ from cadenza.control.apps import Apps
 from cadenza.control.appstate import STOPPED, App
 from cadenza.control.calls import Calls
 from cadenza.control.deployments import Deployments
-from cadenza.control.functions import DECLARED, PINNED, VARIANT, Function
+from cadenza.control.functions import DECLARED, VARIANT, Function
 from cadenza.control.request import Request
 from cadenza.control.variants import Wish, described
 from cadenza.protocol.functions import (
@@ -37,11 +37,12 @@ MAX_SHOWN_CHARS = 40
 """Of one parameter's value, where it tells a variant from others."""
 
 
-def apart(one: Function) -> str:
-    """What sets a function apart from the declared one of its name, for people; empty of that. Pure."""
+def apart(one: Function, pinned_to: int) -> str:
+    """What sets a function apart from the declared one of its name, for people; empty of that. ``pinned_to`` is the
+    version with which it stays, or 0. Pure."""
     if one.kind == DECLARED:
         return ""
-    parts = [f"version {one.version}"] if one.kind == PINNED else []
+    parts = [f"version {pinned_to}"] if pinned_to else []
     for name, value in json.loads(one.spec.parameters or "{}").items():
         text = json.dumps(value, ensure_ascii=False)
         parts.append(f"{name}={text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + '...'}")
@@ -157,7 +158,7 @@ class Lookups:
             class_parameters=one.spec.class_parameters,
             parameters=one.spec.parameters,
             base_id="" if one.kind == DECLARED else one.base_id,
-            version=one.version if one.kind == PINNED else app.version,
+            version=self._functions.pinned_to(one) or app.version,
             created_at=one.created_at,
             created_by=one.created_by,
         )

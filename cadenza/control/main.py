@@ -433,7 +433,10 @@ class _Parts:
         )  # fmt: skip
 
     def _apart(self, function_id: str) -> str:
-        return lookups.apart(self.functions.get(function_id)) if function_id in self.functions else ""
+        if function_id not in self.functions:
+            return ""
+        one = self.functions.get(function_id)
+        return lookups.apart(one, self.functions.pinned_to(one))
 
     def _connection_closed(self, connection_id: str) -> None:
         self.calls.abandon(connection_id)

@@ -22,7 +22,7 @@ SELECT version, kind, source_version, deployed_at, deployed_by, tag, strategy, g
 FROM deployment WHERE app_id = ? ORDER BY version DESC;
 
 -- name: deployment_one
-SELECT kind, functions, budget FROM deployment WHERE app_id = ? AND version = ?;
+SELECT kind, functions, budget, git FROM deployment WHERE app_id = ? AND version = ?;
 
 -- name: deployment_numbers
 SELECT version, kind FROM deployment WHERE app_id = ? ORDER BY version;

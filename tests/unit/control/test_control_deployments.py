@@ -273,14 +273,14 @@ def test_rollback_rollover_staged_and_promote(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         client = await world.client()
         timeout = lambda: parts_of(world).functions.get(ids["echo"]).spec.timeout_s  # noqa: E731
-        ids = (await deploy(client, spec(timeout_s=10)))["functions"]
-        await deploy(client, spec(timeout_s=20))
+        ids = (await deploy(client, spec(timeout_s=10), git={"commit": "c1"}))["functions"]
+        await deploy(client, spec(timeout_s=20), git={"commit": "c2"})
         back = await client.ask("app.rollback", {"app": "demo"})
         assert (back["version"], back["changed"], back["functions"], timeout()) == (3, True, ids, 10)
         assert (await client.ask("app.rollback", {"app": "demo", "version": 2}))["version"] == 4 and timeout() == 20
         over = await client.ask("app.rollover", {"app": "demo"})
         assert (over["version"], timeout()) == (5, 20)
-        staged = await deploy(client, spec(timeout_s=30), staged=True)
+        staged = await deploy(client, spec(timeout_s=30), staged=True, git={"commit": "c6"})
         assert staged["version"] == 6 and timeout() == 20
         assert (await client.ask("app.get", {"app": "demo"}))["version"] == 5
         assert "promote" in (await client.ask("app.rollback", {"app": "demo", "version": 6}))["message"]
@@ -290,8 +290,10 @@ def test_rollback_rollover_staged_and_promote(tmp_path: Path) -> None:
             (6, "deploy", True), (5, "rollover", False), (4, "rollback", False), (3, "rollback", False),
             (2, "deploy", False), (1, "deploy", False),
         ]  # fmt: skip
-        of = [one["of"] for one in (await client.ask("app.history", {"app": "demo"}))["deployments"]]
-        assert of == [0, 4, 2, 1, 0, 0]
+        history = (await client.ask("app.history", {"app": "demo"}))["deployments"]
+        assert [one["of"] for one in history] == [0, 4, 2, 1, 0, 0]
+        commits = [one["git"]["commit"] for one in history]
+        assert commits == ["c6", "c2", "c2", "c1", "c2", "c1"], "each that of the code it runs"
         for body, kind in (
             ({"app": "demo", "version": 99}, "not_found"),
             ({"app": "demo", "version": 6}, "conflict"),
@@ -635,6 +637,13 @@ def test_a_pinned_version_stays_with_its_functions(tmp_path: Path) -> None:
         assert state.layout["never"] not in ids.values()
         bound = await client.ask("function.bind", {"function_id": pinned["function_id"], "patch": {"timeout_s": 7}})
         assert parts_of(world).calls.loop.cluster.functions[bound["function_id"]].layout == state.layout
+        assert bound["version"] == 1
+        listed = (await client.ask("function.variants", {"function_id": ids["echo"]}))["variants"]
+        assert {one["function_id"]: (one["options"], one["version"]) for one in listed} == {
+            pinned["function_id"]: ("", 1), bound["function_id"]: ("timeout_s=7", 1),
+        }, "every pool, those of pinned versions with options too"  # fmt: skip
+        assert (await run(client, bound["function_id"]))["output"]["status"] == "SUCCESS"
+        assert [one["containers"] for one in await rows(client) if one["name"] == "echo"] == [1]
         await deploy(client, spec("fail"))
         assert (await run(client, pinned["function_id"]))["output"]["status"] == "SUCCESS"
         assert (await client.ask("function.find", {**find, "version": 9}))["kind"] == "not_found"

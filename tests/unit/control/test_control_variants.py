@@ -277,12 +277,14 @@ def test_a_class_that_is_not_there_is_spoken_of_as_a_class() -> None:
 
 
 def test_what_sets_a_variant_apart_is_said_in_short() -> None:
-    def of(kind: str, values: str = "", patch: OptionsPatch = OptionsPatch(), version: int = 4) -> str:
+    def of(kind: str, values: str = "", patch: OptionsPatch = OptionsPatch(), pinned_to: int = 0) -> str:
         spec = replace(CLASS, parameters=values)
-        return apart(Function("fu-1", "ap-1", "C.*", False, spec, kind, "fu-0", Wish(values, patch), version))
+        one = Function("fu-1", "ap-1", "C.*", False, spec, kind, "fu-0", Wish(values, patch), 4)
+        return apart(one, pinned_to)
 
     assert of(DECLARED, '{"size":1}') == ""
-    assert of(PINNED) == "version 4"
+    assert of(PINNED, pinned_to=4) == "version 4"
+    assert of(VARIANT, '{"size":2}', pinned_to=4) == "version 4, size=2"
     assert of(VARIANT, '{"name":"größe","size":2}', OptionsPatch(max_containers=3)) == (
         'name="größe", size=2, max_containers=3'
     )
