@@ -335,6 +335,8 @@ class Session:
             if names:
                 sys.stderr.write(f"Waiting at most {grace_s:g} s for threads that still run: {', '.join(names)}\n")
         time.sleep(max(grace_s - WARN_EXIT_S, grace_s / 2))
+        if self._occupant is not None and self._occupant.hook:
+            sys.stderr.write(f"The exit hook {self._occupant.hook} did not end within {grace_s:g} s and was cut off\n")
         self._last()
         os._exit(code)
 

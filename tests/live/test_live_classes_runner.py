@@ -177,7 +177,7 @@ def test_a_hook_that_hangs_is_killed_at_the_deadline(root: str, home: Path, kind
             gone = await world.control.state("ta-live1", nodes.GONE)
             assert time.monotonic() - began < 6.0
             said = world.control.text("ta-live1", 0) + world.control.text("ta-live1", 2)
-            assert "was killed" in said or "was cut off" in said, (gone, "by the agent or by itself, which is first")
+            assert "was killed" in said or "was cut off" in said, "by the agent or by itself, which is first"
 
     uvloop.run(go())
 

@@ -330,6 +330,7 @@ def test_a_hook_that_hangs_ends_with_the_grace_period(agent: Agent) -> None:
     attach(agent, source, method("f"))
     drain(agent, grace_s=0.3)
     assert "the exit hook C.leave" in agent.text(2)
+    assert "The exit hook C.leave did not end within 0.3 s and was cut off\n" in agent.text(2)
 
 
 CONCURRENT = """
