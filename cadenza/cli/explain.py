@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import click
@@ -21,11 +22,13 @@ WHATS = {
     "refuse": "refused",
 }
 """What a decision did, in a person's words."""
+ID = re.compile("(in|fc|ta)-[0-9A-Za-z]{22,}")
+"""What is no app's name but the id of a thing in it."""
 
 
 @click.command(
     help="Say why an app's inputs wait, why its containers are there, and what was decided lately.\n\n"
-    "Without APP: of all apps."
+    "APP may also be the id of an input, a call or a container. Without APP: of all apps."
 )
 @click.argument("app", required=False, default="", shell_complete=completion.apps)
 @click.option("--input", "input_id", default="", metavar="ID", help="Only this input (in-...) or call (fc-...).")
@@ -46,6 +49,8 @@ def explain(app: str, input_id: str, container: str, decisions: int, json_output
     if input_id and container:
         raise click.UsageError("give --input or --container, not both")
     thing = input_id or container
+    if not thing and ID.fullmatch(app):
+        app, thing = "", app
     where = wanted(env) if app or env else ""
     if app or thing:
         names = [app]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cadenza.base.errors import NotFoundError
+from cadenza.base.errors import InvalidError, NotFoundError
 from cadenza.control.apps import Apps
 from cadenza.control.appstate import STOPPED, App
 from cadenza.control.calls import Calls
@@ -30,7 +30,8 @@ from cadenza.protocol.functions import (
     Variants,
 )
 from cadenza.protocol.method import READ
-from cadenza.protocol.objects import OptionsPatch
+from cadenza.protocol.objects import FunctionSpec, OptionsPatch
+from cadenza.scheduling import cron
 
 MAX_LISTED = 10_000
 MAX_SHOWN_CHARS = 40
@@ -47,6 +48,14 @@ def apart(one: Function, pinned_to: int) -> str:
         text = json.dumps(value, ensure_ascii=False)
         parts.append(f"{name}={text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + '...'}")
     return ", ".join(filter(None, (*parts, described(one.wish.patch))))
+
+
+def _schedule(spec: FunctionSpec) -> str:
+    text = spec.options.get("schedule", "")
+    try:
+        return cron.read(text).shown if text else ""
+    except InvalidError:  # of an earlier version of the server
+        return text
 
 
 class Lookups:
@@ -136,7 +145,7 @@ class Lookups:
                     sum(each.num_total_runners for each in all_stats),
                     sum(each.backlog for each in all_stats),
                     sum(each.num_running_inputs for each in all_stats),
-                    one.spec.options.get("schedule", ""),
+                    _schedule(one.spec),
                 )
             )
         return FunctionRows(tuple(rows))

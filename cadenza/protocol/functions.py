@@ -127,6 +127,7 @@ class FunctionRow:
     backlog: int = 0
     running: int = 0
     schedule: str = ""
+    """As its program has it, for people."""
     web_url: str = ""
 
 

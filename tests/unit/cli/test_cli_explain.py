@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
 
 from cadenza.cli import explain
 from cadenza.protocol.functions import Decision, Explained, Explanation, LiveContainer, WaitingInput
@@ -46,6 +50,21 @@ def test_a_stranger_reads_why() -> None:
         "Till, start=3 (fu-2)\n"
         "  Nothing is to be done."
     )
+
+
+def test_the_id_of_a_thing_stands_for_its_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def ask(method: str, body: Any) -> Explained:
+        asked.append((body.app, body.thing))
+        return FOUND
+
+    monkeypatch.setattr(explain, "ask", ask)
+    monkeypatch.setattr(explain, "wanted", lambda env: env or "main")
+    call = "fc-L0GhQ4jpRRiIuEqB7oztxA"
+    for words in ([call], ["shop", "--input", call], ["in-house"]):
+        assert CliRunner().invoke(explain.explain, words).exit_code == 0
+    assert asked == [("", call), ("shop", call), ("in-house", "")]
 
 
 def test_an_app_without_a_name_or_functions() -> None:

@@ -668,8 +668,8 @@ def test_a_deployed_app_keeps_the_server_only_while_it_has_something_to_do(tmp_p
         await until(lambda: not needed())
         await deploy(client, spec(min_containers=1))
         assert needed()
-        await deploy(client, spec(options={"schedule": '{"kind":"period"}'}))
-        assert needed()
+        await deploy(client, spec(options={"schedule": '{"kind":"period","hours":2}'}))
+        assert needed() and [one["schedule"] for one in await rows(client)] == ["Period(hours=2)"]
         await client.ask("app.stop", {"app": "demo"})
         assert not needed()
         await client.app("echo")
