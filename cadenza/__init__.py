@@ -96,7 +96,7 @@ _MODULES = {
 
 _UNBUILT = (
     "CloudBucketMount", "Cluster", "Dict", "NetworkFileSystem", "Probe", "Proxy", "Queue",
-    "Sandbox", "SandboxSnapshot", "SchedulerPlacement", "Server", "Tunnel", "Volume", "experimental",
+    "Sandbox", "SandboxSnapshot", "SchedulerPlacement", "Server", "Tunnel", "Volume",
     "forward",
 )  # fmt: skip
 

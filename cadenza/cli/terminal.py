@@ -112,6 +112,12 @@ def _pump_stdin(loop: asyncio.AbstractEventLoop, typed: asyncio.Queue[bytes]) ->
     wake_read, wake_write = os.pipe()
 
     def pump() -> None:
+        try:
+            copy()
+        finally:
+            os.close(wake_read)
+
+    def copy() -> None:
         while True:
             ready, _, _ = select.select([0, wake_read], [], [])
             if wake_read in ready:
@@ -131,7 +137,9 @@ def _pump_stdin(loop: asyncio.AbstractEventLoop, typed: asyncio.Queue[bytes]) ->
     threading.Thread(target=pump, name="stdin", daemon=True).start()
 
     def stop() -> None:
-        os.write(wake_write, b"x")
+        os.close(wake_write)  # which the thread sees as something to read
+        while not typed.empty():
+            typed.get_nowait()  # it may wait for room
 
     return stop
 

@@ -57,9 +57,12 @@ def make(path: str, mib: int) -> None:
         str(shutil.which(MKFS, path=_PATH)), "-q", "-F", "-b", "4096", "-i", "16384", "-m", "0",
         "-O", "^has_journal,^resize_inode", "-E", "nodiscard,lazy_itable_init=1,root_owner=0:0", path,
     ]  # fmt: skip
-    done = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MKFS_LIMIT_S, check=False
-    )
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MKFS_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"{MKFS} took longer than {MKFS_LIMIT_S:g} s", path) from None
     if done.returncode != 0:
         raise OSError(errno.EIO, f"{MKFS}: {done.stderr.strip()[-300:]}", path)
 

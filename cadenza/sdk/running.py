@@ -12,14 +12,7 @@ import sys
 from typing import TYPE_CHECKING, AsyncIterator, Optional
 
 from cadenza.base import config as configuration
-from cadenza.base.errors import (
-    ConflictError,
-    ConnectionError,
-    Error,
-    InvalidError,
-    NotFoundError,
-    ServiceError,
-)
+from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError
 from cadenza.protocol.methods import AppCreate, AppFinish, AppRef
 from cadenza.sdk import deploying, output, publish
 from cadenza.sdk.context_api import container, current_input_id
@@ -111,7 +104,7 @@ async def _heartbeat(client: Client, app_id: str, interval_s: float) -> None:
         except (NotFoundError, ConflictError):
             print(f"cadenza: the app {app_id} was stopped at the server", file=sys.stderr)
             return
-        except (ServiceError, ConnectionError):
+        except Error:  # it may pass, and to say nothing more would end the app
             continue
 
 

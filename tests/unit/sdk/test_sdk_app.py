@@ -19,6 +19,7 @@ from cadenza.exception import (
     DeprecationError,
     ExecutionError,
     ImageBuildError,
+    InternalError,
     InvalidError,
     ServerWarning,
     UnimplementedError,
@@ -652,10 +653,12 @@ def test_an_app_without_functions_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.bodies["app.create"].name == "program.py"
 
 
-def test_heartbeats() -> None:
+@pytest.mark.parametrize("answers", [{}, {"app.heartbeat": InternalError("a fault of the server's")}])
+def test_heartbeats(answers: dict[str, Any]) -> None:
+    """They go on whatever the server says of one: without them it would stop the app."""
     import time
 
-    server = Recorder()
+    server = Recorder(**answers)
     os.environ["CADENZA_HEARTBEAT_INTERVAL"] = "0.005"
     try:
         with SPARE.run(client=server):  # type: ignore[arg-type]
