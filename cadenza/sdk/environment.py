@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cadenza.base.errors import AlreadyExistsError, DeprecationError, InvalidError, NotFoundError
 from cadenza.sdk import _dual
-from cadenza.sdk.handle import Object
+from cadenza.sdk.handle import Object, client_of
 from cadenza.sdk.namespaces import LaterNamespace
 
 TYPE_CHECKING = False
@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from cadenza.protocol.accounts import EnvironmentInfo
     from cadenza.sdk.client import Client
     from cadenza.sdk.types import EnvironmentRoles
-
-
-async def _to(client: Optional[Client]) -> Client:
-    if client is not None:
-        return client
-    from cadenza.sdk.client import Client as Real
-
-    return await Real._environment()
 
 
 def _check(name: object, where: str) -> str:
@@ -51,7 +43,7 @@ class EnvironmentManager:
         if experimental_options:
             raise InvalidError(f"there is no experimental option {sorted(experimental_options)[0]!r}")
         request = EnvironmentCreate(_check(name, "Environment.objects.create"), bool(restricted), default_role or "")
-        await (await _to(client))._request("environment.create", request)
+        await (await client_of(client))._request("environment.create", request)
 
     @_dual.static_method
     @staticmethod
@@ -59,7 +51,7 @@ class EnvironmentManager:
         """Handles of all environments that the caller may see."""
         from cadenza.protocol.accounts import EnvironmentList
 
-        to = await _to(client)
+        to = await client_of(client)
         found = await to._request("environment.list", EnvironmentList())
         return [Environment._from_info(one, to) for one in found.environments]
 
@@ -70,7 +62,7 @@ class EnvironmentManager:
         from cadenza.protocol.accounts import EnvironmentRef
 
         request = EnvironmentRef(_check(name, "Environment.objects.delete"))
-        await (await _to(client))._request("environment.delete", request)
+        await (await client_of(client))._request("environment.delete", request)
 
 
 class EnvironmentRolesManager:

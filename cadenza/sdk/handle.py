@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+async def client_of(given: Optional[Client]) -> Client:
+    """The client to ask by: the given one, else that of the environment."""
+    if given is not None:
+        return given
+    from cadenza.sdk.client import Client
+
+    return await Client._environment()
+
+
 class Handle:
     """What all handles can do, under names that are nobody else's: `Obj` shows the attributes of the user's class."""
 
@@ -65,11 +74,7 @@ class Handle:
 
     async def _ready(self) -> Client:
         """Hydrate if needed; the client to use."""
-        client = self._client
-        if client is None:
-            from cadenza.sdk.client import Client
-
-            client = await Client._environment()
+        client = await client_of(self._client)
         if not self._hydrated:
             await self._find(client)
         return client

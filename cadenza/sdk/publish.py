@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Sequence
 
-from cadenza.base.errors import ImageBuildError, InvalidError, UnimplementedError
+from cadenza.base.errors import ImageBuildError, InvalidError, ServerWarning, UnimplementedError
 from cadenza.protocol.methods import AppPublish, ImageBuild, ImageBuilt
 from cadenza.protocol.nodes import BuildLine
 from cadenza.protocol.objects import FileEntry, FunctionSpec, ImageSpec
@@ -215,14 +215,8 @@ async def publish(
     functions, payload = sendable(specs)
     reply = await client._request("app.publish", AppPublish(app_id, functions), payload)
     for text in reply.warnings:
-        warnings.warn(text, _server_warning(), stacklevel=2)
+        warnings.warn(text, ServerWarning, stacklevel=2)
     return dict(reply.functions)
-
-
-def _server_warning() -> type[Warning]:
-    from cadenza.base.errors import ServerWarning
-
-    return ServerWarning
 
 
 async def build_all(

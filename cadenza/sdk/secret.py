@@ -8,7 +8,7 @@ from _collections_abc import Mapping  # as os does: collections.abc would load c
 from cadenza.base.errors import InvalidError
 from cadenza.runner.context import current as container
 from cadenza.sdk import _dual
-from cadenza.sdk.handle import Object, travels
+from cadenza.sdk.handle import Object, client_of, travels
 from cadenza.sdk.names import check_name
 
 TYPE_CHECKING = False
@@ -77,14 +77,6 @@ def _check_total(variables: dict[str, str], where: str) -> None:
         )
 
 
-async def _to(client: Optional[Client]) -> Client:
-    if client is not None:
-        return client
-    from cadenza.sdk.client import Client as Real
-
-    return await Real._environment()
-
-
 class SecretManager:
     """The stored secrets of an environment, as a whole."""
 
@@ -105,7 +97,7 @@ class SecretManager:
         check_name(name, "Secret")
         values = check_variables(env_dict, "Secret.objects.create")
         request = SecretCreate(name, values, environment_name or "", allow_existing=allow_existing)
-        await (await _to(client))._request("secret.create", request)
+        await (await client_of(client))._request("secret.create", request)
 
     @_dual.static_method
     @staticmethod
@@ -126,7 +118,7 @@ class SecretManager:
         if max_objects == 0:
             return []
         before = epoch_of(created_before, "Secret.objects.list")
-        to = await _to(client)
+        to = await client_of(client)
         found = await to._request("secret.list", SecretList(environment_name, max_objects or 0, before))
         return [Secret._from_info(one, to) for one in found.secrets]
 
@@ -145,7 +137,7 @@ class SecretManager:
 
         check_name(name, "Secret")
         request = SecretDelete(name, environment_name or "", allow_missing)
-        await (await _to(client))._request("secret.delete", request)
+        await (await client_of(client))._request("secret.delete", request)
 
 
 def epoch_of(moment: Union[datetime, str, None], where: str) -> float:

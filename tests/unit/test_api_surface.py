@@ -27,7 +27,7 @@ KINDS = {
     inspect.Parameter.KEYWORD_ONLY: "ko",
     inspect.Parameter.VAR_KEYWORD: "vk",
 }
-LEAST_BUILT = 250
+LEAST_BUILT = 300
 """How many names were built at the last count; it only grows."""
 OTHERS = {
     # Namespaces and members of built classes that are for later, each with its reason.
@@ -59,12 +59,33 @@ LATER_MEMBERS = {
 }  # fmt: skip
 
 
+MEMBERS = {
+    # Namespaces that are properties of an object: their classes.
+    "modal.App.logs": "logs.Logs",
+    "modal.Environment.members": "environment.EnvironmentMembersManager",
+    "modal.Environment.roles": "environment.EnvironmentRolesManager",
+    "modal.Function.autoscaler": "scaler.Autoscaler",
+    "modal.Function.logs": "logs.Logs",
+    "modal.Function.metrics": "metrics.FunctionMetrics",
+    "modal.FunctionCall.logs": "logs.CallLogs",
+    "modal.Workspace.member_tokens": "workspace.WorkspaceMemberTokenManager",
+    "modal.Workspace.members": "workspace.WorkspaceMembersManager",
+    "modal.Workspace.service_users": "workspace.WorkspaceServiceUserManager",
+    "modal.Workspace.settings": "workspace.WorkspaceSettingsManager",
+}
+
+
 class Absent(Exception):
     """The name is not there."""
 
 
 def find(name: str) -> tuple[Any, Any]:
     """``(static attribute, owner)``: what a class or module holds under the name, not what reading it gives."""
+    space, _, last = name.rpartition(".")
+    if space in MEMBERS:
+        module, _, kind = MEMBERS[space].partition(".")
+        owner = getattr(importlib.import_module(f"cadenza.sdk.{module}"), kind)
+        return inspect.getattr_static(owner, last), owner
     parts = name.split(".")[1:]
     owner: Any = cadenza
     if parts[0] in compat.MODULES and len(parts) > 1:
