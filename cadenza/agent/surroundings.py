@@ -22,6 +22,8 @@ from cadenza.runtime.driver import Driver, Mount
 from cadenza.runtime.choice import STANDARD, STRONG
 from cadenza.runtime.launcher import Launcher
 from cadenza.runtime.network import HostNetwork, Namespace, Network, resolv_conf
+from cadenza.runtime.oci import CGROUP_PARENT
+from cadenza.runtime.sentinel import Sentinel
 
 HOSTS = "127.0.0.1\tlocalhost cadenza\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 CLEAN_AT_ONCE = 32
@@ -53,6 +55,8 @@ class Surroundings:
     """Files that a container with a network sees: its path to ours."""
     warnings: list[str] = field(default_factory=list)
     """What this machine lacks, for the server's log."""
+    sentinel: Optional[Sentinel] = None
+    """Ends the containers should the agent be killed; None in tests with drivers of their own."""
 
     def build_driver(self) -> Driver:
         """What runs the steps of image builds. InvalidError when nothing here can."""
@@ -76,6 +80,8 @@ class Surroundings:
         if self.identities is not None:
             await self.identities.close()
         await self.store.close()
+        if self.sentinel is not None:
+            await asyncio.to_thread(self.sentinel.close)
 
 
 async def clean(around: Surroundings, containers_dir: str) -> list[str]:
@@ -114,6 +120,7 @@ async def open_surroundings(config: Config) -> Surroundings:
     store: ImageStore | BareImages = BareImages(config.data_dir) if bare else ImageStore(config.data_dir)
     around = Surroundings(drivers, store, HostNetwork())
     try:
+        around.sentinel = Sentinel(state_dir, CGROUP_PARENT, hierarchy.roots)
         await _fill(around, config, machine, state_dir)
     except BaseException:
         await around.close()
