@@ -107,11 +107,12 @@ def test_a_server_that_is_killed_again_and_again_spends_no_more_than_the_cap(hom
 
 def test_what_nobody_holds_to_its_timeout_any_more_ends(home) -> None:
     """A container whose server was killed ends at once, without a next server, whatever the user's code does."""
-    child = home.start("run", home.program("stuck.py", STUCK))
-    assert child.stdout is not None
-    for line in child.stdout:
-        if "it runs" in line:
-            break
+    done = home.cadenza("deploy", home.program("stuck.py", STUCK))
+    assert done.returncode == 0, done.stderr
+    code = "import cadenza; cadenza.Function.from_name('stuck', 'stay').spawn()"
+    assert subprocess.run([sys.executable, "-c", code], env=home.environ).returncode == 0
+    while "it runs" not in home.cadenza("app", "logs", "stuck").stdout:  # ended by this module's time limit
+        time.sleep(0.5)
     meter = Meter(home)
     try:
         assert meter.running()
@@ -122,4 +123,4 @@ def test_what_nobody_holds_to_its_timeout_any_more_ends(home) -> None:
         assert meter.running() == set()
     finally:
         meter.close()
-        child.communicate(timeout=60)
+        home.cadenza("app", "stop", "-y", "stuck")
