@@ -63,6 +63,12 @@ def input_id(call_id: str, index: int) -> str:
     return "in-" + call_id[3:-4] + "".join(reversed(tail))
 
 
+def call_ids(name: str) -> tuple[str, str]:
+    """Between which ids the call of an input is whose id `input_id` made: by those the table is sorted."""
+    begin = "fc-" + name[3:-4]
+    return begin, begin + "~"
+
+
 def item_of(output: Output) -> OutputItem:
     """An output as the caller is told of it."""
     value = ValueRef(0 if output.blob is not None else len(output.data), output.blob)

@@ -9,6 +9,8 @@ from typing import Any, Callable, Optional, Protocol
 
 from cadenza.base.clock import Clock
 from cadenza.base.errors import NotFoundError
+from cadenza.base.ids import BODY_CHARS
+from cadenza.control.attached import call_ids
 from cadenza.control.calls import Calls
 from cadenza.control.request import Request
 from cadenza.protocol.functions import Explain, Explained, Explanation, WaitingInput
@@ -68,7 +70,8 @@ class Explainer:
             if holder is not None:
                 function = holder.function
             else:
-                rows = await self._db.fetch("input_function", (thing,))
+                whole = len(thing) == 3 + BODY_CHARS
+                rows = await self._db.fetch("input_function", (*call_ids(thing), thing)) if whole else []
                 queued = [
                     one for one in cluster.functions.values() if any(entry.input_id == thing for entry in one.ready)
                 ]

@@ -47,13 +47,17 @@ class Graphs:
             begun = len(found)
             for one, live in level:
                 found += (await self._inputs(one, live))[: MAX_INPUTS - len(found)]
+                if len(found) >= MAX_INPUTS:
+                    return GraphInputs(tuple(found))
             level = []
             for parent in found[begun:]:
+                if len(level) >= MAX_INPUTS:
+                    break  # more calls than there is room for inputs
                 level += [(each.record, each) for each in attached.get(parent.input_id, ())]
                 rows = await self._db.fetch("graph_children", (parent.input_id, MAX_INPUTS))
                 known = {each.record.call_id for each in attached.get(parent.input_id, ())}
                 level += [(each, None) for each in map(record, rows) if each.call_id not in known]
-            if not level or len(found) >= MAX_INPUTS:
+            if not level:
                 break
         return GraphInputs(tuple(found))
 

@@ -30,12 +30,12 @@ SELECT input_id, call_id, ready_at, retries, losses FROM inputs
 WHERE state = 0 AND function_id = ? ORDER BY ready_at, seq LIMIT ?;
 
 -- name: input_function
-SELECT function_id FROM inputs WHERE input_id = ?;
+SELECT function_id FROM inputs WHERE call_id BETWEEN ? AND ? AND input_id = ?;
 
 -- name: graph_children
 SELECT call_id, function_id, app_id, kind, attached, caller, parent_input_id, created_at, inputs, total, cancelled,
        method
-FROM calls WHERE parent_input_id = ? ORDER BY created_at LIMIT ?;
+FROM calls WHERE parent_input_id = ? AND parent_input_id <> '' ORDER BY created_at LIMIT ?;
 
 -- name: graph_outputs
 SELECT position, input_id, status, container_id FROM outputs WHERE call_id = ? ORDER BY position LIMIT ?;

@@ -13,9 +13,6 @@ SELECT start, step, body FROM series WHERE function_id = ? AND start + step > ? 
 -- name: series_of_app
 SELECT start, step, body FROM series WHERE app_id = ? AND start + step > ? AND start < ? ORDER BY start;
 
--- name: series_functions
-SELECT DISTINCT function_id FROM series WHERE app_id = ? AND start < ?;
-
 -- name: series_app
 SELECT app_id FROM series WHERE function_id = ? LIMIT 1;
 

@@ -35,6 +35,14 @@ def test_why_inputs_wait_and_containers_are_there(tmp_path: Path) -> None:
         assert [each["why"] for each in one["inputs"]] == [f"it runs in {container['container_id']}"]
         (one,) = (await client.ask("app.explain", {"thing": waiting}))["functions"]
         assert [each["input_id"] for each in one["inputs"]] == [waiting]
+        parts = world.control._parts
+        assert parts is not None
+        queued = parts.calls.loop.cluster.functions[name].ready
+        kept = list(queued)
+        queued.clear()  # as if it waited in the table
+        (one,) = (await client.ask("app.explain", {"thing": waiting}))["functions"]
+        assert one["function_id"] == name
+        queued.extend(kept)
         for thing in (call["call_id"], container["container_id"], name):
             (one,) = (await client.ask("app.explain", {"app": "demo", "thing": thing}))["functions"]
             assert one["function_id"] == name

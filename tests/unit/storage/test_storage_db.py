@@ -132,6 +132,36 @@ def test_every_query_of_the_package_compiles(tmp_path: Path) -> None:
     with_db(tmp_path, work)
 
 
+LARGE = {"inputs", "outputs", "calls", "series"}
+WHOLE = {
+    "drop_attached_inputs", "held_inputs", "count_waiting",  # at a start
+    "blobs_named",  # once an hour
+    "series_expire",  # by its index of ages, so many rows at a time
+}  # fmt: skip
+"""Queries that may go through a whole large table."""
+
+
+def test_no_query_goes_through_a_large_table(tmp_path: Path) -> None:
+    async def work(db: Database) -> None:
+        found = {}
+        for name, sql in load_queries().items():
+            if sql.startswith("PRAGMA"):
+                continue
+            plan = await db.transaction(lambda t, sql=sql: t.run("EXPLAIN QUERY PLAN " + sql, ["x"] * sql.count("?")))
+            scans = [row[3] for row in plan if row[3].startswith("SCAN ") and row[3].split()[1] in LARGE]
+            if scans:
+                found[name] = scans
+        assert set(found) == WHOLE, found
+
+    with_db(tmp_path, work)
+
+
+def test_every_query_is_asked_for() -> None:
+    package = Path(storage.__file__).parent.parent
+    text = "\n".join(one.read_text() for one in package.rglob("*.py"))
+    assert [name for name in load_queries() if f'"{name}"' not in text] == []
+
+
 def test_a_query_named_twice_is_a_bug(tmp_path: Path) -> None:
     (tmp_path / "queries.sql").write_text("-- name: one\nSELECT 1;\n-- name: one\nSELECT 2;\n")
     with pytest.raises(Bug, match="one is named twice"):
