@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 
 SLOW = (
@@ -96,3 +98,12 @@ def test_declaring_a_class_loads_nothing_slow() -> None:
 def test_declaring_an_app_stays_small() -> None:
     ours = {one for one in loaded(DECLARES) if one.startswith("cadenza")}
     assert len(ours) <= 34, sorted(ours)
+
+
+@pytest.mark.parametrize("name", ["experimental", "call_graph", "types", "config"])
+def test_modules_that_programs_import_by_statement(name: str) -> None:
+    """``import modal.experimental`` with the name changed; the attribute and the module are one object."""
+    program = f"import cadenza.{name} as one\nimport cadenza, sys\n"
+    program += f"assert one is cadenza.{name} is sys.modules['cadenza.{name}'], one\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

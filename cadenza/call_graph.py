@@ -1,0 +1,7 @@
+"""``import cadenza.call_graph``, as Modal's programs write it: the module `cadenza.sdk.types` itself."""
+
+import sys
+
+from cadenza.sdk import types
+
+sys.modules[__name__] = types
