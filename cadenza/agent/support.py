@@ -21,7 +21,10 @@ from cadenza.base.errors import ServiceError
 from cadenza.runner import bundle
 from cadenza.fs.images import Bind, RunStep, StepRun
 
-PARTS = ("__init__.py", "exception.py", "compat.py", "py.typed", "base", "protocol", "runner", "sdk")
+PARTS = (
+    "__init__.py", "exception.py", "compat.py", "experimental.py", "call_graph.py", "types.py", "config.py", "py.typed",
+    "base", "protocol", "runner", "sdk",
+)  # fmt: skip
 """What runs inside containers; the rest of the package stays out."""
 PYC = re.compile(r"(\w+)\.[\w.-]{1,40}\.pyc")
 BUNDLE = re.compile(r"\.code-[\w-]{1,40}")

@@ -225,3 +225,9 @@ def test_a_full_disk_does_not_put_containers_on_the_machines_network(
     else:
         with pytest.raises(OSError, match="space"):
             asyncio.run(filling)
+
+
+def test_containers_have_every_module_that_programs_import_by_statement() -> None:
+    """What lies beside the package's ``__init__.py`` is for programs; ``__main__.py`` is the command's."""
+    beside = {path.name for path in Path(support.__file__).resolve().parents[1].glob("*.py")}
+    assert beside - {"__main__.py"} <= set(support.PARTS)
