@@ -17,7 +17,7 @@ from cadenza.base.errors import AuthError, Error, InvalidError, ResourceExhauste
 from cadenza.control.hello import decode_hello, refuse
 from cadenza.control.request import Caller, Reply, Request, Row
 from cadenza.observe.log import Log
-from cadenza.protocol.frame import PROTOCOL, Decoder, FrameError, encode, encode_parts
+from cadenza.protocol.frame import MAX_HEADER_BYTES, PROTOCOL, Decoder, FrameError, encode, encode_parts
 from cadenza.protocol.method import CLIENT, CONTAINER
 from cadenza.protocol.table import METHODS
 
@@ -37,6 +37,8 @@ WRITE_ABORT_BYTES = 512 << 20
 LINGER_S = 2.0
 """How long the last words to a connection that is closed may take."""
 MAX_REQUEST_ID = 1 << 53
+MAX_MESSAGE_CHARS = 64 << 10
+"""Of an error: some show what the client sent, and a frame's header has its limit."""
 DISK_FULL = "the server's disk is full: free some space and try again"
 
 _log = Log("cadenza.control.connection")
@@ -359,7 +361,11 @@ class Connection(asyncio.BufferedProtocol):
         self._send(encode(b'{"t":"credit","id":%d,"n":%d}' % (request_id, size)))
 
     def _write(self, kind: bytes, request_id: int, body: Any, payloads: Sequence[bytes]) -> int:
+        """A reply or an item; gives the size of its payload. FrameError when it fits in no frame."""
         header = b'{"t":"%s","id":%d,"b":%s}' % (kind, request_id, _encode_body(body))
+        if len(header) > MAX_HEADER_BYTES and kind == b"rep" and not payloads:  # a long list
+            self._send(encode(b'{"t":"rep","id":%d,"b_in_payload":true}' % request_id, _encode_body(body)))
+            return 0
         if not payloads:
             self._send(encode(header))
             return 0
@@ -373,7 +379,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _error(self, request_id: int, kind: str, message: str, detail: Optional[dict[str, Any]] = None) -> None:
         self._server.metrics.add("errors." + kind)
-        body = {"kind": kind, "message": message, "detail": detail or {}}
+        body = {"kind": kind, "message": message[:MAX_MESSAGE_CHARS], "detail": detail or {}}
         self._send(encode(_encode_body({"t": "err", "id": request_id, "e": body})))
 
     def _send(self, frame: bytes) -> None:

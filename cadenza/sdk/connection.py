@@ -286,6 +286,8 @@ class Connection(asyncio.BufferedProtocol):
         if kind == "rep":
             future = self._replies.pop(number, None)
             if future is not None and not future.done():
+                if header.get("b_in_payload"):
+                    header, payload = {"b": loads(payload)}, b""
                 future.set_result((header.get("b") or {}, payload))
             self._freed(number)
         elif kind in ("item", "end", "credit"):

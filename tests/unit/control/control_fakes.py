@@ -217,6 +217,8 @@ class Client:
         """The reply's body; of an error, its ``e``."""
         self.begin(method, body, payload)
         head, self.payload = await self.next()
+        if head.get("b_in_payload"):
+            head, self.payload = {**head, "b": json.loads(self.payload)}, b""
         return head["b"] if head["t"] == "rep" else head["e"]  # type: ignore[no-any-return]
 
     payload: bytes = b""

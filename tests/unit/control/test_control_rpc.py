@@ -111,6 +111,37 @@ async def create(request: Request[Any]) -> AppCreated:
     return AppCreated("ap-" + request.body.name)
 
 
+def test_a_long_list_is_the_replys_payload(tmp_path: Any) -> None:
+    async def many(request: Request[Any]) -> Missing:
+        return Missing(tuple(f"{one:064d}" for one in range(int(request.body.digests[0]))))
+
+    async def test(server: Rpc, path: str) -> None:
+        peer = await Peer.connect(path)
+        assert len((await peer.ask(1, "object.missing", {"digests": ["10000"]}))["b"]["digests"]) == 10_000
+        peer.request(2, "object.missing", {"digests": ["50000"]})
+        head, payload = await peer.next()
+        assert head == {"t": "rep", "id": 2, "b_in_payload": True}
+        assert len(json.loads(payload)["digests"]) == 50_000
+        too_large = await peer.ask(3, "object.missing", {"digests": ["300000"]})
+        assert too_large["e"]["kind"] == "request_size"
+        peer.close()
+
+    serving(tmp_path, {"object.missing": many}, test)
+
+
+def test_an_error_that_shows_a_long_word_arrives(tmp_path: Any) -> None:
+    async def unknown(request: Request[Any]) -> AppCreated:
+        raise NotFoundError(f"there is no app {request.body.name!r}")
+
+    async def test(server: Rpc, path: str) -> None:
+        peer = await Peer.connect(path)
+        told = await peer.ask(1, "app.create", {"name": "\u00e9" * 500_000})
+        assert told["e"]["kind"] == "not_found" and len(told["e"]["message"]) < 100_000
+        peer.close()
+
+    serving(tmp_path, {"app.create": unknown}, test)
+
+
 def test_a_request_is_decoded_and_answered(tmp_path: Any) -> None:
     async def test(server: Rpc, path: str) -> None:
         peer = await Peer.connect(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import socket
 import subprocess
@@ -76,6 +77,15 @@ def test_requests_are_answered_in_any_order(client, server):
         return await asyncio.gather(*(client._request_raw("call.run", {"n": n}, [b"x" * n]) for n in range(50)))
 
     assert _dual.run(main()) == [({"n": n}, b"x" * n) for n in range(50)]
+
+
+def test_a_long_reply_is_in_the_payload(client, server):
+    raw = json.dumps({"digests": ["x" * 64] * 50_000}).encode()
+    server.handlers["object.missing"] = lambda peer, number, body, payload: peer.send(
+        "rep", number, None, raw, b_in_payload=True
+    )
+    body, payload = run(client, "object.missing", {})
+    assert len(body["digests"]) == 50_000 and payload == b""
 
 
 def test_errors_become_their_classes(client, server):
