@@ -178,9 +178,16 @@ class Served:
 class Child:
     """One version on its way: a process that imports and publishes."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, write_fd: int) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        pipe: asyncio.BaseTransport,
+        write_fd: int,
+    ) -> None:
         self._process = process
         self._reader = reader
+        self._pipe = pipe
         self._write_fd = write_fd
 
     @classmethod
@@ -189,8 +196,9 @@ class Child:
         child_reads, we_write = os.pipe()
         we_read, child_writes = os.pipe()
         reader = asyncio.StreamReader(MAX_LINE_BYTES)
+        pipe: Optional[asyncio.BaseTransport] = None
         try:
-            await asyncio.get_running_loop().connect_read_pipe(
+            pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
                 lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(we_read, "rb", 0)
             )
             process = await asyncio.create_subprocess_exec(
@@ -200,11 +208,13 @@ class Child:
             )  # fmt: skip
         except BaseException:
             os.close(we_write)
+            if pipe is not None:
+                pipe.close()
             raise
         finally:
             os.close(child_reads)
             os.close(child_writes)
-        return cls(process, reader, we_write)
+        return cls(process, reader, pipe, we_write)
 
     async def described(self) -> Described:
         """What it found; without a title when the program did not import: it has said why on standard error."""
@@ -233,8 +243,10 @@ class Child:
         return json.loads(line) if line.endswith(b"\n") else None
 
     async def end(self) -> None:
-        """It is not wanted any more, or done."""
+        """It is not wanted any more, or done. To be called on the loop that began it, always: uvloop aborts the process
+        when what belongs to one of its loops is freed, unclosed, in another thread."""
         os.close(self._write_fd)
+        self._pipe.close()
         if self._process.returncode is None:
             try:
                 await asyncio.wait_for(self._process.wait(), 0.5)
