@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 from cadenza.base.clock import Clock
-from cadenza.base.errors import ConflictError, InvalidError, NotFoundError
+from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError, ResourceExhaustedError
 from cadenza.base.ids import IdSource
 from cadenza.control import appstate
 from cadenza.control.access import Access
@@ -85,7 +85,8 @@ class Apps:
             self._apps[app.app_id] = app
         for app in list(self._apps.values()):
             if app.state == INITIALIZING or app.state == EPHEMERAL:
-                await self._save(app, "the server was restarted")
+                self._stopped(app, "the server was restarted")
+                await self._keep_end(app)
                 self._forget_budget(app)
         await self.forget()
         for app in self.alive:
@@ -376,7 +377,7 @@ class Apps:
                 app.gone_at = self._clock.monotonic()
 
     async def tick(self) -> None:
-        """Stop the apps whose time is over. Called about once a second."""
+        """Stop the apps whose time is over, and keep ends that could not be kept. Called about once a second."""
         now = self._clock.monotonic()
         for app in self.alive:
             busy = (
@@ -390,17 +391,24 @@ class Apps:
                     await self.end(app, reason)
                 except Exception as error:  # the others' time is over too
                     _log.error("an app's end could not be kept", exc=error, app=app.app_id)
+        for app in [one for one in self._apps.values() if one.unkept and not one.changing.locked()]:
+            with suppress(Error):  # it was said when it ended
+                await self.end(app, "")
 
     async def end(self, app: App, reason: str) -> None:
-        """Stop an app for good: its inputs end, its containers too. Its name is free again."""
+        """Stop an app for good: its inputs end, its containers too. Its name is free again.
+
+        ResourceExhaustedError when the disk is full: it is stopped all the same, and `tick` keeps that once it can.
+        """
         async with app.changing:
-            if app.state == STOPPED:
-                return
-            self.functions.end(app.app_id)
-            self._calls.remove_app(app.app_id, reason)
-            await self._save(app, reason)
-        self._forget_budget(app)
-        self.changed(app, False)
+            if app.state != STOPPED:
+                self.functions.end(app.app_id)
+                self._calls.remove_app(app.app_id, reason)
+                self._stopped(app, reason)
+                self._forget_budget(app)
+                self.changed(app, False)
+            if app.unkept:
+                await self._keep_end(app)
 
     def _forget_budget(self, app: App) -> None:
         if self.budgets is not None and app.budget is not None:
@@ -417,23 +425,31 @@ class Apps:
         if refused:
             raise InvalidError(refused)
 
-    async def _save(self, app: App, reason: str) -> None:
-        """It is stopped. What its functions were goes, and their secrets with it: nothing reads it again."""
+    def _stopped(self, app: App, reason: str) -> None:
         appstate.move(app, STOPPED)
-        app.stopped_at, app.stop_reason = self._clock.now(), reason[:500]
-        row = (app.state, app.stopped_at, app.stop_reason, app.app_id)
+        app.stopped_at, app.stop_reason, app.unkept = self._clock.now(), reason[:500], True
+
+    async def _keep_end(self, app: App) -> None:
+        """It is stopped. What its functions were goes, and their secrets with it: nothing reads it again."""
 
         def write(transaction: Transaction) -> None:
-            transaction.execute("app_state", row)
+            transaction.execute("app_state", (STOPPED, app.stopped_at, app.stop_reason, app.app_id))
             transaction.execute("function_end", (app.app_id,))
             transaction.execute("deployment_close", (app.app_id,))
 
-        await self._db.transaction(write)
+        try:
+            await self._db.transaction(write)
+        except ResourceExhaustedError as error:
+            raise ResourceExhaustedError(
+                f"the app {app.name or app.app_id} is stopped, but that could not be written: the disk is full, and a "
+                "restart of the server before there is space would bring it back"
+            ) from error
+        app.unkept = False
 
     async def forget(self) -> None:
         """Let go of apps that have been stopped for long, and of the oldest beyond `MAX_STOPPED`. Now and then."""
         gone = forgotten(self._apps.values(), self._clock.now() - STOPPED_KEPT_S)
-        gone = [one for one in gone if not self._calls.containers(one)]
+        gone = [one for one in gone if not self._apps[one].unkept and not self._calls.containers(one)]
 
         def write(transaction: Transaction) -> None:
             for app_id in gone:
@@ -468,7 +484,8 @@ class Apps:
 
     def _info(self, app: App, containers: int) -> AppInfo:
         spent = self.budgets.text(app.app_id) if self.budgets is not None else ""
-        return appstate.info(app, containers, self._calls.note(app.app_id), spent)
+        note = self._calls.note(app.app_id) if app.state != STOPPED else ""  # it looks through all functions
+        return appstate.info(app, containers, note, spent)
 
 
 def handlers(apps: Apps) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class App:
     gone_at: Optional[float] = None
     """Since when its client is gone or has finished; None while it is there."""
     was_idle: bool = False
+    unkept: bool = False
+    """It is stopped, and the database does not know it yet."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False, repr=False)
     """Held by whoever changes its functions."""
 

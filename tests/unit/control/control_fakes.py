@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any, Callable, Optional, Sequence
 
-from cadenza.base.errors import ImageBuildError, NotFoundError
+from cadenza.base.errors import ImageBuildError, NotFoundError, ResourceExhaustedError
 from cadenza.base.resources import Resources
 from cadenza.protocol.calls import FAILURE, REVOKED, SUCCESS, TERMINATED, Attempt, AttemptOutput, BlobRef, GeneratorItem
 from cadenza.protocol.frame import PROTOCOL, Decoder, encode
@@ -244,3 +244,27 @@ class Client:
 
     def close(self) -> None:
         self.writer.close()
+
+
+class FullDisk:
+    """A database that refuses every change while ``full``."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self.full = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def submit(self, fn: Any) -> asyncio.Future[Any]:
+        if not self.full:
+            return self._db.submit(fn)  # type: ignore[no-any-return]
+        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        refused.set_exception(ResourceExhaustedError("the disk is full"))
+        return refused
+
+    async def transaction(self, fn: Any) -> Any:
+        return await self.submit(fn)
+
+    async def execute(self, name: str, params: Any = ()) -> Any:
+        return await self.submit(lambda transaction: transaction.execute(name, params))

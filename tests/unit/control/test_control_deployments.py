@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
-from control_fakes import Client
+from control_fakes import Client, FullDisk
 from test_control_main import World, in_world, until
 
 from cadenza.base.errors import DataLossError
@@ -378,6 +378,31 @@ def test_stop_is_final_and_the_name_is_free(tmp_path: Path) -> None:
         assert await versions(client, first["app_id"]) == [(1, "deploy", False)]
         assert await parts_of(world).db.fetch("deployment_kept") == [(second["app_id"], 1)]
         client.close()
+
+    in_world(tmp_path, test)
+
+
+def test_an_app_that_ends_on_a_full_disk_is_stopped_and_stays_so(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        await deploy(client, spec(options={"schedule": '{"kind":"period","hours":2}'}), budget={"container_s": 1e6})
+        parts = parts_of(world)
+        disk = parts.apps._db = FullDisk(parts.db)
+        refused = await client.ask("app.stop", {"app": "demo"})
+        assert (
+            refused["kind"] == "resource_exhausted"
+            and "is stopped, but that could not be written" in refused["message"]
+        )
+        assert (await client.ask("app.get", {"app": "demo"}))["state"] == "stopped"
+        assert not parts.schedules._by_function and not parts.budgets._accounts  # whoever follows it knows
+        assert (await client.ask("app.stop", {"app": "demo"}))["kind"] == "resource_exhausted"  # as long as it is full
+        disk.full = False
+        await parts.apps.tick()
+        client.close()
+        await world.control.close()
+        await world.start()
+        client = await world.client()
+        assert (await client.ask("app.get", {"app": "demo"}))["state"] == "stopped"
 
     in_world(tmp_path, test)
 
