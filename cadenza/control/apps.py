@@ -411,7 +411,7 @@ class Apps:
                 await self._keep_end(app)
 
     def _forget_budget(self, app: App) -> None:
-        if self.budgets is not None and app.budget is not None:
+        if self.budgets is not None:  # it may have had one
             self.budgets.end(app.app_id)
 
     def budgeted(self, app: App) -> None:

@@ -97,7 +97,8 @@ class Budgets:
         self._owners: dict[str, str] = {}
         """By container: its app, while it holds something."""
         self._kept: dict[str, tuple[str, float, float]] = {}
-        """What earlier processes spent, by app: period, container-seconds, money."""
+        """What apps without an account spent, in earlier processes or before their budget was taken away: period,
+        container-seconds, money."""
         self._left: dict[str, dict[str, Hold]] = {}
         """What their containers hold, by app, until the app is put."""
         self._dirty: set[str] = set()
@@ -132,13 +133,12 @@ class Budgets:
     # --- apps ---
 
     def put(self, app_id: str, budget: Optional[BudgetSpec]) -> None:
-        """An app has this budget from now on; None: none. What it has spent stays spent."""
+        """An app has this budget from now on; None: none. What it has spent stays spent, and counts again with the next
+        budget."""
         account = self._accounts.get(app_id)
         if budget is None:
-            self._accounts.pop(app_id, None)
-            for name in list(account.holds) if account is not None else ():
-                self._owners.pop(name, None)
-                self._changed(app_id, name)
+            if account is not None:
+                self._settle_up(app_id, account)
         elif account is not None:
             account.budget = budget
         else:
@@ -149,12 +149,24 @@ class Budgets:
             self._owners.update(dict.fromkeys(account.holds, app_id))
         self._loop.admission = self if self._accounts else None
 
+    def _settle_up(self, app_id: str, account: Account) -> None:
+        """An app has no budget any more: what its containers used so far is spent, what they use from now on is not
+        counted."""
+        now = self._clock.monotonic()
+        self._turn(app_id, account, now)
+        for name in list(account.holds):
+            account.end(name, now)
+            self._owners.pop(name, None)
+            self._changed(app_id, name)
+        self._changed(app_id, "")
+        self._kept[app_id] = (self._periods.pop(app_id, ""), account.spent_s, account.spent_money)
+        del self._accounts[app_id]
+
     def end(self, app_id: str) -> None:
         """An app is stopped for good: nothing of it is kept. Its containers that still end cost nobody anything."""
         self.put(app_id, None)
-        self._kept.pop(app_id, None)
-        self._periods.pop(app_id, None)
-        self._store.drop(app_id)
+        if self._kept.pop(app_id, None) is not None:
+            self._store.drop(app_id)
 
     def refusal(self, budget: Optional[BudgetSpec], specs: Iterable[FunctionSpec]) -> str:
         """Why an app with this budget could never run one of its functions, in a sentence; empty when it could."""
@@ -300,7 +312,7 @@ class Budgets:
         """A new day or month begins."""
         period = period_of(account.budget.per, self._clock.now())
         if period != self._periods.get(app_id, ""):
-            if account.budget.per and self._periods.get(app_id):
+            if another(self._periods.get(app_id, ""), period):
                 account.reset(now)
             self._periods[app_id] = period
             for name in account.holds:
@@ -374,6 +386,8 @@ class Budgets:
         for app_id in self._dirty:
             account = self._accounts.get(app_id)
             if account is None:
+                if app_id in self._kept:
+                    spent.append((app_id, *self._kept[app_id]))
                 continue
             spent.append((app_id, self._periods.get(app_id, ""), account.spent_s, account.spent_money))
             for name in touched & account.holds.keys():
@@ -389,6 +403,12 @@ class Budgets:
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._timer_at = None, math.inf
+
+
+def another(old: str, new: str) -> bool:
+    """Whether a day or month (names by `period_of`) is another one, and not a part of the other or its whole: a budget
+    that was per day and is per month now begins with what was spent that day. Pure."""
+    return bool(old and new) and not (old.startswith(new) or new.startswith(old))
 
 
 def period_of(per: str, epoch_s: float) -> str:

@@ -15,7 +15,7 @@ from test_control_deployments import deploy, run, spec
 from test_control_main import World, in_world, until
 
 from cadenza.base.errors import InvalidError
-from cadenza.control.budgets import period_of
+from cadenza.control.budgets import another, period_of
 from cadenza.scheduling.budget import read_prices
 
 
@@ -24,6 +24,12 @@ def test_days_and_months_are_those_of_utc() -> None:
     assert period_of("day", 86_399.0) == "1970-01-01"
     assert period_of("day", 86_400.0) == "1970-01-02"
     assert period_of("month", 31 * 86_400.0) == "1970-02"
+
+
+def test_another_day_begins_anew_and_another_kind_of_period_does_not() -> None:
+    assert another("2026-11-22", "2026-11-23") and another("2026-11", "2026-12") and another("2026-11-30", "2026-12")
+    for same in (("2026-11-22", "2026-11"), ("2026-11", "2026-11-22"), ("", "2026-11"), ("2026-11", ""), ("", "")):
+        assert not another(*same)
 
 
 def test_a_price_table() -> None:
@@ -73,5 +79,36 @@ def test_what_is_spent_is_shown_and_refuses_in_words(tmp_path: Path) -> None:
         parts = world.control._parts
         await until(lambda: not parts.budgets._accounts)
         assert parts.calls.loop.admission is None
+
+    in_world(tmp_path, story)
+
+
+def test_what_was_spent_is_not_forgotten_by_a_deploy_without_a_budget(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = await world.client()
+        fits = spec(timeout_s=20.0, startup_timeout_s=20.0)
+        capped = {"name": "a", "budget": {"container_s": 100.0}}
+        deployed = await deploy(client, fits, **capped)
+        assert (await run(client, deployed["functions"]["echo"]))["output"]["status"] == "SUCCESS"
+        assert world.control._parts is not None
+        world.control._parts.budgets._accounts[deployed["app_id"]].spent_s = 50.0
+        world.clock.advance(3.0)
+        await deploy(client, fits, name="a")
+        assert not world.control._parts.budgets._accounts
+        world.clock.advance(3.0)  # which nobody counts
+        await deploy(client, fits, **capped)
+        spent = (await client.ask("app.get", {"app": "a"}))["budget"]
+        assert spent == "53.0 of 100 container-seconds are spent"
+        await deploy(client, fits, name="a")
+        client.close()
+        await world.control.close()
+        await world.start()  # the same over a restart without a budget
+        client = await world.client()
+        await deploy(client, fits, **capped)
+        assert (await client.ask("app.get", {"app": "a"}))["budget"] == spent
+        await deploy(client, fits, name="a")
+        await client.ask("app.stop", {"app": "a"})
+        parts = world.control._parts
+        assert await parts.db.fetch("budget_spent_all") == []
 
     in_world(tmp_path, story)
