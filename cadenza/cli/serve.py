@@ -165,7 +165,7 @@ def publish_version(ref: str, is_module: bool, name: str, environment: str, read
         def unwanted() -> None:  # the parent says nothing more: it is gone, killed perhaps, or has a newer version
             nonlocal gone
             gone = True
-            loop.remove_reader(read_fd)
+            loop.remove_reader(read_fd)  # else it is called for ever
             task.cancel()
 
         loop.add_reader(read_fd, unwanted)
@@ -177,6 +177,8 @@ def publish_version(ref: str, is_module: bool, name: str, environment: str, read
             if gone:
                 return None  # there is nobody to tell
             raise
+        finally:
+            loop.remove_reader(read_fd)  # before it is closed: uvloop aborts the process over a closed one
 
     try:
         with user_code():
