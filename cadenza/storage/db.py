@@ -107,6 +107,7 @@ class _Worker:
         self._path = path
         self._write = write
         self._requests: queue.SimpleQueue[Optional[_Request]] = queue.SimpleQueue()
+        self._closed = False
         connection = sqlite3.connect(
             path, timeout=BUSY_WAIT_MS / 1000, isolation_level=None, check_same_thread=False, cached_statements=512
         )
@@ -130,10 +131,14 @@ class _Worker:
 
     def submit(self, fn: Callable[[Transaction], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        self._requests.put(_Request(fn, future))
+        if self._closed:
+            future.set_exception(InternalError("the database is closed"))
+        else:
+            self._requests.put(_Request(fn, future))
         return future
 
     async def close(self) -> None:
+        self._closed = True
         self._requests.put(None)
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
@@ -254,6 +259,22 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[tuple[int, str
             raise
 
 
+async def _outcome(future: asyncio.Future[T]) -> T:
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        pass
+    while not future.done():
+        try:
+            await asyncio.wait((future,))
+        except asyncio.CancelledError:
+            continue
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    return future.result()
+
+
 class Database:
     """The database of one control plane. Made by `open`, ended by `close`."""
 
@@ -293,16 +314,20 @@ class Database:
         return self._writer.submit(fn)
 
     async def execute(self, name: str, params: Sequence[Any] = ()) -> int:
-        """One named query, durable on return; how many rows it changed."""
-        return await self._writer.submit(lambda transaction: transaction.execute(name, params))
+        """One named query, durable on return; how many rows it changed. See `transaction`."""
+        return await _outcome(self._writer.submit(lambda transaction: transaction.execute(name, params)))
 
     async def fetch(self, name: str, params: Sequence[Any] = ()) -> list[Row]:
         """Rows of one named query; sees everything that was awaited before."""
         return await self._reader.submit(lambda transaction: transaction.fetch(name, params))
 
     async def transaction(self, fn: Callable[[Transaction], T]) -> T:
-        """Run ``fn`` in the writer's thread as one transaction, all or nothing; see `submit`."""
-        return cast(T, await self._writer.submit(fn))
+        """Run ``fn`` in the writer's thread as one transaction, all or nothing; see `submit`.
+
+        A task that is cancelled meanwhile has the outcome all the same, and is cancelled at its next wait: what is
+        written cannot be called back, and whoever keeps the same in memory has to follow it.
+        """
+        return cast(T, await _outcome(self._writer.submit(fn)))
 
     async def close(self) -> None:
         """Write what waits, then close. Nothing may be asked of it afterwards."""

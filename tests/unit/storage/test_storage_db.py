@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 from typing import Any, Awaitable, Callable
 
@@ -130,6 +131,49 @@ def test_every_query_of_the_package_compiles(tmp_path: Path) -> None:
                 raise AssertionError(f"{name}: {error}") from error
 
     with_db(tmp_path, work)
+
+
+def test_who_is_cancelled_while_it_writes_knows_what_was_written(tmp_path: Path) -> None:
+    """Else memory and the database say different things, for example of a deploy whose client went away."""
+
+    async def work(db: Database) -> None:
+        written, said = threading.Event(), []
+
+        def slowly(transaction: Transaction) -> int:
+            written.wait(5)
+            return bump("n")(transaction)
+
+        async def writes() -> None:
+            said.append(await db.transaction(slowly))
+            await asyncio.sleep(0)
+            said.append("went on")
+
+        task = asyncio.get_running_loop().create_task(writes())
+        await asyncio.sleep(0.01)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+        assert not task.done()
+        written.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(said) == 1 and await db.fetch("get_counter", ("n",)) == [(1,)]
+
+    with_db(tmp_path, work)
+
+
+def test_a_closed_database_says_so(tmp_path: Path) -> None:
+    async def work(db: Database) -> None:
+        await db.close()
+        with pytest.raises(InternalError, match="is closed"):
+            await asyncio.wait_for(db.transaction(bump("n")), 5)
+        with pytest.raises(InternalError, match="is closed"):
+            await asyncio.wait_for(db.fetch("get_counter", ("n",)), 5)
+
+    async def run() -> None:
+        await work(await Database.open(str(tmp_path / "cadenza.db")))
+
+    asyncio.run(run())
 
 
 LARGE = {"inputs", "outputs", "calls", "series"}
