@@ -99,7 +99,8 @@ class Environments:
         self._renamed: list[Callable[[str, str], Awaitable[None]]] = []
 
     def on_delete(self, callback: Callable[[str], Awaitable[None]]) -> None:
-        """Await ``callback(name)`` before an environment goes: whoever has things in it removes them."""
+        """Await ``callback(name)`` when an environment is gone, with the rows of its things: whoever knows of them
+        forgets them, and removes what was written meanwhile."""
         self._deleted.append(callback)
 
     def on_rename(self, callback: Callable[[str, str], Awaitable[None]]) -> None:
@@ -194,6 +195,7 @@ class Environments:
             transaction.execute("environment_put", _row(new))
             if moved:
                 transaction.execute("environment_apps_move", (new.name, old.name))
+                transaction.execute("environment_secrets_move", (new.name, old.name))
             if defaults:
                 transaction.execute("setting_put", ("default_environment", new.name))
 
@@ -225,21 +227,22 @@ class Environments:
             if alive:
                 raise ConflictError(_inhabited(alive, gone.name))
             order = list(known.items())
-            del known[gone.name]  # nothing new may begin in it while what it has is removed
+            del known[gone.name]  # nothing new may begin in it meanwhile
+
+            def write(transaction: Transaction) -> None:
+                transaction.execute("environment_delete", (gone.environment_id,))
+                transaction.execute("role_delete_environment", (gone.environment_id,))
+                transaction.execute("environment_apps_move", (gone.environment_id, gone.name))
+                transaction.execute("environment_secrets_drop", (gone.name,))
+
             try:
-                for callback in self._deleted:
-                    await callback(gone.name)
-
-                def write(transaction: Transaction) -> None:
-                    transaction.execute("environment_delete", (gone.environment_id,))
-                    transaction.execute("role_delete_environment", (gone.environment_id,))
-                    transaction.execute("environment_apps_move", (gone.environment_id, gone.name))
-
                 await self._db.transaction(write)
             except BaseException:
                 known.clear()
                 known.update(order)
                 raise
+            for callback in self._deleted:
+                await callback(gone.name)
             for key in [one for one in self._directory.roles if one[0] == gone.environment_id]:
                 del self._directory.roles[key]
             # What its stopped apps left is not for those who may use another environment of this name: no environment

@@ -255,25 +255,30 @@ class Secrets:
                 for one in self._rows.values()
                 if not one.name and one.secret_id not in named and one.updated_at < oldest
             ]
-            for secret_id in gone:
-                await self._db.execute("secret_drop", (secret_id,))
+            for secret_id in gone:  # before anything is waited for: who declares one of them now keeps it anew
                 self._forget(secret_id)
+
+            def write(transaction: Transaction) -> None:
+                for secret_id in gone:
+                    transaction.execute("secret_drop", (secret_id,))
+
+            await self._db.transaction(write)
         return len(gone)
 
     async def environment_deleted(self, environment: str) -> None:
-        """Remove all secrets of an environment that goes."""
+        """An environment is gone with its secrets; one that was being made meanwhile goes too."""
         async with self._changing:
             for row in [one for one in self._rows.values() if one.environment == environment]:
-                await self._db.execute("secret_drop", (row.secret_id,))
                 self._forget(row.secret_id)
+            await self._db.execute("environment_secrets_drop", (environment,))
 
     async def environment_renamed(self, old: str, new: str) -> None:
-        """The secrets of ``old`` are those of ``new``; what is sealed stays as it is."""
+        """The secrets of ``old`` are those of ``new``, also one that was being made meanwhile; what is sealed stays."""
         async with self._changing:
-            await self._db.execute("environment_secrets_move", (new, old))
             for row in [one for one in self._rows.values() if one.environment == old]:
                 self._forget(row.secret_id)
                 self._put(replace(row, environment=new))
+            await self._db.execute("environment_secrets_move", (new, old))
 
     # --- rows ---
 
@@ -332,7 +337,6 @@ class Secrets:
 
     async def create(self, request: Request[SecretCreate]) -> SecretInfo:
         body = request.body
-        environment = self._access.environment(request.caller, body.environment, WRITE)
         if not _NAME.match(body.name) or (kind_of(body.name) == "app" and len(body.name) == 3 + BODY_CHARS):
             raise InvalidError(
                 f"a secret's name has 1 to 64 letters, digits, '-', '_' and '.', and does not look like an app's id; "
@@ -340,6 +344,7 @@ class Secrets:
             )
         check_variables(body.values, f"the secret {body.name}")
         async with self._changing:
+            environment = self._access.environment(request.caller, body.environment, WRITE)
             before = self._rows.get(self._names.get((environment, body.name), ""))
             if before is not None and body.allow_existing and not body.overwrite:
                 return info_of(before)

@@ -19,6 +19,9 @@ UPDATE server_app SET environment = ? WHERE environment = ?;
 -- name: environment_secrets_move
 UPDATE secret SET environment = ? WHERE environment = ?;
 
+-- name: environment_secrets_drop
+DELETE FROM secret WHERE environment = ?;
+
 -- name: role_all
 SELECT environment_id, user_id, role FROM account_role;
 

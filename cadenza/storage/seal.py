@@ -103,7 +103,21 @@ def read_key_file(path: str) -> Optional[bytes]:
 
 
 def write_key_file(path: str, key: bytes) -> bytes:
-    """Make the file, whole or not at all, durably; the key that is in it: another process's where that was first."""
+    """Make the file, whole or not at all, durably; the key that is in it: another process's where that was first.
+
+    InvalidError when it cannot be written.
+    """
+    try:
+        _write(path, key)
+    except OSError as error:
+        raise InvalidError(f"the key of the secrets, {path}, cannot be written: {error.strerror}") from None
+    found = read_key_file(path)
+    if found is None:
+        raise InvalidError(f"the key of the secrets, {path}, was removed while it was made: try again")
+    return found
+
+
+def _write(path: str, key: bytes) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     draft = f"{path}.{os.getpid()}.draft"
@@ -121,10 +135,6 @@ def write_key_file(path: str, key: bytes) -> bytes:
     finally:
         os.unlink(draft)
     sync_folder(folder)
-    found = read_key_file(path)
-    if found is None:
-        raise InvalidError(f"the key of the secrets, {path}, was removed while it was made: try again")
-    return found
 
 
 def sync_folder(folder: str) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
-from control_fakes import Client, Head
+from control_fakes import Client, FullDisk, Head
+from test_control_main import World as WithSecrets
+from test_control_main import in_world as with_secrets
 from test_control_tokens import World, in_world, made
 
 from cadenza.protocol.method import ADMIN, CLIENT, CONTAINER, WRITE
@@ -213,3 +215,31 @@ def test_a_new_environment_has_nothing_of_an_old_one_of_its_name(tmp_path: Path,
 
     in_world(tmp_path, test)
     in_world(tmp_path, after)
+
+
+def test_an_environment_and_its_secrets_go_and_move_as_one(tmp_path: Path) -> None:
+    """Whatever the disk refuses."""
+
+    async def test(world: WithSecrets) -> None:
+        host = await world.client()
+        await host.ask("environment.create", {"name": "dev"})
+        await host.ask("secret.create", {"name": "db", "values": {"A": "1"}, "environment": "dev"})
+        parts = world.control._parts
+        assert parts is not None
+        disk = parts.environments._db = FullDisk(parts.db)  # type: ignore[assignment]
+        assert (await host.ask("environment.delete", {"name": "dev"}))["kind"] == "resource_exhausted"
+        assert (await host.ask("secret.find", {"name": "db", "environment": "dev"}))["keys"] == ["A"]
+        disk.full = False
+        parts.secrets._db = FullDisk(parts.db)  # type: ignore[assignment]
+        await host.ask("environment.update", {"name": "dev", "new_name": "test"})
+        assert (await host.ask("secret.find", {"name": "db", "environment": "test"}))["keys"] == ["A"]
+
+    async def after(world: WithSecrets) -> None:
+        host = await world.client()
+        assert (await host.ask("secret.find", {"name": "db", "environment": "test"}))["keys"] == ["A"]
+        assert await host.ask("environment.delete", {"name": "test"}) == {}
+        await host.ask("environment.create", {"name": "test"})
+        assert (await host.ask("secret.find", {"name": "db", "environment": "test"}))["kind"] == "not_found"
+
+    with_secrets(tmp_path, test)
+    with_secrets(tmp_path, after)

@@ -379,6 +379,37 @@ def test_nameless_secrets_go_when_nothing_names_them(home: Home) -> None:
     home.run(again)
 
 
+def test_what_is_declared_while_it_is_swept_is_there(home: Home) -> None:
+    async def work(secrets: Secrets) -> None:
+        await secrets.refs([inline(A="1")], MAIN)
+        home.clock.advance(KEPT_S + 1)
+        sweeping = asyncio.ensure_future(secrets.sweep(set()))
+        await asyncio.sleep(0)
+        (again,) = await secrets.refs([inline(A="1")], MAIN)
+        assert await sweeping == 1
+        assert secrets.variables(function(again)) == {"A": "1"}
+
+    home.run(work)
+
+    async def later(secrets: Secrets) -> None:
+        assert len(secrets._rows) == 1
+
+    home.run(later)
+
+
+def test_no_secret_is_made_in_an_environment_that_goes_meanwhile(home: Home) -> None:
+    async def work(secrets: Secrets) -> None:
+        async with secrets._changing:
+            making = asyncio.ensure_future(create(secrets, environment="dev"))
+            await asyncio.sleep(0)
+            del home.access.directory.environments["dev"]
+        with pytest.raises(NotFoundError, match="no environment 'dev'"):
+            await making
+        assert not secrets._rows
+
+    home.run(work)
+
+
 def test_when_a_secret_was_used(home: Home) -> None:
     async def work(secrets: Secrets) -> None:
         secret_id = await create(secrets)

@@ -113,3 +113,9 @@ def test_a_command_has_a_time_limit_and_so_has_what_it_started() -> None:
     with pytest.raises(InvalidError, match="took over"):
         key_from_command("sleep 60 & sleep 60", limit_s=0.2)
     assert time.monotonic() - began < 10
+
+
+def test_a_key_that_cannot_be_written_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidError, match="cannot be written: File exists"):
+        write_key_file(str(tmp_path / "file/secrets.key"), b"k" * 32)
