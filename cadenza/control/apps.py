@@ -79,7 +79,6 @@ class Apps:
     async def start(self) -> None:
         """Load what was there: deployed and detached apps go on, ephemeral ones lost their client with the last
         process."""
-        await self._db.execute("erase_for_good")
         for row in await self._db.fetch("app_all"):
             app = appstate.read(row)
             self._apps[app.app_id] = app

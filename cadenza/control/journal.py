@@ -45,7 +45,10 @@ class Store(Protocol):
     """Where decisions are kept."""
 
     async def read(self) -> Sequence[Row]:
-        """Those of the last days, newest first."""
+        """The last `LOADED`, newest first."""
+
+    async def expire(self) -> None:
+        """Let go of those that are older than `KEPT_S`."""
 
     async def write(self, rows: Sequence[Row]) -> None:
         """Keep these; of each function the last `KEPT`."""
@@ -58,8 +61,10 @@ class DecisionTable:
         self._db = db
         self._clock = clock
 
-    async def read(self) -> Sequence[Row]:
+    async def expire(self) -> None:
         await self._db.execute("decision_expire", (self._clock.now() - KEPT_S,))
+
+    async def read(self) -> Sequence[Row]:
         return [(a, b, c, d, e, f, g) for a, b, c, d, e, f, g in await self._db.fetch("decision_all", (LOADED,))]
 
     async def write(self, rows: Sequence[Row]) -> None:
@@ -122,6 +127,7 @@ class Journal:
         """What an earlier process decided about functions that are still there."""
         if self._store is None:
             return
+        await self._store.expire()
         rows = await self._store.read()
         shift = max((row[0] for row in rows), default=0)
         young, self._rings = self._rings, {}
@@ -158,6 +164,11 @@ class Journal:
         except Error as error:
             self._unwritten = {**lines, **self._unwritten}
             _log.warning("decisions could not be kept", count=len(rows), error=str(error))
+
+    async def sweep(self) -> None:
+        """Let go of what is too old, of functions that are gone too. Now and then."""
+        if self._store is not None:
+            await self._store.expire()
 
     async def close(self) -> None:
         """Write the rest."""

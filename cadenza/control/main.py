@@ -191,6 +191,7 @@ class ControlPlane:
         await _guarded(parts.apps.forget)
         await _guarded(parts.log_store.retain)
         await _guarded(parts.observing.sweep)
+        await _guarded(parts.calls.journal.sweep)
 
     async def _sweep_blobs(self, parts: _Parts) -> None:
         named = {row[0] for row in await parts.db.fetch("blobs_named")}
@@ -448,7 +449,8 @@ class _Parts:
         return found.environment if found is not None else ""
 
     def _app_of_container(self, container_id: str) -> str:
-        return next((one.app_id for one in self.calls.containers() if one.container_id == container_id), "")
+        found = self.calls.loop.cluster.containers.get(container_id)
+        return found.function.app_id if found is not None else ""
 
 
 def own_name() -> str:

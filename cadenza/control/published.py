@@ -39,7 +39,7 @@ class Published:
     _limits: Limits
     journal: Journal
     on_reset: Callable[[str], None] = staticmethod(lambda function_id: None)
-    """Told of each function whose limits are the declared ones again."""
+    """Told of each function whose limits are the declared ones again, or that is gone."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Let work go on beside, until the end."""
@@ -117,6 +117,7 @@ class Published:
         """`cadenza.control.round.Sink`: a function is gone."""
         self._limits.forget(function_id)
         self.journal.forget(function_id)
+        self.on_reset(function_id)
 
     # --- how an app stands ---
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from cadenza.base.errors import Error
 from cadenza.control.calls import Calls
 from cadenza.control.request import Request
 from cadenza.observe.log import Log
@@ -41,19 +42,27 @@ class Scaling:
             self._calls.loop.limit(function_id, AutoscalerPatch(**kept["patch"]), kept["unset"])
 
     async def scale(self, request: Request[FunctionScale]) -> Empty:
+        """In force at once; where that cannot be kept, as before. Errors as `Calls.scale`; ResourceExhaustedError."""
         body = request.body
+        function = self._calls.loop.cluster.functions.get(body.function_id)
+        before = (function.limits, function.unset) if function is not None else (AutoscalerPatch(), ())
         self._calls.scale(body.function_id, body.patch, body.unset)
         function = self._calls.loop.cluster.functions[body.function_id]
         text = json.dumps({"patch": asdict(function.limits), "unset": list(function.unset)})
         self._kept.add(body.function_id)
-        await self._db.execute("limits_put", (body.function_id, _digest(function), text))
+        try:
+            await self._db.execute("limits_put", (body.function_id, _digest(function), text))
+        except Error:
+            self._calls.loop.limit(body.function_id, None, ())
+            self._calls.loop.limit(body.function_id, *before)
+            raise
         return Empty()
 
     async def settings(self, request: Request[FunctionRef]) -> AutoscalerSettings:
         return self._calls.settings(request.body.function_id)
 
     def _reset(self, function_id: str) -> None:
-        """The limits of a function are the declared ones again."""
+        """The limits of a function are the declared ones again, or it is gone."""
         if function_id in self._kept:
             self._kept.discard(function_id)
             done = self._db.execute("limits_drop", (function_id,))

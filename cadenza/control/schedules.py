@@ -350,11 +350,18 @@ class Schedules:
         """Pause, or go on: with the first time from now, nothing is made up."""
         entry = self._named(request, request.body.schedule)
         if entry.paused != request.body.paused:
+            before = entry.paused, entry.done_until, entry.note
             entry.paused = request.body.paused
             entry.done_until = max(entry.done_until, self._clock.now())
             entry.note = ""
-            await self._moved(entry)
-            self._arm()
+            try:
+                await self._moved(entry)
+            except Error:
+                entry.paused, entry.done_until, entry.note = before
+                entry.aim()
+                raise
+            finally:
+                self._arm()
         return Empty()
 
     def _named(self, request: Request[Any], word: str) -> Entry:

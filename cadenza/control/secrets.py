@@ -75,7 +75,8 @@ _log = Log("cadenza.control.secrets")
 
 
 class Secrets:
-    """Every secret of this control plane, and the handlers of ``secret.*``. The only writer of their tables."""
+    """Every secret of this control plane, and the handlers of ``secret.*``. The only writer of their tables, but for
+    the end and the renaming of an environment."""
 
     def __init__(self, config: Config, db: Database, clock: Clock, ids: IdSource, access: Access) -> None:
         self._ring = Keyring(os.path.join(config.config_dir, KEY_FILE), config.secrets_key_command)

@@ -76,9 +76,9 @@ class Exporter:
                 self._ends[at] = (raw, wall)
 
     def tick(self) -> None:
-        """Send when it is time and the last sending is over."""
+        """Send when it is time (also by a clock that was set back) and the last sending is over."""
         now = self._now()
-        if now - self._sent_at >= EXPORT_EVERY_S and (self._sending is None or self._sending.done()):
+        if abs(now - self._sent_at) >= EXPORT_EVERY_S and (self._sending is None or self._sending.done()):
             self._sent_at = now
             self._sending = asyncio.get_running_loop().create_task(self.send())
 
@@ -87,7 +87,6 @@ class Exporter:
         the next totals have all of it."""
         totals = list(self._totals())
         data = self._data(totals)
-        names = {label[0]: label for label, _ in totals}
         ends, self._ends, self._seen = self._ends, [], 0
         try:
             result = await asyncio.to_thread(self._metrics.export, data)
@@ -95,7 +94,7 @@ class Exporter:
                 spans = [span for raw, wall in ends for span in self._span(raw, wall)]
                 result = max(result, await asyncio.to_thread(self._spans.export, spans), key=lambda one: one.value)
             if result.value:
-                _log.warning("the collector did not take the metrics", functions=len(names))
+                _log.warning("the collector did not take the metrics", functions=len(totals))
         except Exception as error:  # whatever the library raises: the server goes on without its collector
             _log.warning("the collector cannot be reached", error=str(error))
 

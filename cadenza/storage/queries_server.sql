@@ -33,9 +33,6 @@ DELETE FROM server_function WHERE app_id = ?;
 -- name: function_forget
 DELETE FROM server_function WHERE app_id IN (SELECT app_id FROM server_app WHERE state = 'stopped');
 
--- name: erase_for_good
-PRAGMA secure_delete = ON;
-
 -- name: log_heads
 SELECT b.app_id, b.seq, b.segment, b.place + b.length FROM log_block b
 JOIN (SELECT app_id, MAX(seq) AS seq FROM log_block GROUP BY app_id) m ON m.app_id = b.app_id AND m.seq = b.seq;

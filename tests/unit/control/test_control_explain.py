@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from control_fakes import FullDisk
 from test_control_main import World, in_world, until
 
 
@@ -79,6 +80,28 @@ def test_limits_at_run_time_outlive_a_restart_and_not_a_change(tmp_path: Path) -
             await asyncio.sleep(0.01)
         assert await parts.db.fetch("limits_all") == []
         assert (await client.ask("function.settings", {"function_id": "fu-none"}))["kind"] == "not_found"
+
+    in_world(tmp_path, test)
+
+
+def test_limits_that_cannot_be_kept_are_not_in_force(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        client = await world.client()
+        app_id, functions = await client.app("echo")
+        name = functions["echo"]
+        await client.ask("function.scale", {"function_id": name, "patch": {"max_containers": 3}})
+        parts = world.control._parts
+        assert parts is not None
+        parts.scaling._db = FullDisk(parts.db)  # type: ignore[assignment]
+        refused = await client.ask("function.scale", {"function_id": name, "patch": {"max_containers": 7}})
+        assert refused["kind"] == "resource_exhausted"
+        assert (await client.ask("function.settings", {"function_id": name}))["max_containers"] == 3
+        parts.scaling._db = parts.db
+        await client.ask("app.stop", {"app": app_id})
+        await until(lambda: name not in parts.calls.loop.cluster.functions)
+        await asyncio.sleep(0)
+        await parts.db.transaction(lambda transaction: None)
+        assert await parts.db.fetch("limits_all") == []  # nobody looks for it again
 
     in_world(tmp_path, test)
 

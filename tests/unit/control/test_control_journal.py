@@ -8,7 +8,7 @@ from typing import Any, Awaitable, Callable
 
 from cadenza.base.clock import ManualClock
 from cadenza.base.errors import ResourceExhaustedError
-from cadenza.control.journal import KEPT, START, STOP, DecisionTable, Journal, Row
+from cadenza.control.journal import KEPT, KEPT_S, START, STOP, DecisionTable, Journal, Row
 from cadenza.storage.db import Database
 
 
@@ -84,6 +84,9 @@ def test_what_a_full_disk_refuses_is_written_later() -> None:
         async def read(self) -> Any:
             return []
 
+        async def expire(self) -> None:
+            pass
+
         async def write(self, rows: Any) -> None:
             if self.full:
                 raise ResourceExhaustedError("the disk is full")
@@ -101,3 +104,20 @@ def test_what_a_full_disk_refuses_is_written_later() -> None:
         assert [row[5] for row in store.rows] == ["busy"]
 
     asyncio.run(main())
+
+
+def test_old_decisions_go_while_the_server_runs(tmp_path: Path) -> None:
+    async def work(db: Database, clock: ManualClock) -> None:
+        journal = Journal(clock, DecisionTable(db, clock))
+        await journal.load([])
+        journal.note("gone", START, 1, "busy")
+        await journal.flush()
+        journal.forget("gone")
+        clock.advance(KEPT_S / 2)
+        journal.note("f", START, 1, "busy")
+        await journal.flush()
+        clock.advance(KEPT_S / 2 + 1)
+        await journal.sweep()
+        assert [row[1] for row in await db.fetch("decision_all", (10,))] == ["f"]
+
+    with_database(tmp_path, work)

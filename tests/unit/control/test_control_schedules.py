@@ -14,6 +14,7 @@ from typing import Any, Awaitable, Callable, Sequence
 from zoneinfo import ZoneInfo
 
 import pytest
+from control_fakes import FullDisk
 
 from cadenza.base.clock import ManualClock
 from cadenza.base.errors import InvalidError, NotFoundError, ResourceExhaustedError
@@ -528,3 +529,20 @@ def test_the_server_reads_the_line_when_an_app_is_deployed() -> None:
     ):
         with pytest.raises(InvalidError, match=fault):
             check_functions([wrong])
+
+
+def test_a_pause_that_cannot_be_kept_is_none(world: World) -> None:
+    world.apps.texts = {"f": period(hours=1)}
+
+    async def work() -> None:
+        db = world.schedules._db
+        disk = world.schedules._db = FullDisk(db)  # type: ignore[assignment]
+        with pytest.raises(ResourceExhaustedError):
+            await world.schedules.pause(ask(SchedulePause("fu-f")))
+        info = await world.info()
+        assert not info.paused and info.next_at == (START + 3600.0,)
+        disk.full = False
+        await world.schedules.pause(ask(SchedulePause("fu-f")))
+        assert (await world.info()).paused
+
+    world.live(work)

@@ -105,6 +105,23 @@ def test_spans_that_wait_are_bounded() -> None:
     assert len(exporter._ends) == MAX_SPANS
 
 
+def test_a_clock_that_is_set_back_stops_no_exports() -> None:
+    async def steps() -> None:
+        now, sent = [100_000.0], []
+        exporter = Exporter("http://127.0.0.1:9", "modal", list, lambda: now[0])
+
+        async def send() -> None:
+            sent.append(now[0])
+
+        exporter.send = send  # type: ignore[method-assign]
+        for now[0] in (100_000.0, 100_001.0, 50_000.0, 50_001.0, 50_016.0):
+            exporter.tick()
+            await asyncio.sleep(0.001)
+        assert sent == [100_000.0, 50_000.0, 50_016.0]
+
+    asyncio.run(steps())
+
+
 def test_a_wrong_address_and_a_missing_library_say_what_to_do(monkeypatch: Any) -> None:
     with pytest.raises(InvalidError, match="otel_endpoint"):
         Exporter("127.0.0.1:4318", "modal", list, lambda: 0.0)
