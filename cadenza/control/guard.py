@@ -52,9 +52,6 @@ class Lookup(Protocol):
 
     def app(self, app_id: str) -> Optional[str]: ...
 
-    def app_named(self, name: str, environment: str) -> Optional[str]:
-        """The id of an app by its name; environment empty: in any."""
-
     def function(self, function_id: str) -> Optional[str]: ...
 
     def container(self, container_id: str) -> Optional[Home]: ...
@@ -160,7 +157,7 @@ class Guard:
             self._check(method, caller, found)
             return body
         if not hasattr(body, "environment"):
-            return self._with_app(method, caller, body) if app else body
+            return body
         if body.environment or (self._open(body) and (app or method.name not in EVERYWHERE)):
             environment = self._access.environment(caller, body.environment, method.needs)
             if environment != body.environment:
@@ -170,16 +167,6 @@ class Guard:
     def _open(self, body: Any) -> bool:
         """Whether nothing else in the request says where it belongs."""
         return not any(getattr(body, one, "") for one in ("function_id", "container", "thing"))
-
-    def _with_app(self, method: Method, caller: Caller, body: Any) -> Any:
-        """A request that names an app and no environment: the app of that name where the caller is, else anywhere."""
-        own = self._access.environment(caller, "", method.needs) if self._limited(caller) else ""
-        home = own or caller.environment or self._access.directory.default_environment
-        app_id = self._lookup.app_named(body.app, home) or self._lookup.app_named(body.app, "")
-        if app_id is None:
-            raise NotFoundError(f"there is no app {body.app!r}: see `cadenza app list`")
-        self._check(method, caller, self._lookup.app(app_id))
-        return replace(body, app=app_id)
 
     def _check(self, method: Method, caller: Caller, environment: Optional[str]) -> None:
         """None: the thing is not there, which its handler says better."""
@@ -237,6 +224,8 @@ def subjects(method: Method) -> frozenset[str]:
     named = {one.name for one in fields(method.request)} & {
         "app", "app_id", "function_id", "call_id", "container_id", "environment", "schedule",
     }  # fmt: skip
+    if "environment" not in named:
+        named.discard("app")  # a name alone says nothing
     if method.name.partition(".")[0] in OWN:
         named.add("own")
     if method.name in ANYWHERE:

@@ -25,13 +25,6 @@ class Whereabouts:
             return None
         return found.environment if found.app_id == app_id else None
 
-    def app_named(self, name: str, environment: str) -> Optional[str]:
-        """The id of an app by its name; environment empty: in any."""
-        try:
-            return self._apps.find(name, environment).app_id
-        except NotFoundError:
-            return None
-
     def function(self, function_id: str) -> Optional[str]:
         """The environment of a function that can be called, variants too."""
         found = self._calls.loop.cluster.functions.get(function_id)

@@ -5,6 +5,7 @@ Source: semantics.md section 24.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, make_dataclass
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -12,6 +13,7 @@ from typing import Any, Optional
 import pytest
 
 from cadenza.base.errors import AuthError, Bug, InvalidError, NotFoundError, PermissionDeniedError
+from cadenza.control import guard
 from cadenza.control.access import Access, refusal, Standing, within_scopes
 from cadenza.control.directory import MAIN, Directory, Environment, Token, User
 from cadenza.control.environments import MAX_SUFFIX_CHARS, check_name, check_suffix, free_suffix
@@ -181,6 +183,9 @@ def test_a_row_that_names_nothing_does_not_start() -> None:
     method = Method("new.thing", make_dataclass("Request", [("what", str)]), Empty)
     with pytest.raises(Bug, match="names nothing"):
         Guard(Access(), Places())._guarded(method, lambda request: None)
+    by_name = Method("new.thing", make_dataclass("Request", [("app", str)]), Empty)
+    with pytest.raises(Bug, match="names nothing"):  # of which environment
+        Guard(Access(), Places())._guarded(by_name, lambda request: None)
 
 
 class Places:
@@ -189,20 +194,14 @@ class Places:
     def app(self, app_id: str) -> Optional[str]:
         return {"ap-open": "open", "ap-main": MAIN}.get(app_id)
 
-    def app_named(self, name: str, environment: str) -> Optional[str]:
-        known = {("demo", "open"): "ap-open", ("demo", MAIN): "ap-main", ("only", MAIN): "ap-main"}
-        return known.get((name, environment)) or next(
-            (v for k, v in known.items() if k[0] == name and not environment), None
-        )
-
     def function(self, function_id: str) -> Optional[str]:
-        return {"fu-open": "open", "fu-main": MAIN}.get(function_id)
+        return {"fu-open": "open", "fu-main": MAIN, "fu-shut": "shut"}.get(function_id)
 
     def container(self, container_id: str) -> Optional[Home]:
         return {"ta-1": Home("open"), "ta-2": Home(MAIN), "ta-r": Home("open", True)}.get(container_id)
 
     async def call(self, call_id: str) -> Optional[str]:
-        return {"fc-open": "open", "fc-main": MAIN, "fc-forgotten": ""}.get(call_id)
+        return {"fc-open": "open", "fc-main": MAIN, "fc-forgotten": "", "fc-shut": "shut"}.get(call_id)
 
 
 @dataclass
@@ -216,8 +215,6 @@ def ask(
     method_name: str, caller: Caller, *tokens: Token, require_token: bool = False, reply: Any = None, **fields: Any
 ) -> Any:
     """Give a request to a guarded handler; what the handler saw, or the reply where one is given."""
-    import asyncio
-
     method = METHODS[method_name]
 
     async def handler(request: Any) -> Any:
@@ -283,6 +280,39 @@ def test_nobody_reaches_things_of_another_environment(name: str, fields: Any, ca
 def test_things_of_ones_own_environment_are_open(name: str, fields: Any) -> None:
     assert ask(name, INSIDE, **fields)
     assert ask(name, LIMITED, token(environment_ids=("en-1",)), **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("function.get", {"function_id": "fu-shut"}),
+        ("call.get", {"call_id": "fc-shut"}),
+        ("app.get", {"app": "demo", "environment": "shut"}),
+    ],
+)
+def test_a_member_reaches_nothing_where_it_has_no_role(name: str, fields: Any) -> None:
+    """Though its token has all scopes and is for all environments."""
+    with pytest.raises(PermissionDeniedError):
+        ask(name, LIMITED, token(), **fields)
+    assert ask(name, HOST, **fields)
+
+
+def test_what_is_known_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "KNOWN_CALLS", 2)
+    asked = []
+
+    class Calls(Places):
+        async def call(self, call_id: str) -> Optional[str]:
+            asked.append(call_id)
+            return "open"
+
+    async def check(*call_ids: str) -> None:
+        one = Guard(access(token()), Calls())
+        for call_id in call_ids:
+            await one._check_call(METHODS["call.get"], LIMITED, call_id)
+
+    asyncio.run(check("fc-1", "fc-2", "fc-1", "fc-3", "fc-1", "fc-3"))
+    assert asked == ["fc-1", "fc-2", "fc-3", "fc-1"]  # the first to come is the first to go
 
 
 def test_an_environment_left_open_is_filled_in() -> None:
