@@ -46,12 +46,16 @@ class IdSource:
 
     def new(self, kind: str) -> str:
         """A fresh id of ``kind``, a key of `KINDS`."""
-        number = int.from_bytes(self._random_bytes(17), "big")
-        body = []
-        for _ in range(BODY_CHARS // 2):
-            number, pair = divmod(number, 3844)
-            body.append(_PAIRS[pair])
-        return KINDS[kind] + "-" + "".join(body)
+        return derived(kind, int.from_bytes(self._random_bytes(17), "big"))
+
+
+def derived(kind: str, number: int) -> str:
+    """The id of ``kind`` that a large number makes, a digest's for example: the same one always."""
+    body = []
+    for _ in range(BODY_CHARS // 2):
+        number, pair = divmod(number, 3844)
+        body.append(_PAIRS[pair])
+    return KINDS[kind] + "-" + "".join(body)
 
 
 def kind_of(object_id: str) -> str | None:

@@ -76,8 +76,7 @@ class Lookups:
         to functions of the same app stay there too."""
         body = request.body
         app = self._apps.for_caller(request.caller, body.app, body.environment, READ)
-        if app.state == STOPPED:
-            raise NotFoundError(f"the app {app.name or app.app_id} is stopped: {app.stop_reason}")
+        _check_runs(app)
         if body.version:
             return self._info(await self._pinned(request, app, body.name, body.version))
         found = self._functions.layout(app.app_id).get(body.name)
@@ -88,6 +87,7 @@ class Lookups:
     async def _pinned(self, request: Request[Any], app: App, name: str, version: int) -> Function:
         self._apps.for_caller(request.caller, app.app_id)  # it makes something: to read is not enough
         async with app.changing:
+            _check_runs(app)  # it may have ended meanwhile
             there = self._functions.pinned(app.app_id, version)
             if not there:
                 specs = await self._deployments.specs_of(app, version)
@@ -171,6 +171,11 @@ class Lookups:
             created_at=one.created_at,
             created_by=one.created_by,
         )
+
+
+def _check_runs(app: App) -> None:
+    if app.state == STOPPED:
+        raise NotFoundError(f"the app {app.name or app.app_id} is stopped: {app.stop_reason}")
 
 
 def absent(app: App, name: str, known: list[str], version: int = 0) -> str:

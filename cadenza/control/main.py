@@ -7,7 +7,7 @@ import os
 import pwd
 import resource
 import socket
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Iterable, Optional, Sequence
 
 import cadenza
 from cadenza.base.clock import Clock
@@ -33,7 +33,7 @@ from cadenza.observe.metrics import Metrics
 from cadenza.protocol.calls import AttemptOutput, GeneratorItem
 from cadenza.protocol.methods import Empty, ServerKeep, ServerStatus, ServerStop
 from cadenza.protocol.nodes import LogChunk, Node, NodeReport, Usage
-from cadenza.protocol.objects import FileEntry
+from cadenza.protocol.objects import FileEntry, FunctionSpec
 from cadenza.scheduling.budget import read_prices
 from cadenza.scheduling.placement import refusal, where
 from cadenza.storage.blobs import DirectoryBlobs
@@ -186,7 +186,7 @@ class ControlPlane:
 
     async def _sweep(self, parts: _Parts) -> None:
         """Remove what nothing names any more. Beside the ticks, for it may take long."""
-        for step in (self._sweep_blobs, self._sweep_objects, self._sweep_secrets):
+        for step in (self._sweep_blobs, self._sweep_named):
             await _guarded(step, parts)
         await _guarded(parts.apps.forget)
         await _guarded(parts.log_store.retain)
@@ -201,20 +201,18 @@ class ControlPlane:
             if one.created_at < oldest and one.blob_id not in named and parts.blobs.find(one.blob_id) is None:
                 await asyncio.to_thread(parts.blobs.store.delete, one.blob_id)
 
-    async def _sweep_objects(self, parts: _Parts) -> None:
+    async def _sweep_named(self, parts: _Parts) -> None:
+        """Uploaded files and secrets that no function names, of whichever version that is kept."""
         oldest = self._clock.now() - OBJECT_AGE_S
-        named = objects.named(parts.apps.specs())
+        specs: Iterable[FunctionSpec] = parts.apps.specs()
+        digests, secret_ids = objects.named(specs), secrets.named(specs)
         async for specs in parts.deployments.kept():
-            named |= objects.named(specs)
-        gone = await asyncio.to_thread(self._objects.sweep, named, oldest)
+            digests |= objects.named(specs)
+            secret_ids |= secrets.named(specs)
+        await parts.secrets.sweep(secret_ids)
+        gone = await asyncio.to_thread(self._objects.sweep, digests, oldest)
         if gone:
             _log.info("uploaded files removed", count=gone)
-
-    async def _sweep_secrets(self, parts: _Parts) -> None:
-        named = secrets.named(parts.apps.specs())
-        async for specs in parts.deployments.kept():
-            named |= secrets.named(specs)
-        await parts.secrets.sweep(named)
 
     # --- connections ---
 

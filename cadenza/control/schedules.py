@@ -17,7 +17,7 @@ from typing import Any, Optional, Protocol, Sequence
 
 from cadenza.base.clock import Clock
 from cadenza.base.errors import Error, InvalidError, NotFoundError
-from cadenza.base.ids import ALPHABET, BODY_CHARS, KINDS, IdSource
+from cadenza.base.ids import IdSource, derived
 from cadenza.control.apps import Apps
 from cadenza.control.appstate import STOPPED, App
 from cadenza.control.attached import Value
@@ -376,12 +376,7 @@ class Schedules:
 
 def run_id(schedule_id: str, moment: float) -> str:
     """The id of the call that a schedule makes for one time: the same again after a crash. Pure."""
-    number = int.from_bytes(hashlib.sha256(f"{schedule_id} {moment!r}".encode()).digest(), "big")
-    body = []
-    for _ in range(BODY_CHARS):
-        number, digit = divmod(number, 62)
-        body.append(ALPHABET[digit])
-    return KINDS["call"] + "-" + "".join(body)
+    return derived("call", int.from_bytes(hashlib.sha256(f"{schedule_id} {moment!r}".encode()).digest(), "big"))
 
 
 def handlers(schedules: Schedules) -> dict[str, Any]:

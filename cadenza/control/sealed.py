@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Iterable, Mapping
 
 from cadenza.base.errors import DataLossError, InvalidError, NotFoundError
-from cadenza.base.ids import ALPHABET, BODY_CHARS, KINDS
+from cadenza.base.ids import derived
 from cadenza.protocol.secrets import SecretInfo
 from cadenza.storage.seal import Seal
 
@@ -83,12 +83,7 @@ def text_of(values: Mapping[str, str]) -> str:
 def id_of(key: bytes, environment: str, text: str) -> str:
     """The id that equal values have in one environment; without ``key`` nobody can tell values from it."""
     digest = hmac.new(key, f"{environment}\0{text}".encode(), hashlib.sha256).digest()
-    number = int.from_bytes(digest, "big")
-    body = []
-    for _ in range(BODY_CHARS):
-        number, digit = divmod(number, 62)
-        body.append(ALPHABET[digit])
-    return KINDS["secret"] + "-" + "".join(body)
+    return derived("secret", int.from_bytes(digest, "big"))
 
 
 def openable(rows: Iterable[Stored], keys: Mapping[str, Seal]) -> tuple[list[tuple[Stored, str]], list[Stored]]:

@@ -167,10 +167,11 @@ class Reader:
                 rows += [one for one in unfinished(function, wall, KEPT_INPUTS) if one.enqueued_at >= query.since]
             ended = await self._history.read(name, query.since, KEPT_INPUTS if query.until else limit)
             rows += [_row(one) for one in ended]
-        if query.until:
-            rows = [one for one in rows if one.enqueued_at < query.until]
-        rows.sort(key=lambda one: one.enqueued_at, reverse=True)
-        return InputRows(tuple(rows[:limit]))
+            if query.until:
+                rows = [one for one in rows if one.enqueued_at < query.until]
+            rows.sort(key=lambda one: one.enqueued_at, reverse=True)
+            del rows[limit:]  # after each function: there may be thousands of variants
+        return InputRows(tuple(rows))
 
     async def describe(self, request: Request[FunctionRef]) -> FunctionDetails:
         found = self._function(request.body.function_id)

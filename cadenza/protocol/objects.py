@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from cadenza.base.ids import ALPHABET, BODY_CHARS
+from cadenza.base.ids import derived
 from cadenza.base.resources import Gpu, Resources
 
 
@@ -89,12 +89,7 @@ class ImageSpec:
 
 def image_id(digest: str) -> str:
     """The id of the image whose recipe has this digest (hex)."""
-    number = int(digest, 16)
-    body = []
-    for _ in range(BODY_CHARS):
-        number, digit = divmod(number, 62)
-        body.append(ALPHABET[digit])
-    return "im-" + "".join(body)
+    return derived("image", int(digest, 16))
 
 
 @dataclass(frozen=True)

@@ -355,10 +355,10 @@ def test_files_of_kept_versions_are_kept(tmp_path: Path) -> None:
         await deploy(client, spec(files=[{"path": "/root/m.py", "digest": digest, "size": len(data)}]))
         await deploy(client, spec())
         world.clock.advance(10**9)
-        await world.control._sweep_objects(parts_of(world))
+        await world.control._sweep_named(parts_of(world))
         assert world.control.object_path(digest) is not None
         await client.ask("app.stop", {"app": "demo"})
-        await world.control._sweep_objects(parts_of(world))
+        await world.control._sweep_named(parts_of(world))
         assert world.control.object_path(digest) is None
         client.close()
 
