@@ -56,6 +56,8 @@ class SpentTable:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._unwritten: dict[tuple[str, str], tuple[Any, ...]] = {}
+        """Query and key to the row: what the disk refused is written with what comes next."""
 
     async def load(self) -> tuple[list[SpentRow], list[HoldRow]]:
         spent, holds = await self._db.fetch("budget_spent_all"), await self._db.fetch("budget_hold_all")
@@ -64,24 +66,32 @@ class SpentTable:
         ]
 
     def save(self, spent: Sequence[SpentRow], holds: Sequence[HoldRow], gone: Sequence[str]) -> None:
-        def write(transaction: Transaction) -> None:
-            for name in gone:
-                transaction.execute("budget_hold_drop", (name,))
-            for hold in holds:
-                transaction.execute("budget_hold_put", hold)
-            for row in spent:
-                transaction.execute("budget_spent_put", row)
-
-        self._db.submit(write).add_done_callback(_report)
+        for name in gone:
+            self._unwritten.pop(("budget_hold_put", name), None)
+            self._unwritten["budget_hold_drop", name] = (name,)
+        self._unwritten.update({("budget_hold_put", hold[0]): hold for hold in holds})
+        self._unwritten.update({("budget_spent_put", row[0]): row for row in spent})
+        self._write()
 
     def drop(self, app_id: str) -> None:
-        self._db.submit(lambda transaction: transaction.execute("budget_drop", (app_id,))).add_done_callback(_report)
+        self._unwritten.pop(("budget_spent_put", app_id), None)
+        self._unwritten["budget_drop", app_id] = (app_id,)
+        self._write()
 
+    def _write(self) -> None:
+        rows, self._unwritten = self._unwritten, {}
 
-def _report(done: asyncio.Future[Any]) -> None:
-    error = None if done.cancelled() else done.exception()
-    if error is not None:
-        _log.error("what apps spent could not be kept", reason=str(error))
+        def write(transaction: Transaction) -> None:
+            for (query, _), row in rows.items():
+                transaction.execute(query, row)
+
+        def written(done: asyncio.Future[Any]) -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is not None:
+                _log.error("what apps spent could not be kept", reason=str(error))
+                self._unwritten = {**rows, **self._unwritten}  # what is newer wins
+
+        self._db.submit(write).add_done_callback(written)
 
 
 class Budgets:

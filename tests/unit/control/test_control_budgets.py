@@ -5,18 +5,21 @@ That no interleaving spends more than the cap: tests/sim/test_sim_budget.py.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from control_fakes import FullDisk
 from test_control_deployments import deploy, run, spec
 from test_control_main import World, in_world, until
 
 from cadenza.base.errors import InvalidError
-from cadenza.control.budgets import another, period_of
+from cadenza.control.budgets import SpentTable, another, period_of
 from cadenza.scheduling.budget import read_prices
+from cadenza.storage.db import Database
 
 
 def test_days_and_months_are_those_of_utc() -> None:
@@ -112,3 +115,25 @@ def test_what_was_spent_is_not_forgotten_by_a_deploy_without_a_budget(tmp_path: 
         assert await parts.db.fetch("budget_spent_all") == []
 
     in_world(tmp_path, story)
+
+
+def test_what_a_full_disk_refused_is_kept_with_what_comes_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        db = await Database.open(str(tmp_path / "cadenza.db"))
+        disk = FullDisk(db)
+        table = SpentTable(disk)  # type: ignore[arg-type]
+        table.save([("ap-1", "", 1.0, 0.0)], [("ta-1", "ap-1", 0.0, 9.0, 0.0), ("ta-2", "ap-1", 0.0, 9.0, 0.0)], [])
+        await asyncio.sleep(0)
+        table.save([("ap-1", "", 2.0, 0.0)], [], ["ta-2"])
+        table.drop("ap-2")
+        await asyncio.sleep(0)
+        assert await table.load() == ([], [])
+        disk.full = False
+        table.save([("ap-2", "", 5.0, 0.0)], [], [])
+        await db.transaction(lambda transaction: None)
+        assert await table.load() == (
+            [("ap-1", "", 2.0, 0.0), ("ap-2", "", 5.0, 0.0)], [("ta-1", "ap-1", 0.0, 9.0, 0.0)],
+        )  # fmt: skip
+        await db.close()
+
+    asyncio.run(story())
