@@ -297,6 +297,13 @@ def test_a_member_reaches_nothing_where_it_has_no_role(name: str, fields: Any) -
     assert ask(name, HOST, **fields)
 
 
+def test_a_token_without_its_user_is_none() -> None:
+    found = access(token())
+    del found.directory.users["us-1"]
+    with pytest.raises(AuthError, match="no longer there"):
+        found.standing(LIMITED)
+
+
 def test_what_is_known_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "KNOWN_CALLS", 2)
     asked = []

@@ -137,3 +137,36 @@ def test_what_a_full_disk_refused_is_kept_with_what_comes_next(tmp_path: Path) -
         await db.close()
 
     asyncio.run(story())
+
+
+def test_what_is_held_is_in_the_database_at_every_turn(tmp_path: Path) -> None:
+    """So that a crash forgets no spending: when it starts, when it is given an input, when it is idle again."""
+
+    async def story(world: World) -> None:
+        client = await world.client()
+        fits = {"timeout_s": 20.0, "startup_timeout_s": 20.0}
+        body = {"name": "a", "functions": [spec(**fits), spec("never", **fits)], "budget": {"container_s": 1000.0}}
+        deployed = await client.ask("app.deploy", body)
+        parts = world.control._parts
+        assert parts is not None
+
+        async def held() -> list[float]:
+            """For how long each container is paid from now on, as the database has it; memory says the same."""
+            await asyncio.sleep(0)
+            await parts.db.transaction(lambda transaction: None)
+            found = {row[0]: row[3] for row in await parts.db.fetch("budget_hold_all")}
+            shift = world.clock.now() - world.clock.monotonic()
+            holds = parts.budgets._accounts[deployed["app_id"]].holds
+            assert found == {name: hold.paid_until + shift for name, hold in holds.items()}
+            return sorted(round(one - world.clock.now(), 3) for one in found.values())
+
+        await run(client, deployed["functions"]["echo"])
+        assert await held() == [16.0]  # idle: a piece of time and the margin
+        world.clock.advance(8.0)
+        await run(client, deployed["functions"]["echo"])
+        assert await held() == [16.0]
+        client.begin("call.run", {"function_id": deployed["functions"]["never"], "value": {}})
+        await until(lambda: bool(world.node.running))
+        assert (await held())[1] >= 26.0  # an input to its timeout
+
+    in_world(tmp_path, story)
