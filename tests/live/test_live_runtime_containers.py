@@ -187,7 +187,8 @@ def test_twenty_at_once_leave_nothing(name: str, tmp_path: Path, rootfs: str):
         driver = make_driver(name, str(tmp_path / "state"), launcher)
 
         def mine() -> list[Dead]:
-            return [dead for dead in dead_children() if dead.pid not in others]
+            # No runtime is Python: that would be a server of an earlier test, which ends by itself about now.
+            return [dead for dead in dead_children() if dead.pid not in others and not dead.name.startswith("python")]
 
         async def one(number: int) -> int:
             bundle = tmp_path / f"bundle{number}"
