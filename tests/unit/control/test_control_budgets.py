@@ -144,8 +144,8 @@ def test_what_is_held_is_in_the_database_at_every_turn(tmp_path: Path) -> None:
 
     async def story(world: World) -> None:
         client = await world.client()
-        fits = {"timeout_s": 20.0, "startup_timeout_s": 20.0}
-        body = {"name": "a", "functions": [spec(**fits), spec("never", **fits)], "budget": {"container_s": 1000.0}}
+        fits = {"timeout_s": 100.0, "startup_timeout_s": 5.0, "max_concurrent": 2, "target_concurrent": 2}
+        body = {"name": "a", "functions": [spec(**fits), spec("never", **fits)], "budget": {"container_s": 1e4}}
         deployed = await client.ask("app.deploy", body)
         parts = world.control._parts
         assert parts is not None
@@ -165,8 +165,11 @@ def test_what_is_held_is_in_the_database_at_every_turn(tmp_path: Path) -> None:
         world.clock.advance(8.0)
         await run(client, deployed["functions"]["echo"])
         assert await held() == [16.0]
-        client.begin("call.run", {"function_id": deployed["functions"]["never"], "value": {}})
-        await until(lambda: bool(world.node.running))
-        assert (await held())[1] >= 26.0  # an input to its timeout
+        for number in (1, 2):
+            client.begin("call.run", {"function_id": deployed["functions"]["never"], "value": {}})
+            await until(lambda: bool(world.node.running))
+            await until(lambda number=number: len(parts.calls.loop.cluster._holders) == number)
+            assert (await held())[-1] >= 106.0  # an input to its timeout
+            world.clock.advance(50.0)
 
     in_world(tmp_path, story)
