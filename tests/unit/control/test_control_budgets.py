@@ -97,9 +97,14 @@ def test_what_was_spent_is_not_forgotten_by_a_deploy_without_a_budget(tmp_path: 
         world.control._parts.budgets._accounts[deployed["app_id"]].spent_s = 50.0
         world.clock.advance(3.0)
         await deploy(client, fits, name="a")
-        assert not world.control._parts.budgets._accounts
+        parts = world.control._parts
+        function = parts.calls.loop.cluster.functions[deployed["functions"]["echo"]]
+        assert not parts.budgets._accounts and not parts.budgets._owners and not parts.budgets.covers(function)
+        await parts.db.transaction(lambda transaction: None)
+        assert await parts.db.fetch("budget_hold_all") == []
         world.clock.advance(3.0)  # which nobody counts
         await deploy(client, fits, **capped)
+        assert parts.budgets.covers(function)
         spent = (await client.ask("app.get", {"app": "a"}))["budget"]
         assert spent == "53.0 of 100 container-seconds are spent"
         await deploy(client, fits, name="a")
