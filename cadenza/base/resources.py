@@ -7,7 +7,7 @@ and 11.3.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Mapping, Optional, Sequence, Union
+from typing import Optional, Sequence, Union
 
 from cadenza.base import demand
 from cadenza.base.demand import CPU_LIMIT_ABOVE_REQUEST_MILLI as CPU_LIMIT_ABOVE_REQUEST_MILLI
@@ -63,16 +63,6 @@ class Resources:
         )
 
 
-def parse_gpu(text: str) -> Gpu:
-    """``"h100:2"`` to `Gpu`. InvalidError names what is wrong."""
-    return Gpu(*demand.gpu(text))
-
-
-def parse_gpus(value: Union[str, Sequence[Optional[str]], None]) -> tuple[Gpu, ...]:
-    """A user's ``gpu=``: None, a string, or a list in order of preference."""
-    return tuple(Gpu(*one) for one in demand.gpus(value))
-
-
 def parse(
     cpu: Union[float, tuple[float, float], None] = None,
     memory: Union[int, tuple[int, int], None] = None,
@@ -109,8 +99,3 @@ SERVED_BY = {
 def gpu_choices(gpus: Sequence[Gpu]) -> list[Gpu]:
     """A preference list as cards that there are, in order of preference."""
     return [Gpu(kind, wish.count) for wish in gpus for kind in SERVED_BY.get(wish.type, (wish.type,))]
-
-
-def gpu_inventory_fits(gpus: Sequence[Gpu], free: Mapping[str, int]) -> Optional[Gpu]:
-    """The first choice that ``free`` (count by type) can serve, or None. ``ANY`` takes whichever type has room."""
-    return next((one for one in gpu_choices(gpus) if free.get(one.type, 0) >= one.count), None)

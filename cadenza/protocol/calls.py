@@ -130,11 +130,3 @@ class GeneratorItem:
 def attempt_id(input_id: str, fence: int) -> str:
     """The name of one run of an input."""
     return f"{input_id}:{fence}"
-
-
-def split_attempt(attempt: str) -> tuple[str, int]:
-    """``(input id, fencing number)``. ValueError when it is not an attempt's name."""
-    input_id, colon, fence = attempt.rpartition(":")
-    if not colon or not input_id:
-        raise ValueError(f"not an attempt: {attempt!r}")
-    return input_id, int(fence)

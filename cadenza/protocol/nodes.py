@@ -20,7 +20,6 @@ STARTING = "starting"
 READY = "ready"
 STOPPING = "stopping"
 GONE = "gone"
-CONTAINER_STATES = (PREPARING, STARTING, READY, STOPPING, GONE)
 
 # Why a container is gone.
 EXITED = "exited"

@@ -46,15 +46,16 @@ def test_nonsense_is_named(arguments: dict[str, object], word: str) -> None:
 
 
 def test_gpus() -> None:
-    assert resources.parse_gpus(["h100:2", None, "a10g", "A100"]) == (Gpu("H100", 2), Gpu("A10"), Gpu("A100-40GB"))
+    asked = resources.parse(gpu=["h100:2", None, "a10g", "A100"]).gpus
+    assert asked == (Gpu("H100", 2), Gpu("A10"), Gpu("A100-40GB"))
     assert resources.gpu_text((Gpu("H100", 2), Gpu("T4"))) == "H100:2, T4"
 
 
-def test_the_first_wish_that_can_be_served() -> None:
-    wishes = resources.parse_gpus(["H100!:2", "any"])
-    assert resources.gpu_inventory_fits(wishes, {"H100": 2}) == Gpu("H100", 2)
-    assert resources.gpu_inventory_fits(wishes, {"H100": 1}) == Gpu("H100", 1)
-    assert resources.gpu_inventory_fits(wishes, {"T4": 0}) is None
+def test_the_cards_that_serve_a_wish() -> None:
+    """semantics.md section 11.3: an exact wish is that card alone, H100 may be a larger one, any is each of them."""
+    wishes = resources.parse(gpu=["H100!:2", "H100", "T4"]).gpus
+    assert resources.gpu_choices(wishes) == [Gpu("H100", 2), Gpu("H100"), Gpu("H200"), Gpu("T4")]
+    assert {"T4", "H100", "B300"} <= {one.type for one in resources.gpu_choices(resources.parse(gpu="any").gpus)}
 
 
 def test_arithmetic() -> None:
