@@ -161,6 +161,9 @@ class Tally:
         if now - self._sampled_at < SAMPLE_EVERY_S:
             return
         self._sampled_at = now
+        there = self._cluster.containers  # what a lost node had is gone without a word of it
+        self._started &= there.keys()
+        self._used = {name: used for name, used in self._used.items() if name in there}
         for function_id, function in self._cluster.functions.items():
             pending = len(function.ready) + function.backlog
             if not (pending or function.running or function.containers or function_id in self._live):

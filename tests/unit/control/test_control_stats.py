@@ -132,6 +132,19 @@ def with_world(tmp_path: Any, test: Callable[[World], Awaitable[None]]) -> None:
     asyncio.run(steps())
 
 
+def test_nothing_is_remembered_of_containers_of_a_lost_node(tmp_path: Any) -> None:
+    async def test(world: World) -> None:
+        world.ready(1)
+        world.ready(2)
+        world.tally.usage([Usage("ta-1", 100.0, 5.0, 1), Usage("ta-2", 100.0, 5.0, 1)])
+        world._apply(events.ContainerSeen(ContainerReport("ta-1", nodes.GONE, nodes.NODE_LOST)))
+        world.clock.advance(60.0)
+        world.tally.sample()
+        assert (world.tally._started, set(world.tally._used)) == ({"ta-2"}, {"ta-2"})
+
+    with_world(tmp_path, test)
+
+
 def test_stats_of_a_function_over_restarts(tmp_path: Any) -> None:
     async def test(world: World) -> None:
         world.ready(1)
