@@ -174,7 +174,7 @@ def test_a_hook_that_hangs_is_killed_at_the_deadline(root: str, home: Path, kind
             began = time.monotonic()
             world.want(one, stops=(StopOrder("ta-live1", 1.0, False),))
             await world.control.until(lambda: "hangs" in world.printed("ta-live1"))
-            gone = await world.control.state("ta-live1", nodes.GONE)
+            await world.control.state("ta-live1", nodes.GONE)
             assert time.monotonic() - began < 6.0
             said = world.control.text("ta-live1", 0) + world.control.text("ta-live1", 2)
             assert "was killed" in said or "was cut off" in said, "by the agent or by itself, which is first"

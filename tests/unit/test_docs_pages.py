@@ -24,7 +24,9 @@ def test_every_page_is_in_the_index() -> None:
     assert [str(path.relative_to(DOCS)) for path in PAGES if path not in named] == []
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CHANGELOG.md", DOCS / "README.md", *PAGES], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", ROOT / "CHANGELOG.md", DOCS / "README.md", *PAGES], ids=lambda path: path.name
+)
 def test_links_lead_somewhere(path: Path) -> None:
     assert [str(one) for one in links(path) if not one.exists()] == []
 
