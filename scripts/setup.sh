@@ -14,7 +14,7 @@ say() { printf '\033[2m== %s\033[0m\n' "$*" >&2; }
 wanted="crun nftables iproute2 ca-certificates uidmap procps"
 command -v python3 >/dev/null 2>&1 || wanted="$wanted python3"
 python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted="$wanted python3-venv"
-[ $dev = 1 ] && wanted="$wanted runc bubblewrap gcc libc6-dev git"
+[ $dev = 1 ] && wanted="$wanted runc bubblewrap gcc libc6-dev git attr erofs-utils docker-registry skopeo umoci zstd fuse3"
 missing=""
 if command -v dpkg-query >/dev/null 2>&1; then
     for one in $wanted; do

@@ -67,6 +67,21 @@ class Config:
     """Whether inputs are sent to the collector as spans too."""
     node_labels: str = ""
     """What this machine is, for ``region=`` and ``cloud=`` of functions: ``region=home,cloud=local,zone=cellar``."""
+    store: str = ""
+    """Where images' content is kept beyond this machine's disk, for other machines: ``s3://bucket/prefix``,
+    ``gs://bucket/prefix``, ``az://container/prefix``, ``file:///path``. Empty: this machine's disk alone."""
+    store_options: str = field(default="", repr=False)
+    """Settings of that store, ``name=value``, commas between: ``endpoint=http://...,access_key_id=...``."""
+    store_limit_gib: float = 0.0
+    """How much content this machine keeps; above it goes what was used longest ago and ``store`` has. 0: no limit."""
+    peers: str = ""
+    """Other machines' ``peer_address``, as ``http://host:port``, commas between: asked for content before ``store``."""
+    peer_address: str = ""
+    """``host:port`` on which this machine gives content to others; empty: it gives none."""
+    peer_key: str = field(default="", repr=False)
+    """What machines show each other when they ask for content; needed with ``peer_address`` beyond this machine."""
+    image_retention_days: float = 30.0
+    """Images that no app, name or container has had for so long are removed."""
     prices: str = ""
     """Money for a second of each thing, for budgets: ``cpu=...,memory=...,gpu.H100=...`` (a core, a GiB, a GPU)."""
     data_dir: str = ""

@@ -6,7 +6,7 @@ import click
 
 from cadenza.cli import show
 from cadenza.cli.connection import ask
-from cadenza.protocol import methods
+from cadenza.protocol.method import Empty
 
 
 @click.group(help="Look at the images kept on this machine.")
@@ -17,7 +17,7 @@ def image() -> None:
 @image.command("list", help="List images, most recently used first.")
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 def list_images(json_output: bool) -> None:
-    found = sorted(ask("image.list", methods.Empty()).images, key=lambda one: -one.used_at)
+    found = sorted(ask("image.list", Empty()).images, key=lambda one: -one.used_at)
     show.table(
         "Images",
         ["Image ID", "Size", "Created at", "Used at", "Description"],

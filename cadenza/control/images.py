@@ -8,7 +8,8 @@ from typing import Any, Awaitable, Callable, Optional, Sequence
 from cadenza.base.errors import ConflictError
 from cadenza.control.request import Caller, Request
 from cadenza.observe.log import Log
-from cadenza.protocol.methods import Empty, ImageBuild, ImageBuilt, Images as ImagesReply
+from cadenza.protocol.images import ImageBuild, ImageBuilt, Images as ImagesReply
+from cadenza.protocol.method import Empty
 from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageInfo, Node
 from cadenza.protocol.objects import ImageSpec
 
@@ -71,7 +72,7 @@ class Images:
         spec = await self._filled(body.spec, body.environment, request.caller)
         build = self._builds.get(image_id)
         if build is None:
-            missing = self._missing([one.digest for step in body.spec.steps for one in step.files])
+            missing = self._missing(body.spec.uploads())
             if missing:
                 raise ConflictError(
                     f"{len(missing)} files of the image are not uploaded, the first is {missing[0]}: upload them first"

@@ -89,8 +89,7 @@ def named(specs: Iterable[FunctionSpec]) -> set[str]:
     for spec in specs:
         found.update(one.digest for one in spec.files)
         found.add(spec.serialized)
-        for step in spec.image.steps:
-            found.update(one.digest for one in step.files)
+        found.update(spec.image.uploads())
     return found
 
 

@@ -14,8 +14,7 @@ from typing import Optional
 from cadenza.protocol.calls import NewInput, OutputItem, ValueRef
 from cadenza.protocol.method import ADMIN, CLIENT, READ, Method
 from cadenza.protocol.method import Empty as Empty
-from cadenza.protocol.nodes import BuildLine, ImageInfo
-from cadenza.protocol.objects import AppInfo, BudgetSpec, FunctionSpec, ImageSpec
+from cadenza.protocol.objects import AppInfo, BudgetSpec, FunctionSpec
 
 # --- apps ---
 
@@ -151,30 +150,6 @@ class ObjectPut:
     digest: str = ""
     blob_id: str = ""
     objects: tuple[ObjectPart, ...] = ()
-
-
-# --- images ---
-
-
-@dataclass(frozen=True)
-class ImageBuild:
-    spec: ImageSpec
-    force: bool = False
-    environment: str = ""
-    """Where secrets that are named without an environment are; empty: the caller's."""
-
-
-@dataclass(frozen=True)
-class ImageBuilt:
-    """An item of the build's stream: lines while it runs, and at its end the image."""
-
-    lines: tuple[BuildLine, ...] = ()
-    image: Optional[ImageInfo] = None
-
-
-@dataclass(frozen=True)
-class Images:
-    images: tuple[ImageInfo, ...]
 
 
 # --- calls ---
@@ -431,8 +406,6 @@ ROWS = (
     Method("log.read", LogQuery, LogBatch, stream="down", callers=(CLIENT,), needs=READ),
     Method("object.missing", ObjectsMissing, Missing, callers=(CLIENT,), needs=READ),
     Method("object.put", ObjectPut, Empty, callers=(CLIENT,)),
-    Method("image.build", ImageBuild, ImageBuilt, stream="down", callers=(CLIENT,)),
-    Method("image.list", Empty, Images, callers=(CLIENT,), needs=READ),
     Method("call.run", CallRun, CallOutput),
     Method("call.map", CallMap, MapOutputs, stream="both", item=MapPut),
     Method("call.generate", CallGenerate, Generated, stream="down"),
@@ -453,7 +426,7 @@ _HOMES = {
     "app.deploy": "deployments", "app.lookup": "deployments", "app.history": "deployments",
     "app.rollback": "deployments", "app.rollover": "deployments", "app.promote": "deployments",
     "app.set_tags": "deployments", "app.explain": "functions", "call.graph": "functions", "function": "functions",
-    "schedule": "schedules", "secret": "secrets", "account": "accounts", "environment": "accounts",
+    "image": "images", "schedule": "schedules", "secret": "secrets", "account": "accounts", "environment": "accounts",
     "role": "accounts", "user": "accounts", "token": "accounts",
     "workspace": "accounts", "stats": "stats", "metric": "stats",
 }  # fmt: skip

@@ -165,6 +165,8 @@ class BuildOrder:
     image_id: str
     spec: ImageSpec
     force: bool = False
+    ignore_cache: bool = False
+    """Build all steps again, and leave what is cached as it is."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,72 @@ class ImageInfo:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     workdir: str = ""
     python: str = ""
+    """The minor version of the Python in it, as ``3.11``; empty: it has none."""
+    entries: int = 0
+    """Files, directories and links in it."""
+    tree: str = ""
+    """The digest of its tree in hex; empty where images are no trees."""
+
+
+@dataclass(frozen=True)
+class ImageLayer:
+    """One step of an image as it was built. ``size``: bytes of the files that it added or changed."""
+
+    text: str
+    digest: str
+    size: int
+    entries: int
+    seconds: float
+    created_at: float
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class ImageDetail:
+    """All that is known of one image."""
+
+    image: ImageInfo
+    layers: tuple[ImageLayer, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    shell: tuple[str, ...] = ()
+    user: str = ""
+    local_size: int = 0
+    """Bytes of its content that are on this machine now."""
+    shared_size: int = 0
+    """Bytes of its content that other images here have too."""
+    names: tuple[str, ...] = ()
+    source: str = ""
+    """Where it came from, if it was not made here: a registry's reference with its digest, or the store."""
+
+
+@dataclass(frozen=True)
+class CollectOrder:
+    """Remove content that no image names. ``images``: forget these too. ``dry_run``: only say what would go."""
+
+    images: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class CollectReport:
+    """What went, or would: see `cadenza.protocol.images.Collected`."""
+
+    images: tuple[str, ...] = ()
+    objects: int = 0
+    size: int = 0
+    kept_objects: int = 0
+    kept_size: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PushOrder:
+    """Send an image to a registry. ``credentials``: variables as `Image.from_registry` takes them from a secret."""
+
+    image_id: str
+    ref: str
+    credentials: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 class Exec(Protocol):

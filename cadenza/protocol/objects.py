@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 from cadenza.base.ids import derived
 from cadenza.base.resources import Gpu, Resources
@@ -22,19 +22,56 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class BuildFunction:
+    """The function that a build step runs (``Image.run_function``). Source: semantics.md section 13.3."""
+
+    module: str = ""
+    """The module to import; empty when ``serialized``."""
+    qualname: str = ""
+    serialized: str = ""
+    """The digest of an uploaded object that holds the pickled function."""
+    arguments: str = ""
+    """The digest of an uploaded object that holds the pickled ``(args, kwargs)``; empty: none."""
+    source: str = ""
+    """SHA-256 in hex over the source text, the globals it uses and the arguments: its part of the step's digest."""
+    files: tuple[FileEntry, ...] = ()
+    """Its sources, mounted while it runs; no part of the image and of the digest."""
+    python: str = ""
+    """The caller's Python, ``major.minor``."""
+    is_async: bool = False
+    is_generator: bool = False
+
+
+@dataclass(frozen=True)
 class ImageStep:
     """One layer of an image. What ``kind`` may be and what it reads:
 
     ==============  =====================================================================================
-    ``base``        ``options["distribution"]`` = ``debian_slim``, ``options["python"]`` = "3.11" or ""
+    ``base``        ``options["distribution"]``:
+                    ``debian_slim`` with ``options["python"]`` = "3.11" or "";
+                    ``registry`` with ``options["tag"]``, credentials among ``secrets``;
+                    ``micromamba`` with ``options["python"]``; ``scratch``;
+                    ``image`` with ``options["image_id"]``: an image that is built
+    ``python``      ``options["version"]``: a standalone Python into /usr/local (``add_python``)
     ``run``         ``args``: shell commands, run one after the other by ``sh -c``
     ``apt``         ``args``: package names
     ``pip``         ``args``: requirements; ``options``: find_links, index_url, extra_index_url, pre ("1"),
-                    extra_options; ``options["tool"]`` = ``pip`` or ``uv``
+                    extra_options; ``options["tool"]`` = ``pip`` or ``uv``; ``options["uv_version"]``
+    ``uv_sync``     ``files``: pyproject.toml and uv.lock below /.uv; ``options``: groups and extras (joined by
+                    commas), frozen ("1"), extra_options, uv_version
+    ``poetry``      ``files``: pyproject.toml and poetry.lock below /.poetry; ``options``: with, without, only
+                    (joined by commas), poetry_version, old_installer ("1")
+    ``micromamba``  ``args``: packages; ``options``: channels (joined by commas), spec_file (a path of ``files``)
+    ``function``    ``function``: run in a container of the image so far
     ``env``         ``env``: variables set from here on
     ``workdir``     ``args[0]``
     ``copy``        ``files``: put into the image
     ``entrypoint``  ``args``;  ``cmd``: ``args``;  ``shell``: ``args``
+    ``docker``      one instruction of a Dockerfile: ``args`` = (INSTRUCTION in capitals, the rest of its line as
+                    written, continuation lines joined; then the text of its here-documents).
+                    ``options``: ``args`` = build arguments in force as a JSON object. COPY and ADD: ``files``
+                    are what their sources name in the context, each at ``/`` + its path in the context;
+                    ``images`` the one that ``--from`` names
     ==============  =====================================================================================
 
     ``secrets`` are variables that the step's commands see and that are no part of the digest or of the image.
@@ -52,6 +89,31 @@ class ImageStep:
     secret_refs: tuple[SecretRef, ...] = ()
     """Secrets below ``secrets``, some of which the server keeps: it puts their values into ``secrets`` before the build
     is ordered."""
+    images: tuple[ImageSpec, ...] = ()
+    """Other images whose files this step reads: built before it."""
+    function: Optional[BuildFunction] = None
+    resources: Optional[Resources] = None
+    """What the step's container may have; None: what the server gives builds. Its GPUs are part of the digest."""
+    timeout_s: float = 3600.0
+    """How long the step may take. No part of the digest."""
+
+    def content(self) -> dict[str, Any]:
+        """What its digest is made of. What older recipes did not have is left out where it says nothing."""
+        found: dict[str, Any] = {
+            "kind": self.kind,
+            "args": list(self.args),
+            "options": self.options,
+            "env": self.env,
+            "files": [[one.path, one.digest, one.mode] for one in self.files],
+            "secret_keys": list(self.secret_keys),
+        }
+        if self.images:
+            found["images"] = [one.image_id() for one in self.images]
+        if self.function is not None:
+            found["function"] = [self.function.module, self.function.qualname, self.function.source]
+        if self.resources is not None and self.resources.gpus:
+            found["gpus"] = [f"{one.type}:{one.count}" for one in self.resources.gpus]
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,18 +129,27 @@ class ImageSpec:
         found = []
         before = ""
         for step in self.steps:
-            content = {
-                "before": before,
-                "kind": step.kind,
-                "args": list(step.args),
-                "options": step.options,
-                "env": step.env,
-                "files": [[one.path, one.digest, one.mode] for one in step.files],
-                "secret_keys": list(step.secret_keys),
-            }
+            content = {"before": before, **step.content()}
             before = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
             found.append(before)
         return tuple(found)
+
+    def all_steps(self) -> Iterator[ImageStep]:
+        """Its steps and those of the images that they read."""
+        for step in self.steps:
+            yield step
+            for one in step.images:
+                yield from one.all_steps()
+
+    def uploads(self) -> list[str]:
+        """The digests of all uploaded objects that building it needs."""
+        found = []
+        for step in self.all_steps():
+            found += [one.digest for one in step.files]
+            if step.function is not None:
+                found += [one.digest for one in step.function.files]
+                found += [one for one in (step.function.serialized, step.function.arguments) if one]
+        return found
 
     def image_id(self) -> str:
         """``im-`` and 22 characters that the recipe's digest determines."""

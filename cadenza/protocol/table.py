@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cadenza.protocol import accounts, deployments, functions, methods, schedules, secrets, stats
+from cadenza.protocol import accounts, deployments, functions, images, methods, schedules, secrets, stats
 from cadenza.protocol.method import Method
 
 METHODS: dict[str, Method] = {
     one.name: one
-    for noun in (methods, deployments, functions, schedules, secrets, accounts, stats)
+    for noun in (methods, deployments, functions, images, schedules, secrets, accounts, stats)
     for one in noun.ROWS
 }

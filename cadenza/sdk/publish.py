@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Sequence
 
 from cadenza.base.errors import ImageBuildError, InvalidError, ServerWarning, UnimplementedError
-from cadenza.protocol.methods import AppPublish, ImageBuild, ImageBuilt
+from cadenza.protocol.images import ImageBuild, ImageBuilt
+from cadenza.protocol.methods import AppPublish
 from cadenza.protocol.nodes import BuildLine
 from cadenza.protocol.objects import FileEntry, FunctionSpec, ImageSpec
 from cadenza.protocol.packed import sendable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
 from typing import Any
@@ -60,6 +61,7 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
     assert to_json(other) == to_json(dataclasses.replace(SPEC, env={"A": "1", "B": "2"}))
 
 
+@functools.cache
 def strategy(hint: Any) -> st.SearchStrategy[Any]:
     """Any value of a type that the protocol uses."""
     origin = typing.get_origin(hint)
@@ -72,7 +74,10 @@ def strategy(hint: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(st.text(max_size=3), strategy(args[1]), max_size=2)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = typing.get_type_hints(hint)
-        return st.builds(hint, **{one.name: strategy(hints[one.name]) for one in dataclasses.fields(hint)})
+        # Put off: an image's steps may read other images.
+        return st.deferred(
+            lambda: st.builds(hint, **{one.name: strategy(hints[one.name]) for one in dataclasses.fields(hint)})
+        )
     return {
         str: st.text(max_size=5),
         int: st.integers(-(2**53), 2**53),

@@ -24,7 +24,8 @@ from cadenza.exception import (
     ServerWarning,
     UnimplementedError,
 )
-from cadenza.protocol.methods import AppCreated, AppPublished, Empty, ImageBuilt, Missing
+from cadenza.protocol.images import ImageBuilt
+from cadenza.protocol.methods import AppCreated, AppPublished, Empty, Missing
 from cadenza.protocol.nodes import BuildLine, ImageInfo
 from cadenza.protocol.plain import to_plain
 from cadenza.runner import context
