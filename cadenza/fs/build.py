@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Awaitable, Callable, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock
-from cadenza.base.errors import Error, ImageBuildError
+from cadenza.base.errors import Error, ImageBuildError, InvalidError
 from cadenza.fs import caches, debian, host, recipe
 from cadenza.fs.apt import host_logins
 from cadenza.fs.layers import LayerStore, Stack, StoredLayer, Workplace, copy_files, explain
@@ -148,7 +148,10 @@ class Builder:
         return tuple(self._layers.path(one.name) for one in reversed(below))
 
     async def _base(self, layer: recipe.Layer, place: Workplace, emit: Emit) -> tuple[str, str, str]:
-        python = debian.check_python(layer.python)
+        options = layer.base.options if layer.base is not None else {}
+        if options.get("distribution", "debian_slim") != "debian_slim":
+            raise InvalidError(f"this server makes images from debian_slim alone, not from {options['distribution']!r}")
+        python = debian.check_python(options.get("python", ""))
         found = await asyncio.to_thread(host.read, self._environ)
 
         def progress(text: str) -> None:

@@ -7,9 +7,11 @@ import posixpath
 import re
 import shlex
 from dataclasses import dataclass, field, replace
+from typing import Callable, Optional
 
 from cadenza.base.errors import InvalidError
-from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
+from cadenza.base.resources import Resources
+from cadenza.protocol.objects import BuildFunction, FileEntry, ImageSpec, ImageStep
 
 RECIPE = "3"
 """Changes when the same recipe would give another image than before; then images are built anew."""
@@ -23,18 +25,9 @@ APT = "apt"
 PIP = "pip"
 UV_CACHE = "uv"
 
-_APT_NAME = re.compile(r"[a-z0-9][a-z0-9+.~*-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9.+~:-]+)?[+-]?")
+_MINOR = re.compile(r"3\.\d{1,2}t?")
 _LOGIN = re.compile(r"://[^/\s@]+@")
 """The name and password in an address: commands get them, but logs, errors and lists do not show them."""
-_PIP_FLAGS = (("find_links", "--find-links"), ("index_url", "--index-url"), ("extra_index_url", "--extra-index-url"))
-_LOCAL_PIP_ENV = {
-    "PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1",
-    "PIP_PROGRESS_BAR": "off", "PIP_CACHE_DIR": "/.cadenza/cache/pip",
-}  # fmt: skip
-_LOCAL_UV_ENV = {
-    "UV_CACHE_DIR": "/.cadenza/cache/uv", "TMPDIR": "/.cadenza/cache/uv",
-    "UV_LINK_MODE": "copy", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,34 @@ class Settings:
     cmd: tuple[str, ...] = ()
     shell: tuple[str, ...] = ("/bin/sh", "-c")
     python: str = ""
+    """The interpreter's path; empty: none is known."""
+    version: str = ""
+    """Its minor version, ``3.11``; empty: not known, or there is none."""
+    user: str = ""
+    """Whose commands of the build are, as USER says it: a name or number, or two with a colon. Functions are root's."""
+    apt: str = ""
+    """Which of apt's caches is the base's own, as in ``debian-bookworm``."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Files of another tree that a step puts into the image, as COPY and ADD say it."""
+
+    sources: tuple[str, ...]
+    """Absolute paths in the source tree, in which ``*``, ``?`` and ``[...]`` match within one name. A directory means
+    what is in it."""
+    target: str
+    """Absolute. With a slash at its end, or with several sources: a directory."""
+    image: Optional[ImageSpec] = None
+    """Whose tree the sources are in; None: that of the layer's ``files``."""
+    owner: str = ""
+    """``user[:group]``, names or numbers; empty: root's, or as in ``image``."""
+    mode: int = -1
+    """Permissions; below 0: as they are in the source."""
+    unpack: bool = False
+    """Sources that are tar archives are unpacked (ADD)."""
+    url: str = ""
+    """Fetch this instead of taking ``sources``; one file (ADD)."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +85,64 @@ class Layer:
     cwd: str = "/"
     caches: tuple[str, ...] = ()
     files: tuple[FileEntry, ...] = ()
+    """Put into the image before commands run; with ``copies``: the tree that they take from."""
+    copies: tuple[Copy, ...] = ()
     directory: str = ""
     """Made if it is not there (``workdir``)."""
+    base: Optional[ImageStep] = None
+    """The base that begins an image; what it says of settings is known once it is made."""
     python: str = ""
-    """For the base: the minor asked for, or empty."""
+    """A standalone Python of this version comes into /usr/local, unless the image has it."""
+    function: Optional[BuildFunction] = None
+    user: str = ""
+    """Whose the commands are; see `Settings.user`."""
+    uv_version: str = ""
+    resources: Optional[Resources] = None
+    timeout_s: float = 3600.0
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    """Also in ``env``; for bases what a registry wants."""
     force: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a recipe with its key: steps with equal keys are one layer."""
+
+    step: ImageStep
+    key: str
+    """64 hex digits."""
+    force: bool
+
+
+def steps(spec: ImageSpec) -> tuple[Step, ...]:
+    """The recipe's steps; without any it is the plain base. InvalidError when it does not begin with a base."""
+    wanted = spec.steps or (ImageStep("base", options={"distribution": "debian_slim"}),)
+    if wanted[0].kind != "base":
+        raise InvalidError(
+            "an image begins with a base, such as Image.debian_slim(); this one begins with " + wanted[0].kind
+        )
+    if any(one.kind == "base" for one in wanted[1:]):
+        raise InvalidError("an image has one base, and it comes first")
+    for one in wanted:
+        if one.kind not in KINDS:
+            raise InvalidError(f"this server cannot build an image step of the kind {one.kind!r}")
+    found = []
+    forced = False
+    for one, digest in zip(wanted, replace(spec, steps=wanted).digests(), strict=True):
+        forced = forced or one.force
+        found.append(Step(one, hashlib.sha256(f"{RECIPE} {digest}".encode()).hexdigest(), forced))
+    return tuple(found)
+
+
+def evaluate(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
+    """What a step does, and the settings after it. InvalidError for what can never be built.
+
+    The layer's ``digest`` and ``force`` are the caller's to set (`steps`).
+    """
+    settings, layer = _makers()[step.kind](step, settings)
+    return settings, replace(
+        layer, kind=step.kind, resources=step.resources, timeout_s=step.timeout_s, secrets=step.secrets
+    )
 
 
 @dataclass(frozen=True)
@@ -80,45 +154,53 @@ class Plan:
 
 
 def plan(spec: ImageSpec, python_path: str = "/usr/bin/python3") -> Plan:
-    """What to do for this recipe. ``python_path``: the base's interpreter. InvalidError for what can never be built."""
-    steps = spec.steps or (ImageStep("base", options={"distribution": "debian_slim"}),)
-    digests = replace(spec, steps=steps).digests()
-    if steps[0].kind != "base":
-        raise InvalidError(
-            "an image begins with a base, such as Image.debian_slim(); this one begins with " + steps[0].kind
-        )
+    """What would be done for a recipe whose base has this interpreter. InvalidError for what can never be built."""
     settings = Settings(python=python_path)
     layers = []
-    forced = False
-    for index, (step, digest) in enumerate(zip(steps, digests, strict=True)):
-        forced = forced or step.force
-        if index and step.kind == "base":
-            raise InvalidError("an image has one base, and it comes first")
-        make = _KINDS.get(step.kind)
-        if make is None:
-            raise InvalidError(f"this server cannot build an image step of the kind {step.kind!r}")
-        settings, layer = make(step, settings)
-        key = hashlib.sha256(f"{RECIPE} {digest}".encode()).hexdigest()
-        layers.append(replace(layer, kind=step.kind, digest=key, force=forced))
+    for one in steps(spec):
+        settings, layer = evaluate(one.step, settings)
+        layers.append(replace(layer, digest=one.key, force=one.force))
     return Plan(tuple(layers), settings)
 
 
-def _layer(text: str, **fields: object) -> Layer:
+def layer_of(text: str, **fields: object) -> Layer:
+    """A layer by what it says of itself, in which no password of an address is shown."""
     shown = _LOGIN.sub("://***@", " ".join(text.split()))
     return Layer("", "", shown, **fields)  # type: ignore[arg-type]
 
 
-def _command_env(step: ImageStep, settings: Settings, **more: str) -> dict[str, str]:
+def command_env(step: ImageStep, settings: Settings, **more: str) -> dict[str, str]:
+    """The environment of a step's commands."""
     return {"HOME": "/root", **settings.env, **more, **step.env, **step.secrets}
 
 
 def _base(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
     distribution = step.options.get("distribution", "debian_slim")
-    if distribution != "debian_slim":
-        raise InvalidError(f"this server makes images from debian_slim alone, not from {distribution!r}")
     python = step.options.get("python", "")
-    text = "Image.debian_slim(" + (repr(python) if python else "") + ")"
-    return settings, _layer(text, python=python)
+    if distribution == "debian_slim":
+        text = "Image.debian_slim(" + (repr(python) if python else "") + ")"
+    elif distribution == "registry":
+        if not step.options.get("tag"):
+            raise InvalidError("from_registry needs the name of an image, as in 'python:3.12-slim'")
+        text = f"Image.from_registry({step.options['tag']!r})"
+    elif distribution == "micromamba":
+        text = "Image.micromamba(" + (repr(python) if python else "") + ")"
+    elif distribution == "scratch":
+        text = "Image.from_scratch()"
+    elif distribution == "image":
+        if not step.options.get("image_id", "").startswith("im-"):
+            raise InvalidError(f"{step.options.get('image_id', '')!r} is no image: ids begin with im-")
+        text = f"Image.from_id({step.options['image_id']!r})"
+    else:
+        raise InvalidError(f"this server has no base {distribution!r}")
+    return settings, layer_of(text, base=step)
+
+
+def _add_python(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
+    version = step.options.get("version", "")
+    if not _MINOR.fullmatch(version):
+        raise InvalidError(f"add_python takes a version of the form 'major.minor', as in '3.12', not {version!r}")
+    return settings, layer_of(f"add Python {version}", python=version)
 
 
 def _run(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
@@ -127,64 +209,8 @@ def _run(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
             raise InvalidError(f"run_commands needs shell commands, not {one!r}")
     commands = tuple((*settings.shell, one) for one in step.args)
     text = "RUN " + " && ".join(step.args)
-    return settings, _layer(text, commands=commands, env=_command_env(step, settings), cwd=settings.workdir or "/")
-
-
-def _apt(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
-    for one in step.args:
-        if not _APT_NAME.fullmatch(one):
-            raise InvalidError(f"apt_install takes names of packages, and {one!r} is none")
-    names = tuple(sorted(step.args))
-    command = ("apt-get", "install", "-y", "-q", *names)
-    env = _command_env(step, settings)
-    return settings, _layer(
-        "apt-get install " + " ".join(names), commands=(command,) if names else (), env=env, caches=(APT,)
-    )
-
-
-def _pip(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
-    for one in step.args:
-        if one.lstrip().startswith("-"):
-            raise InvalidError(f"a package may not begin with a dash: {one!r}; give flags by extra_options")
-    tool = step.options.get("tool", "pip")
-    if tool not in ("pip", "uv"):
-        raise InvalidError(f"packages are installed by pip or uv, not by {tool!r}")
-    flags: list[str] = []
-    for option, flag in _PIP_FLAGS:
-        if step.options.get(option):
-            flags += [flag, step.options[option]]
-    if step.options.get("pre") == "1":
-        flags += ["--prerelease", "allow"] if tool == "uv" else ["--pre"]
-    try:
-        flags += shlex.split(step.options.get("extra_options", ""))
-    except ValueError as error:
-        raise InvalidError(
-            f"extra_options={step.options['extra_options']!r} cannot be split into words: {error}"
-        ) from None
-    names = tuple(sorted(step.args))
-    if tool == "uv":
-        # The environment of an image is the system's: there is no virtual environment to protect.
-        command = (
-            UV,
-            "pip",
-            "install",
-            "--python",
-            settings.python,
-            "--break-system-packages",
-            "--compile-bytecode",
-            *flags,
-            *names,
-        )
-        env = _command_env(step, settings, **_LOCAL_UV_ENV)
-        caches: tuple[str, ...] = (UV_CACHE,)
-    else:
-        command = (settings.python, "-m", "pip", "install", *flags, *names)
-        env = _command_env(step, settings, **_LOCAL_PIP_ENV)
-        caches = (PIP,)
-    commands = (command,) if names or flags else ()
-    cwd = settings.workdir or "/"
-    return settings, _layer(
-        f"{tool} install " + " ".join((*flags, *names)), commands=commands, env=env, cwd=cwd, caches=caches
+    return settings, layer_of(
+        text, commands=commands, env=command_env(step, settings), cwd=settings.workdir or "/", user=settings.user
     )
 
 
@@ -193,7 +219,7 @@ def _env(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
         if not name or "=" in name or "\0" in name + value:
             raise InvalidError(f"{name!r} cannot be an environment variable")
     shown = " ".join(f"{name}={value}" for name, value in step.env.items())
-    return replace(settings, env={**settings.env, **step.env}), _layer("ENV " + shown, changes=False)
+    return replace(settings, env={**settings.env, **step.env}), layer_of("ENV " + shown, changes=False)
 
 
 def _workdir(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
@@ -201,7 +227,7 @@ def _workdir(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
         raise InvalidError("workdir takes one path")
     path = posixpath.normpath(posixpath.join(settings.workdir or "/", step.args[0]))
     path = "/" + path.lstrip("/")
-    return replace(settings, workdir=path), _layer("WORKDIR " + path, directory=path)
+    return replace(settings, workdir=path), layer_of("WORKDIR " + path, directory=path)
 
 
 def _copy(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
@@ -210,24 +236,55 @@ def _copy(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
             raise InvalidError(f"files go to absolute paths in an image, and {one.path!r} is none")
     first = step.files[0].path if step.files else "nothing"
     text = f"COPY {first}" + (f" and {len(step.files) - 1} more" if len(step.files) > 1 else "")
-    return settings, _layer(text, files=step.files)
+    return settings, layer_of(text, files=step.files)
 
 
 def _entrypoint(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
-    return replace(settings, entrypoint=step.args), _layer("ENTRYPOINT " + shlex.join(step.args), changes=False)
+    return replace(settings, entrypoint=step.args), layer_of("ENTRYPOINT " + shlex.join(step.args), changes=False)
 
 
 def _cmd(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
-    return replace(settings, cmd=step.args), _layer("CMD " + shlex.join(step.args), changes=False)
+    return replace(settings, cmd=step.args), layer_of("CMD " + shlex.join(step.args), changes=False)
 
 
 def _shell(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
     if not step.args:
         raise InvalidError("shell takes a command, as in ['/bin/bash', '-c']")
-    return replace(settings, shell=step.args), _layer("SHELL " + shlex.join(step.args), changes=False)
+    return replace(settings, shell=step.args), layer_of("SHELL " + shlex.join(step.args), changes=False)
 
 
-_KINDS = {
-    "base": _base, "run": _run, "apt": _apt, "pip": _pip, "env": _env, "workdir": _workdir, "copy": _copy,
-    "entrypoint": _entrypoint, "cmd": _cmd, "shell": _shell,
-}  # fmt: skip
+def _function(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
+    function = step.function
+    if function is None or not (function.serialized or (function.module and function.qualname)):
+        raise InvalidError("run_function needs a function, and this step has none")
+    if not settings.python:
+        raise InvalidError(
+            f"run_function({function.qualname}) needs a Python in the image, and it has none: give it one by add_python"
+        )
+    env = command_env(step, settings)
+    text = "run_function " + (function.qualname or "a function")
+    return settings, layer_of(text, function=function, env=env, cwd=settings.workdir or "/")
+
+
+_Maker = Callable[[ImageStep, Settings], tuple[Settings, Layer]]
+
+KINDS = (
+    "base", "python", "run", "apt", "pip", "uv_sync", "poetry", "micromamba", "function", "env", "workdir", "copy",
+    "entrypoint", "cmd", "shell", "docker",
+)  # fmt: skip
+
+
+def _docker(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
+    from cadenza.fs import docker
+
+    return docker.evaluate(step, settings)
+
+
+def _makers() -> dict[str, _Maker]:
+    from cadenza.fs import installs
+
+    return {
+        "base": _base, "python": _add_python, "run": _run, "env": _env, "workdir": _workdir, "copy": _copy,
+        "entrypoint": _entrypoint, "cmd": _cmd, "shell": _shell, "function": _function, "docker": _docker,
+        **installs.MAKERS,
+    }  # fmt: skip
