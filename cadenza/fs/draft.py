@@ -1,4 +1,4 @@
-"""Files on their way into the store: written under names nobody looks at, then renamed, so that none is ever half there.
+"""Files on their way into the store: written under names of their own, then renamed, so that none is ever half there.
 
 Drafts of one process lie in a directory of their own below ``tmp/`` that it holds locked; whoever opens the store later
 removes the directories that nobody holds.
