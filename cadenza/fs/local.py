@@ -30,8 +30,8 @@ TOUCH_S = 600.0
 COPY_BYTES = 1 << 20
 TREE_BYTES = 2 << 30
 """A tree whose encoding is larger is not believed."""
-FOLDERS = ("objects", "trees", "lists", "big", "steps", "images", "traces", "tmp")
-RECORDS = ("steps", "images", "traces")
+FOLDERS = ("objects", "trees", "lists", "big", "steps", "images", "layers", "traces", "tmp")
+RECORDS = ("steps", "images", "layers", "traces")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _log = Log("cadenza.fs.store")
 
