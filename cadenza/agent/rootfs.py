@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import Optional, Sequence
+from typing import Optional
 
 from cadenza.agent import mounts
 from cadenza.base.config import MAX_SOCKET_PATH_BYTES
@@ -96,14 +96,14 @@ class Paths:
             raise
         self.upper, self.work = upper, work
 
-    def mount(self, lowerdirs: Sequence[str], ids: Optional[IdRange] = None) -> None:
-        """Mount the root file system: ``lowerdirs``, topmost first, below a writable layer. ``ids``: as whose."""
+    def mount(self, lowers: mounts.Layers, ids: Optional[IdRange] = None) -> None:
+        """Mount the root file system: ``lowers`` below a writable layer. ``ids``: as whose."""
         if ids is None:
-            mounts.overlay(lowerdirs, self.upper, self.work, self.rootfs)
+            mounts.overlay(lowers, self.upper, self.work, self.rootfs)
             return
         self.hand_over(ids)
         os.chown(self.upper, ids.base, ids.base)  # it is the root directory's owner
-        with mounts.shown(lowerdirs, os.path.join(self.home, "lower"), ids.userns) as shown:
+        with mounts.shown(lowers, os.path.join(self.home, "lower"), ids.userns) as shown:
             mounts.overlay(shown, self.upper, self.work, self.rootfs)
 
     def remove(self) -> None:
