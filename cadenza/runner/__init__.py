@@ -19,6 +19,11 @@ def command(python: str, lib: str) -> list[str]:
     return [python, "-I", "-S", f"{lib}/cadenza/runner/__main__.py"]
 
 
+def build_command(python: str, lib: str) -> list[str]:
+    """The command line of a function that runs while an image is built: `cadenza.runner.buildstep`."""
+    return [python, "-I", "-S", f"{lib}/cadenza/runner/buildstep.py"]
+
+
 def compile_command(python: str, lib: str) -> list[str]:
     """Writes byte code for ``lib`` as this interpreter needs it. Worth it once per interpreter version and ``lib``:
     a runner that has to compile itself boots in 150 ms, not in 15."""

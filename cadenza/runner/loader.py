@@ -24,7 +24,7 @@ def load(function: dict[str, Any], serialized: bytes) -> Function:
     Whatever the user's module raises while it is imported comes through.
     """
     if serialized:
-        thing: Function = _unwrap(_unpickle(serialized))
+        thing: Function = _unwrap(unpickle(serialized))
         return thing
     module = _import(str(function.get("module", "")))
     name = str(function.get("name", ""))
@@ -32,7 +32,8 @@ def load(function: dict[str, Any], serialized: bytes) -> Function:
     return _find(module, qualname[:-2] if qualname.endswith(".*") else qualname, name)
 
 
-def _unpickle(data: bytes) -> Any:
+def unpickle(data: bytes) -> Any:
+    """A packed value, or a bare pickle."""
     if data[:1] == b"\x80":  # a bare pickle; a packed value begins with its format's number
         data = values._PLAIN_HEAD.pack(values.FORMAT, 0, 0, len(data)) + data
     return values.unpack(data, context.persistent_load)
