@@ -1,41 +1,107 @@
 """The content of images: objects by BLAKE3, lists of chunks, trees; on this machine's disk and in the tiers behind it.
 
-Blocking and thread-safe: call it in threads. The layout is docs/formats/store.md.
+Blocking and thread-safe: call it in threads. The layout is docs/formats/store.md, how it is run docs/operate/store.md.
 """
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+import os
+from typing import Callable, Iterable, Optional, Sequence
 
-from cadenza.base.errors import NotFoundError
-from cadenza.fs import chunk
-from cadenza.fs import tree as trees
+from cadenza.base.config import Config
 from cadenza.fs.chunk import Chunk
-from cadenza.fs.local import Local
+from cadenza.fs.fetch import AT_ONCE, Fetcher
+from cadenza.fs.local import Local, record_key
+from cadenza.fs.tiers import Tiers, open_peers
 from cadenza.fs.tree import Node
+from cadenza.storage.bucket import Bucket, open_bucket, parse_options
+from cadenza.base.errors import NotFoundError, ServiceError
+
+MAX_RECORD_BYTES = 64 << 20
 
 
 class Store(Local):
-    """The store at ``home``."""
+    """The store at ``home``, filled from ``peers`` and ``remote``. `close` it."""
 
-    def __init__(self, home: str, *, limit_bytes: int = 0, clock: Optional[Callable[[], float]] = None) -> None:
+    def __init__(
+        self,
+        home: str,
+        remote: Optional[Bucket] = None,
+        peers: Sequence[Bucket] = (),
+        *,
+        limit_bytes: int = 0,
+        clock: Optional[Callable[[], float]] = None,
+    ) -> None:
         super().__init__(home, clock)
         self.limit_bytes = limit_bytes
+        self.remote = remote
+        self.tiers = Tiers(peers, remote)
+        self.fetcher = Fetcher(self, self.tiers)
+
+    def close(self) -> None:
+        """End what goes on in the background, and forget drafts."""
+        self.fetcher.close()
+        super().close()
+
+    def fetch(self, data: bytes, size: int = -1) -> str:
+        """The path of an object, by its `Node.data`, that is now on this disk; see `Fetcher.fetch`."""
+        return self.fetcher.fetch(data, size)
+
+    def fetch_range(self, data: bytes, size: int, start: int, length: int, *, finish: bool = True) -> bytes:
+        """Bytes of an object before it is whole; see `Fetcher.fetch_range`."""
+        return self.fetcher.fetch_range(data, size, start, length, finish=finish)
+
+    def fetch_all(self, nodes: Iterable[Node], at_once: int = AT_ONCE) -> int:
+        """Bring the content of all these files; how many bytes came."""
+        return self.fetcher.fetch_all(nodes, at_once)
 
     def tree(self, digest: bytes) -> Node:
         """A tree. NotFoundError when nobody has it, DataLossError when all that have it have something else."""
-        encoded = self.local_tree(digest)
-        if encoded is None:
-            raise NotFoundError(f"tree {digest.hex()} is not in the store")
-        return trees.decode(encoded)
+        return self.fetcher.tree(digest)
 
     def chunks(self, list_digest: bytes) -> tuple[Chunk, ...]:
-        """A large file's chunks, in order."""
-        encoded = self.local_list(list_digest)
-        if encoded is None:
-            raise NotFoundError(f"list {list_digest.hex()} is not in the store")
-        return chunk.decode_list(encoded)
+        """A large file's chunks, in order. Errors as of `tree`."""
+        return self.fetcher.chunks(list_digest)
+
+    def put_record(self, kind: str, name: str, value: bytes, *, remote: bool) -> None:
+        """Keep a record (``steps``, ``images``, ``traces``) here, and in the bucket with ``remote`` where there is one.
+
+        ServiceError when the bucket does not take it: it is kept here all the same.
+        """
+        self.put_local_record(kind, name, value)
+        if remote and self.remote is not None:
+            self.remote.put(record_key(kind, name), value)
+
+    def get_record(self, kind: str, name: str, *, remote: bool) -> Optional[bytes]:
+        """A record from here, or with ``remote`` from the bucket; None: there is none, or the bucket is down."""
+        found = self.get_local_record(kind, name)
+        tier = self.tiers.remote
+        if found is not None or not remote or tier is None or not tier.ready():
+            return found
+        try:
+            found = tier.bucket.get(record_key(kind, name), MAX_RECORD_BYTES)
+        except NotFoundError:
+            pass
+        except ServiceError as error:
+            tier.failed(str(error))
+            return None
+        tier.worked()
+        return found
+
+    def remove_record(self, kind: str, name: str, *, remote: bool) -> None:
+        """Forget a record, where it is there."""
+        self.remove_local_record(kind, name)
+        if remote and self.remote is not None:
+            self.remote.delete([record_key(kind, name)])
 
     def settle(self) -> None:
         """All that was put so far survives a loss of power when this returns."""
         self.marker.settle(self.drafts.alive())
+
+
+def open_store(config: Config, *, clock: Optional[Callable[[], float]] = None) -> Store:
+    """The store of this machine as it is configured. InvalidError when an address or an option is none."""
+    remote = open_bucket(config.store, parse_options(config.store_options)) if config.store else None
+    peers = open_peers(config.peers, config.peer_key)
+    home = os.path.join(config.data_dir, "store")
+    return Store(home, remote, peers, limit_bytes=int(config.store_limit_gib * 2**30), clock=clock)
