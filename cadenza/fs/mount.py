@@ -33,6 +33,7 @@ class Content(Protocol):
 
     def path(self, digest: bytes) -> str: ...
     def tree(self, digest: bytes) -> Node: ...
+    def put_tree(self, root: Node) -> bytes: ...
     def fetch_all(self, nodes: Iterable[Node], at_once: int = 16) -> int: ...
 
 
@@ -119,10 +120,18 @@ class Mounts:
 
     def lowers(self, trees: Sequence[bytes]) -> Lowers:
         """Trees of the store, topmost first, as an overlay wants them. NotFoundError, OSError as for `show`."""
+        if len(trees) > 1 and self.abilities.mode == "sparse" and self.abilities.prefix == b"user":
+            # Without root overlayfs follows names of content from the lowest layer only.
+            trees = [self._flat(trees)]
         layers = tuple(self.show(one) for one in trees)
         if self.abilities.mode == "links":
             return Lowers(layers)
         return Lowers(layers, (self._store.objects, self.lazy) if self.lazy else (self._store.objects,))
+
+    def _flat(self, trees: Sequence[bytes]) -> bytes:
+        from cadenza.fs.tree import flatten
+
+        return self._store.put_tree(flatten(self._store.tree(one) for one in reversed(trees)))
 
     def forget(self, tree: bytes) -> None:
         """Unmount a tree, if it is, and remove what was made of it.

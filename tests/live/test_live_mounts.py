@@ -292,3 +292,40 @@ def test_a_hundred_containers_of_a_tree_share_what_was_read(stage: Stage) -> Non
         for one in containers:
             one.remove()
         mounts.close()
+
+
+INSIDE = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).unshare(0x10020000) == 0
+print("entered", flush=True)
+sys.stdin.read(1)
+os.setresgid(0, 0, 0)
+os.setresuid(0, 0, 0)
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "--basetemp", sys.argv[2]]))
+"""
+
+
+def test_without_the_machines_root_all_works_with_attributes_of_users() -> None:
+    """The same suite in a user namespace, whose root is nobody: sparse files over data layers, and hard links."""
+    base = ids.FIRST_ID + (ids.BLOCKS * ids.BLOCK_RANGES + 9) * ids.ID_COUNT
+    top = Path(tempfile.mkdtemp(prefix="rootless-", dir="/var/tmp"))
+    os.chown(top, base, base)
+    suite = Path(__file__).parents[1] / "contract/test_contract_mounts.py"
+    inside = subprocess.Popen(
+        [sys.executable, "-c", INSIDE, str(suite), str(top / "tests")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert inside.stdout is not None
+    try:
+        assert inside.stdout.readline() == "entered\n"
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{inside.pid}/{name}").write_text(f"0 {base} {ids.ID_COUNT}\n")
+        said, _ = inside.communicate(".", timeout=120)
+    finally:
+        inside.kill()
+        inside.wait()
+        shutil.rmtree(top)
+    assert inside.returncode == 0, said
+    assert said.startswith("........"), said
