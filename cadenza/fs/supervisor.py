@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from typing import Any, Mapping, Optional, Sequence
 
+from cadenza.base.config import Config
 from cadenza.base.errors import Error, ServiceError
 from cadenza.fs import fuse, kernel
 from cadenza.fs.fuse import Terms
@@ -40,20 +42,32 @@ WANTED_A_FRAME = 50_000
 _log = Log("cadenza.fs.lazy")
 
 
+NO_TIERS = {"store": "", "store_options": "", "peers": "", "peer_key": "", "limit_bytes": 0}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What a worker needs to know of the configuration: `Lazy`'s settings."""
+    return {
+        "store": config.store,
+        "store_options": config.store_options,
+        "peers": config.peers,
+        "peer_key": config.peer_key,
+        "limit_bytes": int(config.store_limit_gib * 2**30),
+    }
+
+
 def pause_s(deaths: int) -> float:
     """How long to wait before the next worker, after so many quick deaths in a row. Pure."""
     return 0.0 if deaths <= 1 else min(PAUSE_S * 2 ** (deaths - 2), MAX_PAUSE_S)
 
 
 class Lazy:
-    """The mount at ``mountpoint``. Made and used in one event loop. ``settings``: what the worker needs to know of the
-    tiers (`cadenza.fs.lazy.open_store`).
-    """
+    """The mount at ``mountpoint``. Made and used in one event loop. ``settings``: as `settings_of` makes them."""
 
     def __init__(
         self,
         home: str,
-        settings: Mapping[str, Any],
+        settings: Optional[Mapping[str, Any]] = None,
         *,
         modes: Sequence[str] = MODES,
         wait_s: float = WAIT_S,
@@ -65,7 +79,7 @@ class Lazy:
         self.terms: Optional[Terms] = None
         self.worker_pid = 0
         self._home = home
-        self._settings = dict(settings)
+        self._settings = {**NO_TIERS, **(settings or {})}
         self._modes = modes
         self._wait_s = wait_s
         self._python = python
@@ -281,7 +295,7 @@ class Lazy:
         elif kind == "served":
             self._counts = said
         elif kind == "log":
-            _log.error(said.pop("event"), **{key: value for key, value in said.items() if value})
+            logging.getLogger(said["logger"]).log(said["level"], "%s", said["line"])
         elif kind == "done":
             _, done = self._prefetches.pop(said["number"], (b"", None))
             if done is not None and not done.done():

@@ -1,7 +1,7 @@
 """Who waits for which content, and what is fetched next. Pure; its user holds a lock around it.
 
-A *flight* is one thing being fetched, named by a key: however many wait for it, it is fetched once. What somebody waits
-for goes before what is fetched ahead of need.
+An *errand* is one thing being fetched, named by a key: however many wait for it, it is fetched once. What somebody
+waits for goes before what is fetched ahead of need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOREVER = float("inf")
 class Waiter(Generic[Key]):
     """Somebody who goes on when nothing of ``missing`` is missing any more, or, unless ``patient``, when one failed."""
 
-    missing: set[Key]
+    missing: set[Key] = field(default_factory=set)
     until: float = FOREVER
     """When it is told that it took too long; seconds on its user's clock."""
     patient: bool = False
@@ -29,41 +29,42 @@ class Waiter(Generic[Key]):
 
 
 @dataclass
-class _Flight(Generic[Key]):
+class _Errand(Generic[Key]):
     urgent: bool
     running: bool = False
     waiters: list[Waiter[Key]] = field(default_factory=list)
 
 
-class Flights(Generic[Key]):
-    """Flights by key, and the two queues of those that nobody has begun."""
+class Errands(Generic[Key]):
+    """Errands by key, and the two queues of those that nobody has begun."""
 
     def __init__(self) -> None:
-        self._flights: dict[Key, _Flight[Key]] = {}
+        self._errands: dict[Key, _Errand[Key]] = {}
         self._urgent: deque[Key] = deque()
         self._ahead: deque[Key] = deque()
         self._waiters: dict[Waiter[Key], None] = {}
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._errands)
 
     @property
     def waiting(self) -> Collection[Waiter[Key]]:
         """Who is not patient and waits."""
         return self._waiters.keys()
 
-    def ask(self, waiter: Waiter[Key]) -> None:
-        """Begin to wait for everything in ``waiter.missing``."""
-        for key in sorted(waiter.missing) if len(waiter.missing) > 1 else waiter.missing:  # type: ignore[type-var]
-            flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = _Flight(not waiter.patient)
+    def ask(self, waiter: Waiter[Key], keys: Iterable[Key]) -> None:
+        """Begin to wait for these, fetched in this order; each is named once."""
+        for key in keys:
+            waiter.missing.add(key)
+            errand = self._errands.get(key)
+            if errand is None:
+                errand = self._errands[key] = _Errand(not waiter.patient)
                 (self._ahead if waiter.patient else self._urgent).append(key)
-            elif not flight.urgent and not waiter.patient:
-                flight.urgent = True
-                if not flight.running:
+            elif not errand.urgent and not waiter.patient:
+                errand.urgent = True
+                if not errand.running:
                     self._urgent.append(key)  # what is left of it in the other queue is passed over
-            flight.waiters.append(waiter)
+            errand.waiters.append(waiter)
         if not waiter.patient:
             self._waiters[waiter] = None
 
@@ -71,8 +72,8 @@ class Flights(Generic[Key]):
         """Fetch these when there is nothing better to do; how many of them nobody had asked for before."""
         count = 0
         for key in keys:
-            if key not in self._flights:
-                self._flights[key] = _Flight(False)
+            if key not in self._errands:
+                self._errands[key] = _Errand(False)
                 self._ahead.append(key)
                 count += 1
         return count
@@ -85,17 +86,17 @@ class Flights(Generic[Key]):
         for queue, urgent in ((self._urgent, True), (self._ahead, False)):
             while queue and (urgent or ahead):
                 key = queue.popleft()
-                flight = self._flights.get(key)
-                if flight is not None and not flight.running and flight.urgent == urgent:
-                    flight.running = True
+                errand = self._errands.get(key)
+                if errand is not None and not errand.running and errand.urgent == urgent:
+                    errand.running = True
                     return key, urgent
         return None
 
     def end(self, key: Key, error: Optional[Exception] = None) -> list[Waiter[Key]]:
         """It is here, or failed: who need not wait any more."""
-        flight = self._flights.pop(key)
+        errand = self._errands.pop(key)
         over = []
-        for waiter in flight.waiters:
+        for waiter in errand.waiters:
             waiter.missing.discard(key)
             if error is not None:
                 waiter.failed += 1
@@ -109,14 +110,14 @@ class Flights(Generic[Key]):
         return over
 
     def leave(self, waiter: Waiter[Key]) -> bool:
-        """Wait no more; the flights go on. False: it did not wait."""
+        """Wait no more; the errands go on. False: it did not wait."""
         if waiter not in self._waiters:
             return False
         del self._waiters[waiter]
         for key in waiter.missing:
-            flight = self._flights.get(key)
-            if flight is not None:
-                flight.waiters.remove(waiter)
+            errand = self._errands.get(key)
+            if errand is not None:
+                errand.waiters.remove(waiter)
         return True
 
     def late(self, now: float) -> list[Waiter[Key]]:
@@ -131,7 +132,7 @@ class Flights(Generic[Key]):
         over = []
         while self._ahead:
             key = self._ahead.popleft()
-            flight = self._flights.get(key)
-            if flight is not None and not flight.running and not flight.urgent:
+            errand = self._errands.get(key)
+            if errand is not None and not errand.running and not errand.urgent:
                 over.extend(self.end(key, error))
         return over

@@ -1,6 +1,6 @@
-"""Threads that fetch, the thread that looks at the clock, and the table of flights between them.
+"""Threads that fetch, the thread that looks at the clock, and the table of errands between them.
 
-Threads are made as work comes, up to `THREADS`, and end without it; an idle fetcher costs no time at all.
+Threads are made as work comes, up to `THREADS`, and end without it; an idle crew costs no time at all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 from typing import Callable, Iterable, Optional, Sequence
 
 from cadenza.base.errors import ResourceExhaustedError
-from cadenza.fs.flights import FOREVER, Flights, Waiter
+from cadenza.fs.errands import FOREVER, Errands, Waiter
 
 THREADS = 64
 AHEAD_AT_ONCE = 16
@@ -21,7 +21,7 @@ IDLE_S = 5.0
 STACK_BYTES = 512 << 10
 
 
-class Fetcher:
+class Crew:
     """Thread-safe. ``fetch`` gets what a key names or raises; ``over`` is told who need not wait any more, and
     ``late`` who waited for too long; ``tick`` is called now and then and says in how many seconds it wants to be
     called again (`FOREVER`: when something was fetched, or at `stir`). ``ended`` hears of each fetch.
@@ -43,7 +43,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._clock = threading.Condition(self._lock)
-        self._flights: Flights[bytes] = Flights()
+        self._errands: Errands[bytes] = Errands()
         self._calls: deque[Callable[[], None]] = deque()
         self._threads = self._idle = self._ahead = 0
         self._due = FOREVER
@@ -51,24 +51,23 @@ class Fetcher:
         threading.stack_size(STACK_BYTES)
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def ask(self, waiter: Waiter[bytes]) -> None:
-        """Have fetched what it misses; it hears by ``over`` or ``late``."""
-        count = min(len(waiter.missing), AHEAD_AT_ONCE)
+    def ask(self, waiter: Waiter[bytes], keys: Sequence[bytes]) -> None:
+        """Have these fetched for it; it hears by ``over`` or ``late``."""
         with self._lock:
-            self._flights.ask(waiter)
-            self._hands(count)
+            self._errands.ask(waiter, keys)
+            self._hands(min(len(keys), AHEAD_AT_ONCE))
             if waiter.until < self._due:
                 self._clock.notify()
 
     def leave(self, waiter: Waiter[bytes]) -> bool:
         """It waits no more, and hears nothing. False: it has heard already, or is about to."""
         with self._lock:
-            return self._flights.leave(waiter)
+            return self._errands.leave(waiter)
 
     def ahead(self, keys: Iterable[bytes]) -> None:
         """Fetch these when nobody waits for anything."""
         with self._lock:
-            self._hands(min(self._flights.ahead(keys), AHEAD_AT_ONCE))
+            self._hands(min(self._errands.ahead(keys), AHEAD_AT_ONCE))
 
     def call(self, call: Callable[[], None]) -> None:
         """Have one of the threads do something, before it fetches anything. It must not raise."""
@@ -108,7 +107,7 @@ class Fetcher:
             while True:
                 if self._calls:
                     return self._calls.popleft(), None
-                begun = self._flights.begin(self._ahead < AHEAD_AT_ONCE)
+                begun = self._errands.begin(self._ahead < AHEAD_AT_ONCE)
                 if begun is not None:
                     self._ahead += not begun[1]
                     return None, begun
@@ -126,11 +125,11 @@ class Fetcher:
         except Exception as error:
             fault = error
         with self._lock:
-            over = self._flights.end(key, fault)
+            over = self._errands.end(key, fault)
             if not urgent:
                 self._ahead -= 1
                 if isinstance(fault, (ResourceExhaustedError, OSError)):  # a full disk is no place for more
-                    over += self._flights.drop_ahead(fault)
+                    over += self._errands.drop_ahead(fault)
         self._ended(key, bool(over), fault)
         self._tell(self._over, over)
         self.stir()
@@ -138,12 +137,12 @@ class Fetcher:
     def _watch(self) -> None:
         while True:
             with self._lock:
-                late = self._flights.late(time.monotonic())
+                late = self._errands.late(time.monotonic())
                 self._stirred = False
             self._tell(self._late, late)
             again = time.monotonic() + self._tick()
             with self._lock:
-                self._due = min((one.until for one in self._flights.waiting), default=FOREVER)
+                self._due = min((one.until for one in self._errands.waiting), default=FOREVER)
                 self._due = min(self._due, again)
                 if not self._stirred:
                     self._clock.wait(None if self._due == FOREVER else max(0.0, self._due - time.monotonic()))
