@@ -37,7 +37,7 @@ DOORS: dict[str, set[str]] = {
     "aiohttp": {"fs"},
     "cloudpickle": {"runner", "sdk"},
     "dotenv": {"sdk"},
-    "tomli": {"base"},
+    "tomli": {"base", "sdk"},
     "cryptography": {"storage"},
     "cronsim": {"scheduling"},
     "watchfiles": {"cli"},

@@ -9,9 +9,11 @@ from cadenza.sdk import _dual
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Coroutine
+    from typing import Any, Coroutine, Optional
 
-__all__ = ["get_local_input_concurrency", "set_local_input_concurrency", "stop_fetching_inputs"]
+    from cadenza.sdk.client import Client
+
+__all__ = ["get_local_input_concurrency", "image_delete", "set_local_input_concurrency", "stop_fetching_inputs"]
 
 
 async def _said() -> None:
@@ -42,11 +44,24 @@ def set_local_input_concurrency(concurrency: int) -> None:
     slots.set_local_input_concurrency(concurrency)
 
 
+@_dual.function
+async def image_delete(image_id: str, *, client: Optional[Client] = None) -> None:
+    """Forget a built image. NotFoundError when there is none of the id, ConflictError while a deployed app, a name or a
+    container has it."""
+    from cadenza.base.errors import InvalidError
+    from cadenza.protocol.images import ImageRemove
+    from cadenza.sdk.handle import client_of
+
+    if not isinstance(image_id, str) or not image_id.startswith("im-"):
+        raise InvalidError(f"image_delete takes the id of an image, which begins with im-, not {image_id!r}")
+    await (await client_of(client))._request("image.remove", ImageRemove(image_id))
+
+
 _LATER = (
     "AppInfo", "AppLifecycle", "AppendResult", "ClusterInfo", "ClusterReservation", "ClusterReservationTask",
     "DockerfileSpec", "Entry", "IdempotencyConflict", "OutboundPolicy", "ServerManager", "Stream", "StreamInfo",
     "StreamToken", "StreamWriter", "clustered", "flash_forward", "flash_get_containers", "get_app_lifecycle",
-    "get_app_objects", "get_cluster_info", "get_fabric_peers", "http_server", "image_delete",
+    "get_app_objects", "get_cluster_info", "get_fabric_peers", "http_server",
     "list_cluster_reservations", "list_deployed_apps", "server_forward", "stop_app",
 )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """`Image`: an immutable chain of steps that the server makes into a root filesystem. Source: semantics.md section 13.
 
 A method returns a new image and reads nothing; files are read and the order of steps is checked when the image is
-resolved: at ``app.run`` or ``image.build``. `cadenza.sdk.recipe` has the steps themselves.
+resolved: at ``app.run`` or ``image.build``. `cadenza.sdk.recipe` has the steps themselves, `bases` and `image_python`
+more methods.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import os
 from cadenza.base.errors import InvalidError
 from cadenza.runner.context import current as container
 from cadenza.sdk import _dual, recipe
-from cadenza.sdk.handle import Object
-from cadenza.sdk.later import LaterImage
+from cadenza.sdk.bases import Bases, check_ignore
+from cadenza.sdk.handle import Object, client_of
+from cadenza.sdk.image_python import PythonPackages
+from cadenza.sdk.names import check_image_name
 from cadenza.sdk.namespaces import unbuilt
-from cadenza.sdk.patterns import NON_PYTHON_FILES, as_predicate
-from cadenza.sdk.recipe import StepOptions
+from cadenza.sdk.patterns import AUTO_DOCKERIGNORE, NON_PYTHON_FILES, as_predicate
+from cadenza.sdk.recipe import Step, StepOptions
+from cadenza.sdk.secret import check_variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +29,9 @@ if TYPE_CHECKING:
 
     from cadenza.sdk.app import App
     from cadenza.sdk.client import Client
+    from cadenza.sdk.image_logs import ImageLogs
     from cadenza.sdk.patterns import Ignore
-    from cadenza.sdk.recipe import Gpu, Mount, Step
+    from cadenza.sdk.recipe import Gpu, Made, Mount
     from cadenza.sdk.secret import Secret
 
     P = ParamSpec("P")
@@ -36,15 +41,16 @@ if TYPE_CHECKING:
     Secrets = Optional[Sequence[Secret]]
 
 
-class Image(LaterImage, Object):
-    """The filesystem in which a function runs, as a recipe. Begin with `debian_slim`; each method adds a step."""
+class Image(Bases, PythonPackages, Object):
+    """The filesystem in which a function runs, as a recipe. Begin with a constructor such as `debian_slim`; each method
+    adds a step."""
 
     _links: tuple[Union[Step, Mount], ...]
     _import_errors: list[BaseException]
     _used_here: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("Image(...) cannot be called: use Image.debian_slim()")
+        raise RuntimeError("Image(...) cannot be called: use Image.debian_slim() or another constructor")
 
     @classmethod
     def _make(cls, links: tuple[Union[Step, Mount], ...]) -> Image:
@@ -59,93 +65,12 @@ class Image(LaterImage, Object):
         return Image._make((*self._links, link))
 
     def _unhydrated_hint(self) -> str:
+        if recipe.wanted(self._links):
+            return "it is looked up at its first use, or by .hydrate()"
         return "it is built when an app that uses it is run, or by image.build(app)"
 
     def __repr__(self) -> str:
         return f"<Image {' -> '.join(link.name for link in self._links)}>"
-
-    # --- where to begin ---
-
-    @staticmethod
-    def debian_slim(python_version: Optional[str] = None, force_build: bool = False) -> Image:
-        """Debian with Python and without compilers, which ``apt_install("build-essential")`` adds. ``python_version``
-        is "major.minor"; None is this process's own."""
-        if python_version is not None and not isinstance(python_version, str):
-            raise InvalidError(f'debian_slim takes a string such as "3.12", not {python_version!r}')
-        return Image._make((recipe.debian_slim(python_version, force_build),))
-
-    # --- Python packages ---
-
-    def pip_install(
-        self,
-        *packages: Packages,
-        find_links: Optional[str] = None,
-        index_url: Optional[str] = None,
-        extra_index_url: Optional[str] = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-    ) -> Image:
-        """Install Python packages with pip. Their order does not matter. Flags go into ``extra_options``."""
-        names = recipe.flatten("pip_install", packages)
-        if not names:
-            return self
-        recipe.check_no_flags("pip_install", names)
-        options = recipe.pip_options("pip", find_links, index_url, extra_index_url, pre, extra_options)
-        return self._add(
-            recipe.pip("pip_install", names, options, StepOptions.read("pip_install", force_build, env, secrets, gpu))
-        )
-
-    def uv_pip_install(
-        self,
-        *packages: Packages,
-        requirements: Optional[Sequence[str]] = None,
-        find_links: Optional[str] = None,
-        index_url: Optional[str] = None,
-        extra_index_url: Optional[str] = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-        uv_version: Optional[str] = None,
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-    ) -> Image:
-        """Install Python packages with uv, and those that the files ``requirements`` list."""
-        names = recipe.flatten("uv_pip_install", packages)
-        recipe.check_no_flags("uv_pip_install", names)
-        if isinstance(requirements, str) or not isinstance(requirements, (list, tuple, type(None))):
-            raise InvalidError("uv_pip_install: requirements must be a list of paths")
-        if not names and not requirements:
-            return self
-        options = recipe.pip_options("uv", find_links, index_url, extra_index_url, pre, extra_options)
-        if uv_version is not None:
-            options["uv_version"] = uv_version
-        step = StepOptions.read("uv_pip_install", force_build, env, secrets, gpu)
-        return self._add(recipe.pip("uv_pip_install", names, options, step, tuple(requirements or ())))
-
-    def pip_install_from_requirements(
-        self,
-        requirements_txt: str,
-        find_links: Optional[str] = None,
-        *,
-        index_url: Optional[str] = None,
-        extra_index_url: Optional[str] = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-        env: Env = None,
-        secrets: Secrets = None,
-        gpu: Gpu = None,
-    ) -> Image:
-        """Install what a requirements file lists. The file is read when the image is resolved."""
-        name = "pip_install_from_requirements"
-        options = recipe.pip_options("pip", find_links, index_url, extra_index_url, pre, extra_options)
-        step = StepOptions.read(name, force_build, env, secrets, gpu)
-        return self._add(recipe.pip(name, [], options, step, (os.fspath(requirements_txt),)))
 
     # --- the system ---
 
@@ -180,6 +105,70 @@ class Image(LaterImage, Object):
         if not lines:
             return self
         return self._add(recipe.run(lines, StepOptions.read("run_commands", force_build, env, secrets, gpu)))
+
+    def dockerfile_commands(
+        self,
+        *dockerfile_commands: Packages,
+        context_files: Mapping[str, str] = {},
+        env: Env = None,
+        secrets: Secrets = None,
+        gpu: Gpu = None,
+        context_dir: Union[str, Path, None] = None,
+        force_build: bool = False,
+        ignore: Ignore = AUTO_DOCKERIGNORE,
+        build_args: Mapping[str, str] = {},
+    ) -> Image:
+        """Add instructions as a Dockerfile has them, without FROM. COPY and ADD take files below ``context_dir`` (None:
+        the working directory) and ``context_files``, paths in the context to local files. See `from_dockerfile`."""
+        where = "dockerfile_commands"
+        lines = recipe.flatten(where, dockerfile_commands)
+        if not lines:
+            return self
+        options = StepOptions.read(where, force_build, env, secrets, gpu)
+        arguments = check_variables(build_args, f"{where}: build_args")
+        context = os.path.abspath(os.getcwd() if context_dir is None else context_dir)
+        local = {path: os.path.abspath(os.path.expanduser(one)) for path, one in dict(context_files).items()}
+        check_ignore(ignore)
+
+        def make() -> Made:
+            from cadenza.sdk import stages
+
+            return stages.Build(context, ignore, arguments, options, ()).commands(lines, where, local)
+
+        return self._add(Step(where, make))
+
+    def run_function(
+        self,
+        raw_f: Callable[..., Any],
+        *,
+        env: Env = None,
+        secrets: Secrets = None,
+        volumes: Mapping[Any, Any] = {},
+        network_file_systems: Mapping[Any, Any] = {},
+        gpu: Gpu = None,
+        cpu: Optional[float] = None,
+        memory: Optional[int] = None,
+        timeout: int = 3600,
+        cloud: Optional[str] = None,
+        region: Union[str, Sequence[str], None] = None,
+        force_build: bool = False,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        include_source: bool = True,
+    ) -> Image:
+        """Run a function in a container of the image so far, and keep what it leaves in the filesystem. It runs again
+        when its source, the values of the globals that it uses or its arguments change; what the functions that it
+        calls do is not looked at. InvalidError for lambdas, generators, and functions that cannot be imported."""
+        from cadenza.sdk import build_function
+
+        where = "run_function"
+        if volumes or network_file_systems:
+            name = "volumes" if volumes else "network_file_systems"
+            raise unbuilt(f"run_function({name}=...)", f"leave {name} out")
+        build_function.check_places(cloud, region)
+        limit_s = build_function.check_timeout(timeout)
+        options = StepOptions.read(where, force_build, env, secrets, gpu, cpu, memory, limit_s)
+        return self._add(build_function.link(raw_f, args, kwargs, include_source, options))
 
     # --- settings ---
 
@@ -254,17 +243,22 @@ class Image(LaterImage, Object):
         if self._import_errors:
             raise self._import_errors[0]
 
+    @property
+    def logs(self) -> ImageLogs:
+        """What the steps of its build have written."""
+        from cadenza.sdk.image_logs import ImageLogs
+
+        return ImageLogs(self)
+
     @_dual.method
     async def hydrate(self, client: Optional[Client] = None) -> Image:
-        """Build it now if that was not done, so that it has an id."""
+        """Build it now if that was not done, or look it up, so that it has an id."""
         if not self._hydrated:
             await self._find(client or await self._any_client())
         return self
 
     async def _any_client(self) -> Client:
-        from cadenza.sdk.client import Client
-
-        return await Client._environment()
+        return await client_of(self._client)
 
     async def _find(self, client: Client) -> None:
         from cadenza.sdk.output import current
@@ -278,6 +272,27 @@ class Image(LaterImage, Object):
         client = app._client if app is not None else None
         await self._find(client or await self._any_client())
         return self
+
+    @_dual.method
+    async def publish(
+        self,
+        name: str,
+        *,
+        environment_name: Optional[str] = None,
+        experimental_options: Optional[Mapping[str, Any]] = None,
+        client: Optional[Client] = None,
+    ) -> None:
+        """Give the image a name, ``[environment/]name[:tag]``, for `Image.from_name`. A name that another image has
+        means this one from now on. InvalidError when it is not built."""
+        from cadenza.protocol.images import ImagePublish
+
+        text, environment = check_image_name("Image.publish", name, environment_name)
+        if not self._hydrated and not (len(self._links) == 1 and recipe.wanted(self._links)):
+            raise InvalidError(f"{self!r} is not built: call image.build() before image.publish({name!r})")
+        to = client or await self._any_client()
+        if not self._hydrated:
+            await self._find(to)
+        await to._request("image.publish", ImagePublish(self.object_id, text, environment))
 
 
 class _Imports:

@@ -40,3 +40,25 @@ def check_tags(tags: object) -> dict[str, str]:
             if not isinstance(one, str) or not _is_word(one, MAX_TAG_CHARS):
                 raise InvalidError(f"tag {key!r}: names and values are 1 to 63 letters, digits, '-', '_' and '.'")
     return dict(tags)
+
+
+def check_image_name(where: str, name: object, environment: object = None) -> tuple[str, str]:
+    """``[environment/]name[:tag]`` as (``name:tag``, environment or empty). InvalidError says what is wrong with it."""
+    if not isinstance(name, str):
+        raise InvalidError(f"{where}: the name of an image is a string, not {type(name).__name__}")
+    if environment is not None and not isinstance(environment, str):
+        raise InvalidError(f"{where}: environment_name is a string, not {type(environment).__name__}")
+    before, slash, rest = name.rpartition("/")
+    title, colon, tag = rest.partition(":")
+    if title.startswith("im-"):
+        raise InvalidError(f"{where}({name!r}): names do not begin with im-; that is an id: use Image.from_id")
+    if not colon:
+        tag = "latest"
+    if not _is_word(title, MAX_NAME_CHARS) or not _is_word(tag, MAX_NAME_CHARS) or (slash and not _is_word(before, 64)):
+        raise InvalidError(
+            f"{where}: {name!r} is no name for an image: it is [environment/]name[:tag], each of letters, digits, '-', "
+            f"'_' and '.', at most {MAX_NAME_CHARS} characters"
+        )
+    if before and environment and before != environment:
+        raise InvalidError(f"{where}: {name!r} names the environment {before!r}, and environment_name {environment!r}")
+    return f"{title}:{tag}", before or environment or ""

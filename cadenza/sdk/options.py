@@ -126,7 +126,7 @@ def check_mounts(mounts: object, where: str, name: str = "volumes") -> dict[str,
     return found
 
 
-def _places(name: str, value: object, where: str) -> str:
+def places(name: str, value: object, where: str) -> str:
     if value is None:
         return ""
     places = [value] if isinstance(value, str) else value
@@ -202,9 +202,9 @@ def read_options(
         unbuilt.append("_experimental_restrict_output=True")
     limit = seconds("timeout", timeout, where)
     carried = {
-        "region": _places("region", region, where),
-        "cloud": _places("cloud", cloud, where),
-        "routing_region": _places("routing_region", routing_region, where),
+        "region": places("region", region, where),
+        "cloud": places("cloud", cloud, where),
+        "routing_region": places("routing_region", routing_region, where),
         "nonpreemptible": "1" if flag("nonpreemptible", nonpreemptible, where) else "",
         "memory_snapshot": "1" if flag("enable_memory_snapshot", enable_memory_snapshot, where) else "",
         "schedule": schedule._text() if schedule is not None else "",

@@ -53,6 +53,11 @@ class _Pattern:
         return self._expression
 
 
+def expression(pattern: str) -> Pattern[str]:
+    """One pattern's regular expression, for a whole path. InvalidError if it is malformed."""
+    return _Pattern(pattern, False, pattern).expression()
+
+
 def _translate(pattern: str) -> str:
     """The regular expression of a cleaned pattern."""
     import re
@@ -221,5 +226,7 @@ def as_predicate(ignore: Ignore) -> Callable[[Path], bool]:
     return FilePatternMatcher(*ignore)
 
 
+AUTO_DOCKERIGNORE = FilePatternMatcher()
+"""Stands for: the ``.dockerignore`` next to the Dockerfile, else that of the context."""
 NON_PYTHON_FILES = ~FilePatternMatcher("**/*.py")
 """Leaves out all but Python source."""

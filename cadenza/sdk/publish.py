@@ -9,10 +9,11 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Optional, Protocol, Sequence
 
 from cadenza.base.errors import ImageBuildError, InvalidError, ServerWarning, UnimplementedError
-from cadenza.protocol.images import ImageBuild, ImageBuilt
+from cadenza.base.config import load
+from cadenza.protocol.images import ImageBuild, ImageBuilt, ImageFind
 from cadenza.protocol.methods import AppPublish
 from cadenza.protocol.nodes import BuildLine
 from cadenza.protocol.objects import FileEntry, FunctionSpec, ImageSpec
@@ -25,6 +26,9 @@ from cadenza.sdk.serialized import pickled
 
 if TYPE_CHECKING:
     from cadenza.sdk.image import Image
+
+    Ids = Mapping[tuple[str, str, str], str]
+    """Ids of images by what `recipe.Wanted` asks for."""
 
 MAX_BUILDS_AT_ONCE = 4
 
@@ -69,11 +73,26 @@ class Prepared:
     uploads: list[source.Upload] = field(default_factory=list)
 
 
+def resolve(image: Image, ids: Optional[Ids] = None) -> Resolved:
+    """The image's recipe and files. ``ids``: as `find_wanted` gives them."""
+    return recipe.resolve(image._links, ids)
+
+
+async def find_wanted(client: Any, images: Iterable[Image], environment: str = "") -> Ids:
+    """The ids of the images of the server that these begin with. NotFoundError when there is none of the name or id."""
+    ids: dict[tuple[str, str, str], str] = {}
+    for one in {one.key: one for image in images for one in recipe.wanted(image._links)}.values():
+        request = ImageFind(one.image_id, one.name, one.environment or environment)
+        ids[one.key] = (await client._request("image.find", request)).image_id
+    return ids
+
+
 class Images:
     """Resolved images and what is mounted over them, each read once: functions that share an image and a module share
     their files."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Optional[Ids] = None) -> None:
+        self._ids = ids
         self._known: dict[int, tuple[Image, Resolved]] = {}
         self._mounts: dict[tuple[int, str], tuple[tuple[FileEntry, ...], list[source.Upload]]] = {}
 
@@ -81,7 +100,7 @@ class Images:
         """The image's recipe and files."""
         known = self._known.get(id(image))
         if known is None:
-            known = self._known[id(image)] = (image, recipe.resolve(image._links))
+            known = self._known[id(image)] = (image, resolve(image, self._ids))
         return known[1]
 
     def mounts(self, image: Image, home: Optional[ModuleType]) -> tuple[tuple[FileEntry, ...], list[source.Upload]]:
@@ -182,7 +201,7 @@ async def bring(
     """Bring files and images of all functions of an app to the server: all that publishing them needs. Raises
     ImageBuildError, and what `prepare` raises. ``environment``: of the app, where build steps' secrets are."""
     progress.phase("Reading files")
-    images = Images()
+    images = Images(await find_wanted(client, [one.image() for one in declarations], environment))
 
     def prepare_all() -> list[Prepared]:
         return [prepare(one, images) for one in declarations]
@@ -224,7 +243,7 @@ async def build_all(
     client: Any, specs: Sequence[ImageSpec], progress: Progress, force: bool, environment: str = ""
 ) -> None:
     """Build each different image, several at once. The first failure is raised and ends the others."""
-    different = list({spec.image_id(): spec for spec in specs}.values())
+    different = list({spec.image_id(): spec for spec in specs if not spec.built}.values())
     if not different:
         return
     progress.phase("Building images" if len(different) > 1 else "Building the image")
@@ -240,7 +259,7 @@ async def build_all(
 async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool, environment: str = "") -> str:
     """Build one image and return its id. ImageBuildError if a step fails."""
     image_id = spec.image_id()
-    stream = await client._stream("image.build", ImageBuild(spec, force, environment))
+    stream = await client._stream("image.build", ImageBuild(spec, force, environment, load().ignore_cache))
     built = ""
     try:
         while True:
@@ -260,8 +279,12 @@ async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool, e
 
 
 async def build_image(client: Any, image: Image, progress: Optional[Progress] = None, force: bool = False) -> None:
-    """Bring one image to the server, build it, and give its handle the id."""
+    """Bring one image to the server, build it, and give its handle the id. One that the server has is looked up."""
     shown: Progress = progress or Quiet()
-    resolved = await asyncio.get_running_loop().run_in_executor(None, recipe.resolve, image._links)
+    ids = await find_wanted(client, [image])
+    resolved = await asyncio.get_running_loop().run_in_executor(None, resolve, image, ids)
+    if resolved.spec.built:
+        image._hydrate(resolved.spec.built, client)
+        return
     await source.upload(client, source.uploads_of(resolved.files), shown.uploading)
-    image._hydrate(await build(client, resolved.spec, shown, force), client)
+    image._hydrate(await build(client, resolved.spec, shown, force or load().force_build), client)

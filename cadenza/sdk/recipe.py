@@ -1,16 +1,16 @@
 """The links of an `Image`'s chain: steps that make layers and mounts of local files; and their resolution.
 
 A link is made when the user calls a method, and reads no file then. `resolve` turns a chain into what the server is
-told.
+told. Bases are in `cadenza.sdk.bases`, Python packages in `image_python`, Dockerfiles in `stages`.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-import sys
+
 from cadenza.base import demand
-from cadenza.base.errors import InvalidError, UnimplementedError
+from cadenza.base.errors import InvalidError
 from cadenza.sdk._light import record
 from cadenza.sdk.secret import check_secrets, check_variables, merge, references
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from pathlib import PurePath
     from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
-    from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep, SecretRef
+    from cadenza.protocol.objects import BuildFunction, FileEntry, ImageSpec, ImageStep
     from cadenza.sdk.patterns import Ignore
     from cadenza.sdk.secret import Secret
-    from cadenza.sdk.source import HashedFile, LocalFile
+    from cadenza.sdk.source import HashedFile, LocalFile, Upload
 
     Gpu = Union[str, Sequence[Optional[str]], None]
+    Made = tuple[list[ImageStep], list[Union[HashedFile, Upload]]]
+    """Steps, and the content that the server must have to build them."""
 
-PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
-REQUIREMENTS_DIRECTORY = "/.cadenza-requirements"
+DEFAULT_TIMEOUT_S = 3600.0
 
 
 @record
@@ -37,17 +38,40 @@ class StepOptions:
     force: bool
     env: dict[str, str]
     secrets: tuple[Secret, ...]
+    numbers: Optional[demand.Numbers] = None
+    """What the step's container may have, as `demand.read` says it; None: what the server gives builds."""
+    timeout_s: float = DEFAULT_TIMEOUT_S
 
     @staticmethod
-    def read(where: str, force: bool, env: object, secrets: object, gpu: Gpu) -> StepOptions:
-        """Checked at the call. InvalidError for wrong types, UnimplementedError for a GPU."""
-        if demand.gpus(gpu):
-            raise UnimplementedError(f"{where}(gpu=...): building with a GPU is not built yet; leave gpu out")
+    def read(
+        where: str,
+        force: object,
+        env: object,
+        secrets: object,
+        gpu: Gpu,
+        cpu: Union[float, tuple[float, float], None] = None,
+        memory: Union[int, tuple[int, int], None] = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> StepOptions:
+        """Checked at the call. InvalidError for wrong types."""
+        asked = demand.gpus(gpu) or cpu is not None or memory is not None
         variables = check_variables(env, f"{where}: env", drop_none=True) if env is not None else {}
-        return StepOptions(bool(force), variables, check_secrets(secrets, where))
+        numbers = demand.read(cpu, memory, gpu) if asked else None
+        return StepOptions(bool(force), variables, check_secrets(secrets, where), numbers, timeout_s)
 
-    def step(self, kind: str, args: Sequence[str] = (), options: Optional[dict[str, str]] = None) -> ImageStep:
+    def step(
+        self,
+        kind: str,
+        args: Sequence[str] = (),
+        options: Optional[dict[str, str]] = None,
+        files: Sequence[FileEntry] = (),
+        images: Sequence[ImageSpec] = (),
+        function: Optional[BuildFunction] = None,
+    ) -> ImageStep:
         """A step with these options. A change of ``env`` makes another layer, a change of a secret's value does not."""
+        from cadenza.base import resources
+        from cadenza.protocol.objects import ImageStep
+
         stored = [one for one in self.secrets if one._is_stored]
         variables = {**({} if stored else merge(self.secrets)), **self.env}
         keys = {*merge(self.secrets), *self.env, *(f"secret {one._environment}/{one.name}" for one in stored)}
@@ -57,31 +81,39 @@ class StepOptions:
             import json
 
             found["env_digest"] = hashlib.sha256(json.dumps(self.env, sort_keys=True).encode()).hexdigest()
-        return _step(
+        return ImageStep(
             kind,
             tuple(args),
             options=found,
+            files=tuple(files),
             secrets=variables,
             secret_keys=tuple(sorted(keys)),
             force=self.force,
             secret_refs=references(self.secrets) if stored else (),
+            images=tuple(images),
+            function=function,
+            resources=None if self.numbers is None else resources.of(self.numbers),
+            timeout_s=self.timeout_s,
         )
 
 
-def _step(
-    kind: str,
-    args: tuple[str, ...] = (),
-    options: Optional[dict[str, str]] = None,
-    env: Optional[dict[str, str]] = None,
-    files: tuple[FileEntry, ...] = (),
-    secrets: Optional[dict[str, str]] = None,
-    secret_keys: tuple[str, ...] = (),
-    force: bool = False,
-    secret_refs: tuple[SecretRef, ...] = (),
-) -> ImageStep:
-    from cadenza.protocol.objects import ImageStep
+def plain(force: object = False) -> StepOptions:
+    """The options of a step without any."""
+    return StepOptions(bool(force), {}, ())
 
-    return ImageStep(kind, args, options or {}, env or {}, files, secrets or {}, secret_keys, force, secret_refs)
+
+@record
+class Wanted:
+    """An image that the server has: by its id, or by its name in an environment."""
+
+    image_id: str = ""
+    name: str = ""
+    environment: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """By which `resolve` is told its id."""
+        return self.image_id, self.name, self.environment
 
 
 @record
@@ -89,7 +121,9 @@ class Step:
     """A link that makes layers. ``name`` is the method's; ``make`` reads what it needs."""
 
     name: str
-    make: Callable[[], tuple[list[ImageStep], list[HashedFile]]]
+    make: Callable[[], Made]
+    wanted: Optional[Wanted] = None
+    """Begins with this image; ``make`` makes nothing then."""
 
 
 @record
@@ -102,22 +136,30 @@ class Mount:
 
 @record
 class Resolved:
-    """A chain as the server is told it: the recipe, the files mounted at start, and all files to send."""
+    """A chain as the server is told it: the recipe, the files mounted at start, and all content to send."""
 
     spec: ImageSpec
     mounts: tuple[FileEntry, ...]
-    files: tuple[HashedFile, ...]
+    files: tuple[Union[HashedFile, Upload], ...]
 
 
-def resolve(links: Sequence[Union[Step, Mount]]) -> Resolved:
-    """Read the files and check the order. InvalidError for a step after files that are mounted at start."""
+def wanted(links: Sequence[Union[Step, Mount]]) -> list[Wanted]:
+    """The images of the server that a chain begins with: `resolve` takes their ids."""
+    return [link.wanted for link in links if isinstance(link, Step) and link.wanted is not None]
+
+
+def resolve(links: Sequence[Union[Step, Mount]], ids: Optional[Mapping[tuple[str, str, str], str]] = None) -> Resolved:
+    """Read the files and check the order. ``ids``: of the images that the chain begins with, by `Wanted.key`.
+
+    InvalidError for a step after files that are mounted at start.
+    """
     from cadenza.protocol.objects import ImageSpec
     from cadenza.sdk.source import hash_files
 
     steps: list[ImageStep] = []
-    files: list[HashedFile] = []
+    files: list[Union[HashedFile, Upload]] = []
     local: list[LocalFile] = []
-    mounted = ""
+    mounted = built = ""
     for link in links:
         if isinstance(link, Mount):
             mounted = mounted or link.name
@@ -128,11 +170,19 @@ def resolve(links: Sequence[Union[Step, Mount]]) -> Resolved:
                 f"{link.name} comes after {mounted}, whose files are mounted only when a container starts: "
                 f"move {mounted} to the end of the image, or make the files a layer with {mounted}(..., copy=True)"
             )
+        if link.wanted is not None:
+            built = (ids or {}).get(link.wanted.key, "") or link.wanted.image_id
+            if not built:
+                raise InvalidError(f"the image {link.wanted.name!r} was not looked up: its id is not known")
+            continue
         made, read = link.make()
         steps.extend(made)
         files.extend(read)
     hashed = hash_files(local)
-    return Resolved(ImageSpec(tuple(steps)), tuple(one.entry for one in hashed), (*files, *hashed))
+    if built and steps:
+        steps.insert(0, plain().step("base", options={"distribution": "image", "image_id": built}))
+    spec = ImageSpec(tuple(steps)) if steps else ImageSpec(built=built)
+    return Resolved(spec, tuple(one.entry for one in hashed), (*files, *hashed))
 
 
 # --- checks ---
@@ -172,107 +222,6 @@ def absolute(where: str, path: Union[str, PurePath]) -> str:
 # --- the steps ---
 
 
-def debian_slim(python_version: Optional[str], force: bool) -> Step:
-    """Debian with a Python."""
-
-    def make() -> tuple[list[ImageStep], list[HashedFile]]:
-        version = python_version or f"{sys.version_info[0]}.{sys.version_info[1]}"
-        if version not in PYTHON_VERSIONS:
-            hint = "only major.minor, " if version.count(".") != 1 else ""
-            whose = (
-                "python_version"
-                if python_version
-                else "this process's Python, taken because python_version is not given,"
-            )
-            raise InvalidError(
-                f"debian_slim: {whose} is {version}; it must be {hint}one of {', '.join(PYTHON_VERSIONS)}"
-            )
-        return [_step("base", options={"distribution": "debian_slim", "python": version}, force=force)], []
-
-    return Step("debian_slim", make)
-
-
-def pip_options(
-    tool: str,
-    find_links: Optional[str],
-    index_url: Optional[str],
-    extra_index_url: Optional[str],
-    pre: bool,
-    extra_options: str,
-) -> dict[str, str]:
-    """The options of a ``pip`` step. InvalidError for what is not text."""
-    given = {
-        "find_links": find_links,
-        "index_url": index_url,
-        "extra_index_url": extra_index_url,
-        "extra_options": extra_options,
-    }
-    for name, value in given.items():
-        if value is not None and not isinstance(value, str):
-            raise InvalidError(f"{name} must be a string, not {type(value).__name__}")
-    found = {name: value for name, value in given.items() if value}
-    if pre:
-        found["pre"] = "1"
-    return {"tool": tool, **found}
-
-
-def pip(
-    name: str, packages: Sequence[str], options: dict[str, str], step: StepOptions, requirements: Sequence[str] = ()
-) -> Step:
-    """Python packages, by name and from requirements files."""
-    paths = [os.path.abspath(one) for one in requirements]
-
-    def make() -> tuple[list[ImageStep], list[HashedFile]]:
-        from cadenza.sdk.source import LocalFile, hash_files
-
-        names = set(packages)
-        whole: list[str] = []
-        for path in paths:
-            plain = plain_requirements(path)
-            if plain is None:
-                whole.append(path)
-            else:
-                names.update(plain)
-        if not whole:
-            return ([step.step("pip", sorted(names), options)] if names else []), []
-        # A file with options of its own (-r, -c, --hash, ...) goes into the image as it is.
-        remote = {
-            path: f"{REQUIREMENTS_DIRECTORY}/{number}-{os.path.basename(path)}" for number, path in enumerate(whole)
-        }
-        hashed = hash_files([LocalFile(path, remote[path]) for path in whole])
-        flags = " ".join(["-r " + _quote(one) for one in remote.values()] + [options.get("extra_options", "")]).strip()
-        return [
-            _step("copy", files=tuple(one.entry for one in hashed), force=step.force),
-            step.step("pip", sorted(names), {**options, "extra_options": flags}),
-        ], hashed
-
-    return Step(name, make)
-
-
-def _quote(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
-
-
-def plain_requirements(path: str) -> Optional[list[str]]:
-    """The requirements in a file, or None if it has more than plain ones: options, or lines joined by ``\\``."""
-    try:
-        with open(path, encoding="utf8") as stream:
-            text = stream.read()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no requirements file {path}") from None
-    found = []
-    for line in text.splitlines():
-        line = line.split(" #", 1)[0].strip()
-        if not line or line.startswith("#"):
-            continue
-        if line.startswith("-") or " --" in line or line.endswith("\\") or "${" in line:
-            return None
-        found.append(line)
-    return found
-
-
 def apt(names: Sequence[str], step: StepOptions) -> Step:
     """Debian packages."""
     return Step("apt_install", lambda: ([step.step("apt", sorted(set(names)))], []))
@@ -286,7 +235,13 @@ def run(lines: Sequence[str], step: StepOptions) -> Step:
 def env(variables: Mapping[str, str]) -> Step:
     """Variables of the image."""
     checked = check_variables(variables, "Image.env")
-    return Step("env", lambda: ([_step("env", env=checked)], []))
+
+    def make() -> Made:
+        from cadenza.protocol.objects import ImageStep
+
+        return [ImageStep("env", env=checked)], []
+
+    return Step("env", make)
 
 
 def setting(kind: str, values: Sequence[str]) -> Step:
@@ -294,7 +249,7 @@ def setting(kind: str, values: Sequence[str]) -> Step:
     if isinstance(values, str) or not isinstance(values, (list, tuple)) or not all(isinstance(v, str) for v in values):
         raise InvalidError(f'Image.{kind} takes a list of strings such as ["sh", "-c"]')
     args = tuple(values)
-    return Step(kind, lambda: ([_step(kind, args)], []))
+    return Step(kind, lambda: ([plain().step(kind, args)], []))
 
 
 # --- local files ---
@@ -304,11 +259,11 @@ def _local(name: str, copy: bool, files: Callable[[], list[LocalFile]]) -> Union
     if not copy:
         return Mount(name, files)
 
-    def make() -> tuple[list[ImageStep], list[HashedFile]]:
+    def make() -> Made:
         from cadenza.sdk.source import hash_files
 
         hashed = hash_files(files())
-        return [_step("copy", files=tuple(one.entry for one in hashed))], hashed
+        return [plain().step("copy", files=[one.entry for one in hashed])], [*hashed]
 
     return Step(name, make)
 

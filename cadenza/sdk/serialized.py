@@ -24,28 +24,33 @@ LARGE_SERIALIZED_BYTES = 256 << 10
 
 def pickled(declaration: Declaration) -> bytes:
     """The function itself as bytes, with what it uses of its module. InvalidError beyond 16 MiB."""
+    return pickled_function(declaration.raw, declaration.name)
+
+
+def pickled_function(raw: Any, name: str) -> bytes:
+    """A function as `pickled` has it; ``name`` is for errors."""
     try:
         import cloudpickle  # type: ignore[import-untyped]
     except ImportError:
         raise InvalidError("serialized=True needs the package cloudpickle: pip install cloudpickle") from None
-    module = sys.modules.get(declaration.raw.__module__)
+    module = sys.modules.get(raw.__module__)
     known = cloudpickle.list_registry_pickle_by_value()
     by_value = module is not None and module.__name__ != "__main__" and module.__name__ not in known
     if by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
-        data = _dumps(declaration.raw, cloudpickle)
+        data = _dumps(raw, cloudpickle)
     finally:
         if by_value:
             cloudpickle.unregister_pickle_by_value(module)
     if len(data) > MAX_SERIALIZED_BYTES:
         raise InvalidError(
-            f"function {declaration.name!r} is {len(data) >> 20} MiB when serialized, at most 16 MiB are allowed: "
+            f"function {name!r} is {len(data) >> 20} MiB when serialized, at most 16 MiB are allowed: "
             "pass large data as an argument, or do not capture it"
         )
     if len(data) > LARGE_SERIALIZED_BYTES:
         warnings.warn(
-            f"function {declaration.name!r} is {len(data) >> 10} KiB when serialized: does it capture data that "
+            f"function {name!r} is {len(data) >> 10} KiB when serialized: does it capture data that "
             "could be an argument?",
             stacklevel=2,
         )

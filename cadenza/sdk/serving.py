@@ -128,7 +128,7 @@ def watched(app: Optional[App], program: str) -> Watched:
                     os.path.dirname(os.path.abspath(each.local)) for each in listed if _has_peers(link.name, each)
                 )
             else:
-                files.update(os.path.abspath(each.local) for each in link.make()[1])
+                files.update(os.path.abspath(each.local) for each in link.make()[1] if each.local)
     return Watched(tuple(sorted(files)), tuple(sorted(trees)))
 
 

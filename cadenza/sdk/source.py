@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, Coroutine, Iterable, Iterator, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Iterable, Iterator, Optional, Sequence, Union
 
 from cadenza.base.errors import ExecutionError, InvalidError, ModuleNotMountable
 from cadenza.protocol.methods import ObjectPart, ObjectPut, ObjectsMissing
@@ -133,13 +133,13 @@ def directory_source(directory: str, remote: str, ignore: Ignore = (), *, hidden
     root = os.path.abspath(directory)
     found = [
         LocalFile(os.path.join(root, part), posixpath.join(remote, part.replace(os.sep, "/")))
-        for part in _walk(root, ignored if prune else None, hidden)
+        for part in walk(root, ignored if prune else None, hidden)
         if not ignored(Path(part))
     ]
     return sorted(found, key=lambda one: one.remote)
 
 
-def _walk(root: str, prune: Optional[Callable[[Path], bool]], hidden: bool) -> Iterator[str]:
+def walk(root: str, prune: Optional[Callable[[Path], bool]], hidden: bool) -> Iterator[str]:
     """Paths of files below ``root``, relative to it."""
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
@@ -229,13 +229,14 @@ class Upload:
     mtime_ns: int = 0
 
 
-def uploads_of(files: Iterable[HashedFile]) -> list[Upload]:
+def uploads_of(files: Iterable[Union[HashedFile, Upload]]) -> list[Upload]:
     """One upload for each different content."""
-    return list(
-        {
-            one.entry.digest: Upload(one.entry.digest, one.entry.size, one.local, b"", one.mtime_ns) for one in files
-        }.values()
-    )
+    found: dict[str, Upload] = {}
+    for one in files:
+        if isinstance(one, HashedFile):
+            one = Upload(one.entry.digest, one.entry.size, one.local, b"", one.mtime_ns)
+        found[one.digest] = one
+    return list(found.values())
 
 
 def upload_of(data: bytes) -> Upload:

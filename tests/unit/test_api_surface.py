@@ -32,7 +32,6 @@ LEAST_BUILT = 300
 OTHERS = {
     # Namespaces and members of built classes that are for later, each with its reason.
     "modal.App.sandboxes": "sandboxes",
-    "modal.Image.logs": "logs of builds",
     "modal.Client": "the server's address has a default",
     "modal.enable_output": "show_progress is documented (semantics.md section 23)",
     "modal.partial_function.PartialFunction": "the shape of a class of Modal's own",
@@ -68,6 +67,7 @@ MEMBERS = {
     "modal.Function.logs": "logs.Logs",
     "modal.Function.metrics": "metrics.FunctionMetrics",
     "modal.FunctionCall.logs": "logs.CallLogs",
+    "modal.Image.logs": "image_logs.ImageLogs",
     "modal.Workspace.member_tokens": "workspace.WorkspaceMemberTokenManager",
     "modal.Workspace.members": "workspace.WorkspaceMembersManager",
     "modal.Workspace.service_users": "workspace.WorkspaceServiceUserManager",

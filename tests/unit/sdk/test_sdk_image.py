@@ -218,17 +218,9 @@ def test_pipe() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Image.from_registry("python:3.12"),
-        lambda: Image.from_dockerfile("Dockerfile"),
-        lambda: Image.micromamba(),
-        lambda: Image.from_scratch(),
-        lambda: Image.from_id("im-x"),
-        lambda: Image.from_name("x"),
-        lambda: base().uv_sync(),
-        lambda: base().poetry_install_from_file("pyproject.toml"),
-        lambda: base().dockerfile_commands("RUN x"),
-        lambda: base().run_function(print),
-        lambda: base().pip_install("a", gpu="H100"),
+        lambda: base().run_commands("x", volumes={"/data": object()}),
+        lambda: base().run_function(resolved, volumes={"/data": object()}),
+        lambda: base().run_function(resolved, network_file_systems={"/data": object()}),
     ],
 )
 def test_what_is_not_built_says_what_to_use(make: Callable[[], Any]) -> None:
