@@ -13,7 +13,7 @@ from cadenza.base.errors import InvalidError
 from cadenza.base.resources import Resources
 from cadenza.protocol.objects import BuildFunction, FileEntry, ImageSpec, ImageStep
 
-RECIPE = "3"
+RECIPE = "4"
 """Changes when the same recipe would give another image than before; then images are built anew."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -47,6 +47,8 @@ class Settings:
     """Whose commands of the build are, as USER says it: a name or number, or two with a colon. Functions are root's."""
     apt: str = ""
     """Which of apt's caches is the base's own, as in ``debian-bookworm``."""
+    own_cmd: bool = False
+    """``cmd`` is of a Dockerfile's CMD, not of the base; the base's ends with a new ENTRYPOINT."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Copy:
     """Sources that are tar archives are unpacked (ADD)."""
     url: str = ""
     """Fetch this instead of taking ``sources``; one file (ADD)."""
+    texts: tuple[tuple[str, str], ...] = ()
+    """Files that the recipe itself holds, by name, instead of ``sources`` (here-documents)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ class Layer:
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Also in ``env``; for bases what a registry wants."""
     force: bool = False
+    notes: tuple[str, ...] = ()
+    """What is passed over: lines for the build's log."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def steps(spec: ImageSpec) -> tuple[Step, ...]:
     found = []
     forced = False
     for one, digest in zip(wanted, replace(spec, steps=wanted).digests(), strict=True):
-        forced = forced or one.force
+        forced = forced or one.force or any(inner.force for spec in one.images for inner in spec.all_steps())
         found.append(Step(one, hashlib.sha256(f"{RECIPE} {digest}".encode()).hexdigest(), forced))
     return tuple(found)
 
@@ -142,6 +148,13 @@ def evaluate(step: ImageStep, settings: Settings) -> tuple[Settings, Layer]:
     settings, layer = _makers()[step.kind](step, settings)
     return settings, replace(
         layer, kind=step.kind, resources=step.resources, timeout_s=step.timeout_s, secrets=step.secrets
+    )
+
+
+def touches_files(layer: Layer) -> bool:
+    """Whether the layer changes files, or may."""
+    return bool(
+        layer.base or layer.python or layer.commands or layer.function or layer.files or layer.copies or layer.directory
     )
 
 
@@ -163,10 +176,14 @@ def plan(spec: ImageSpec, python_path: str = "/usr/bin/python3") -> Plan:
     return Plan(tuple(layers), settings)
 
 
+def shown(text: str) -> str:
+    """A text without the passwords of addresses in it."""
+    return _LOGIN.sub("://***@", text)
+
+
 def layer_of(text: str, **fields: object) -> Layer:
     """A layer by what it says of itself, in which no password of an address is shown."""
-    shown = _LOGIN.sub("://***@", " ".join(text.split()))
-    return Layer("", "", shown, **fields)  # type: ignore[arg-type]
+    return Layer("", "", shown(" ".join(text.split())), **fields)  # type: ignore[arg-type]
 
 
 def command_env(step: ImageStep, settings: Settings, **more: str) -> dict[str, str]:
