@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +16,7 @@ import click
 
 from cadenza import __version__
 from cadenza.base.config import load
+from cadenza.base.errors import InvalidError
 from cadenza.cli import show
 from cadenza.cli.lock import ServerLock
 
@@ -26,7 +29,7 @@ MIN_DISK_MIB = 2048
 def doctor(json_output: bool) -> None:
     """Exit status 0 when functions run isolated, 1 when they would run without isolation or not at all."""
     config = load()
-    rows = [*_machine(config.data_dir), *asyncio.run(_runtimes(config.state_dir))]
+    rows = [*_machine(config.data_dir), *_images(config.data_dir), *asyncio.run(_runtimes(config.state_dir))]
     levels = asyncio.run(_levels(config.runtime, config.state_dir))
     holder = ServerLock(config.lock_path).holder()
     if json_output:
@@ -46,6 +49,15 @@ def doctor(json_output: bool) -> None:
     isolated = levels.get("standard", "process") != "process"
     raise click.exceptions.Exit(0 if isolated and all(works for name, works, _, _ in rows if name in NEEDED) else 1)
 
+
+_TRIAL = """
+import dataclasses, json, sys
+from cadenza.runtime import rootless
+rootless.enter(rootless.plan())
+from cadenza.fs.abilities import detect
+found = dataclasses.asdict(detect(sys.argv[1]))
+print(json.dumps({**found, "prefix": found["prefix"].decode()}))
+"""
 
 NEEDED = ("system", "disk")
 """Checks without which nothing runs at all."""
@@ -93,6 +105,37 @@ def _apt() -> tuple[str, bool, str, str]:
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         return ("base images", True, "Base images are made from Debian's packages, by this machine's apt.", "")
     return ("base images", False, "debian_slim() needs apt and dpkg on this machine.", "use Debian or Ubuntu")
+
+
+def _images(data_dir: str) -> list[tuple[str, bool, str, str]]:
+    """How images are shown to containers, by a trial where they will be."""
+    from cadenza.fs.abilities import describe
+
+    where = data_dir
+    while not os.access(where, os.W_OK) and where != os.path.dirname(where):
+        where = os.path.dirname(where)
+    try:
+        found = _as_root(where)
+    except InvalidError as error:
+        return [("file system", False, f"{error}.", "")]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [("file system", False, f"It cannot be told how images can be shown: {error}.", "")]
+    return describe(found)
+
+
+def _as_root(where: str) -> Any:
+    """What works for the server, which is root of a namespace of its own where its user is not."""
+    from cadenza.fs.abilities import Abilities, detect
+
+    if os.geteuid() == 0:
+        return detect(where)
+    done = subprocess.run(
+        [sys.executable, "-c", _TRIAL, where], capture_output=True, text=True, timeout=30, check=False
+    )
+    if done.returncode != 0 or not done.stdout:
+        raise OSError(done.stderr.strip().rpartition("\n")[2])
+    told = json.loads(done.stdout)
+    return Abilities(**{**told, "prefix": told["prefix"].encode()})
 
 
 async def _found(state_dir: str) -> Any:

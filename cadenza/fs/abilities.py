@@ -24,6 +24,7 @@ FUSE = "/dev/fuse"
 _CONTENT = b"content of a trial\n"
 _OBJECT = "ab/" + 62 * "c"
 NEEDS_ROOT = "it needs the machine's root"
+NOT_OURS = "this user may not open it"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def _works(reasons: dict[str, str], name: str, trial: Callable[[], None]) -> boo
     except OSError as error:
         if error.errno == errno.EPERM:
             reasons[name] = NEEDS_ROOT
+        elif error.errno == errno.EACCES:
+            reasons[name] = NOT_OURS
         elif error.errno == errno.ENODEV:
             reasons[name] = "this kernel lacks the file system"
         else:
@@ -178,3 +181,36 @@ def _fuse() -> None:
             pass
     finally:
         os.close(device)
+
+
+def describe(found: Abilities) -> list[tuple[str, bool, str, str]]:
+    """Rows of ``cadenza doctor``: name, whether it is as good as can be, a sentence, a remedy or "". Pure."""
+    whys = {name: why for name, why in found.reasons.items() if why}
+
+    def because(*names: str) -> str:
+        told = [f"{name}: {whys[name]}" for name in names if name in whys]
+        return f" ({'; '.join(told)})" if told else ""
+
+    forced = f" {FORCED} asks for it." if found.forced else ""
+    remedy = ""
+    if found.mode == "erofs":
+        how = "from a loop device" if found.erofs == "loop" else "from a file"
+        sentence = f"Images are EROFS metadata, mounted {how}, over shared content (mode erofs)."
+    elif found.mode == "sparse":
+        why = because("erofs file", "erofs loop")
+        sentence = f"Images are sparse files in memory over shared content (mode sparse){why}."
+        remedy = "" if forced or found.prefix == b"user" else "modprobe erofs loop"
+    else:
+        why = because("data layers")
+        sentence = f"Images are directories of hard links, which take room and time (mode links){why}."
+        remedy = "" if forced else "use Linux 6.5 or newer; without root 6.16"
+    rows = [("file system", found.mode != "links", sentence + forced, remedy)]
+    if found.mode == "links":
+        lazy, sentence, remedy = False, "Images are fetched whole: the mode links has nothing to fetch into later.", ""
+    elif found.fuse:
+        lazy, sentence, remedy = True, "What this machine lacks of an image is fetched when it is first opened.", ""
+    else:
+        lazy, sentence = False, f"Images are fetched whole before their first container starts{because('fuse')}."
+        remedies = {NEEDS_ROOT: "", NOT_OURS: f"chmod a+rw {FUSE}"}
+        remedy = remedies.get(found.reasons.get("fuse", ""), "modprobe fuse")
+    return [*rows, ("lazy fetching", lazy, sentence, remedy)]

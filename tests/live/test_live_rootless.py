@@ -216,6 +216,9 @@ def test_doctor_says_which_runtime_it_is_and_what_is_missing(person: Person):
     checks = {one["name"]: one for one in told["checks"]}
     assert "share the machine's network" in checks["network"]["sentence"]
     assert not checks["network"]["works"] and not checks["cgroups"]["works"]
+    shown = checks["file system"]["sentence"]
+    assert "mode sparse" in shown and "needs the machine's root" in shown
+    assert checks["lazy fetching"]["works"] == bool(os.stat("/dev/fuse").st_mode & 0o002)
 
 
 def test_a_function_is_isolated(person: Person):
