@@ -6,10 +6,12 @@ Blocking and thread-safe: call it in threads. The layout is docs/formats/store.m
 from __future__ import annotations
 
 import os
-from typing import Callable, Iterable, Optional, Sequence
+from typing import Callable, Collection, Iterable, Optional, Sequence
 
 from cadenza.base.config import Config
+from cadenza.fs import collect, push, scrub
 from cadenza.fs.chunk import Chunk
+from cadenza.fs.collect import Collected, Swept
 from cadenza.fs.fetch import AT_ONCE, Fetcher
 from cadenza.fs.local import Local, record_key
 from cadenza.fs.tiers import Tiers, open_peers
@@ -37,6 +39,7 @@ class Store(Local):
         self.remote = remote
         self.tiers = Tiers(peers, remote)
         self.fetcher = Fetcher(self, self.tiers)
+        scrub.check_torn(self)
 
     def close(self) -> None:
         """End what goes on in the background, and forget drafts."""
@@ -93,6 +96,45 @@ class Store(Local):
         self.remove_local_record(kind, name)
         if remote and self.remote is not None:
             self.remote.delete([record_key(kind, name)])
+
+    def push(self, tree: bytes, progress: Optional[Callable[[int, int], None]] = None) -> int:
+        """Give the bucket a tree and what it lacks of it; bytes sent, 0 without one. See `cadenza.fs.push.push`."""
+        if self.remote is None:
+            return 0
+        return push.push(self.fetcher, self, self.remote, tree, progress)
+
+    def sweep(self, trees: Iterable[bytes], *, dry_run: bool = False) -> Swept:
+        """Remove what these trees do not name, of what is here; see `cadenza.fs.collect`."""
+        return collect.Sweep(self, self.fetcher, trees, dry_run).run()
+
+    def evict(self, trees: Sequence[bytes], in_use: Collection[bytes], wanted_bytes: int = 0) -> int:
+        """Free room: content of ``trees``, the least recently used first, that the bucket has; bytes freed.
+
+        ``wanted_bytes`` 0: as much as ``limit_bytes`` asks for, nothing when there is no limit or it is kept.
+        """
+        if not wanted_bytes and self.limit_bytes:
+            used = collect.usage(self)
+            if used > self.limit_bytes:
+                wanted_bytes = used - int(self.limit_bytes * collect.EVICT_TO)
+        return collect.evict(self, self.fetcher, self.remote, trees, in_use, wanted_bytes)
+
+    def collect_remote(self, trees: Iterable[bytes], *, dry_run: bool = False) -> Collected:
+        """Remove from the bucket what none of these trees names and is older than a day."""
+        if self.remote is None:
+            return Collected()
+        return collect.collect_remote(self.remote, self.fetcher, trees, dry_run)
+
+    def verify(self, digest: bytes) -> scrub.Verdict:
+        """Whether the object here is what its name says; if not it is set aside, and fetched again where that goes."""
+        return scrub.verify(self, self.fetcher, digest)
+
+    def scrub(self, limit_bytes: int) -> scrub.Scrubbed:
+        """Verify objects until so many bytes are read, going on where the last round ended."""
+        return scrub.scrub(self, self.fetcher, limit_bytes)
+
+    def usage(self) -> int:
+        """Bytes of disk that content takes here."""
+        return collect.usage(self)
 
     def settle(self) -> None:
         """All that was put so far survives a loss of power when this returns."""

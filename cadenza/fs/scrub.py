@@ -1,0 +1,147 @@
+"""Looking whether what is on the disk still is what its name says: on demand, in rounds, and after a loss of power.
+
+What is not is set aside (``tmp/corrupt-...``), fetched again where a tier has it, and reported where none has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from blake3 import blake3
+
+from cadenza.base.errors import Error
+from cadenza.fs.fetch import Fetcher
+from cadenza.fs.local import RECORDS, Local, name_of, object_key
+from cadenza.observe.log import Log
+
+READ_BYTES = 4 << 20
+Verdict = Literal["whole", "repaired", "lost", "absent"]
+_CURSOR = "scrubbed"
+_log = Log("cadenza.fs.scrub")
+
+
+@dataclass
+class Scrubbed:
+    """What a round looked at. ``lost``: hex digests of objects that were corrupt and that no tier gave."""
+
+    objects: int = 0
+    bytes: int = 0
+    repaired: int = 0
+    lost: list[str] = field(default_factory=list)
+    finished: bool = False
+    """Whether the round came to the end; the next begins anew."""
+
+
+def verify(local: Local, fetcher: Fetcher, digest: bytes) -> Verdict:
+    """Read an object and compare. ``absent``: it is not on this machine."""
+    try:
+        if is_whole(local.path(digest), digest[:32]):
+            return "whole"
+    except FileNotFoundError:
+        return "absent"
+    local.condemn(object_key("objects", digest), "its content is another's")
+    try:
+        fetcher.fetch(digest)
+    except Error as error:
+        _log.error("store.lost", object=name_of(digest), why=str(error))
+        return "lost"
+    _log.info("store.repaired", object=name_of(digest))
+    return "repaired"
+
+
+def scrub(local: Local, fetcher: Fetcher, limit_bytes: int) -> Scrubbed:
+    """Verify objects, going on where the last round ended, until ``limit_bytes`` are read."""
+    done = Scrubbed()
+    after = (local.read(_CURSOR) or b"").decode(errors="replace")
+    last = after
+    for name, digest, info in sorted_objects(local, after):
+        if done.bytes >= limit_bytes:
+            local.put_bytes(_CURSOR, last.encode())
+            return done
+        found = verify(local, fetcher, digest)
+        done.objects += found != "absent"
+        done.bytes += info.st_size
+        done.repaired += found == "repaired"
+        if found == "lost":
+            done.lost.append(digest.hex())
+        last = name
+    local.put_bytes(_CURSOR, b"")
+    done.finished = True
+    return done
+
+
+def sorted_objects(local: Local, after: str) -> list[tuple[str, bytes, os.stat_result]]:
+    """Objects whose names are after this one, by name."""
+    found = [one for one in local.everything("objects") if one[0] > after]
+    return sorted(found, key=lambda one: one[0])
+
+
+def is_whole(path: str, digest: bytes) -> bool:
+    """Whether a file's content has this BLAKE3. A disk that cannot read it says no."""
+    hasher = blake3()
+    with open(path, "rb", buffering=0) as file:
+        try:
+            while part := file.read(READ_BYTES):
+                hasher.update(part)
+        except OSError:
+            return False
+    return hasher.digest() == digest
+
+
+def check_torn(local: Local) -> int:
+    """After a loss of power: set aside what is younger than the last settling and broken; how many files were."""
+    since = local.marker.torn_since()
+    if since is None:
+        return 0
+    torn = looked = 0
+    for folder in ("objects", "trees", "lists"):
+        for name, digest, info in local.everything(folder):
+            if max(info.st_mtime, info.st_ctime) < since:
+                continue
+            looked += 1
+            if folder == "trees":
+                fine = local.local_tree(digest) is not None
+            elif folder == "lists":
+                fine = local.local_list(digest) is not None
+            else:
+                fine = is_whole(f"{local.home}/{name}", digest)
+                if not fine:
+                    local.condemn(name, "torn by a loss of power")
+            torn += not fine
+    for folder in ("big", *RECORDS, "erofs"):
+        torn += _remove_torn(local, folder, since)
+    for name in os.listdir(local.home):
+        if name.startswith("known-"):
+            os.unlink(os.path.join(local.home, name))
+    local.marker.forget_other_boots()
+    _log.warning("store.checked_after_power_loss", looked=looked, torn=torn)
+    return torn
+
+
+def _remove_torn(local: Local, folder: str, since: float) -> int:
+    root = os.path.join(local.home, folder)
+    if not os.path.isdir(root):
+        return 0
+    torn = 0
+    for entry in list(os.scandir(root)):
+        info = entry.stat(follow_symlinks=False)
+        if max(info.st_mtime, info.st_ctime) < since or not entry.is_file(follow_symlinks=False):
+            continue
+        if folder == "erofs" or entry.name.endswith((".part", ".have")):
+            os.unlink(entry.path)  # made or fetched again, which is cheaper than to look
+        elif folder == "traces":
+            if not info.st_size:
+                os.unlink(entry.path)
+                torn += 1
+        else:
+            with open(entry.path, "rb") as file:
+                raw = file.read()
+            try:
+                json.loads(raw)
+            except ValueError:
+                os.unlink(entry.path)
+                torn += 1
+    return torn
