@@ -29,10 +29,12 @@ PLATFORM = {
     "BUILDPLATFORM": "linux/amd64", "BUILDOS": "linux", "BUILDARCH": "amd64", "BUILDVARIANT": "",
 }  # fmt: skip
 """Arguments that are there without being given."""
-_COPY_FLAGS = {"COPY": ("from", "chown", "chmod", "link"), "ADD": ("chown", "chmod", "link", "checksum")}
-_MOUNTS = ("cache", "tmpfs")
-_URL = re.compile(r"(https?|ftp)://")
-_GIT = re.compile(r"git@|git://|ssh://|(https?://.*\.git(#.*)?\Z)")
+_COPY_FLAGS = {"COPY": ("from", "chown", "chmod", "link"), "ADD": ("chown", "chmod", "link")}
+_EXPANDED = ("ENV", "COPY", "ADD", "WORKDIR", "USER")
+"""Where the server expands variables: it knows ``$NAME`` and ``${NAME}``."""
+_FORM = re.compile(r"(?<!\\)\$\{[A-Za-z_][A-Za-z0-9_]*[^A-Za-z0-9_}]")
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_GIT = re.compile(r"git@|git://|ssh://|https?://\S+\.git(#|\Z)", re.IGNORECASE)
 
 
 class Stage:
@@ -181,6 +183,10 @@ class Build:
         if one.keyword == "ARG":
             stage.args.update(self._declared(one, stage.lookup, in_stage=True))
             return
+        if one.keyword in _EXPANDED and _FORM.search(re.sub("'[^']*'", "", one.rest)):
+            raise one.place.fault(
+                f"{one.keyword} {one.rest}: only $NAME and ${{NAME}} are expanded here: give ARG a default instead"
+            )
         files: list[HashedFile] = []
         images: tuple[ImageSpec, ...] = ()
         if one.keyword in _COPY_FLAGS:
@@ -235,8 +241,12 @@ class Build:
             name, _, value = word[2:].partition("=")
             kinds = [part[len("type=") :] for part in value.split(",") if part.startswith("type=")]
             kind = kinds[-1] if kinds else "bind"
-            if name == "mount" and kind not in _MOUNTS:
-                hint = "COPY the files" if kind == "bind" else "pass secrets=[...], which commands see as variables"
+            if name == "mount" and kind != "cache":
+                hint = (
+                    "COPY the files"
+                    if kind not in ("secret", "ssh")
+                    else "pass secrets=[...], which commands see as variables"
+                )
                 raise one.place.fault(f"RUN --mount=type={kind} is not supported: {hint}")
 
     def _sources(self, stage: Stage, one: Instruction, index: int) -> tuple[list[HashedFile], tuple[ImageSpec, ...]]:
