@@ -31,16 +31,6 @@ def wait_for_all(index: int) -> float:
     return time.time()
 
 
-def layers_of_newest_image() -> list[str]:
-    """The layer directories of the image that was just built, topmost first."""
-    from cadenza.base.config import load
-    from cadenza.fs.images import ImageStore
-
-    store = ImageStore(load().data_dir)
-    newest = max(store.images(), key=lambda one: one.created_at)
-    return store.lowerdirs(newest.image_id)
-
-
 def cold() -> float:
     """Seconds from the call to the first line of user code, in a container made for it."""
     began = time.time()
@@ -62,7 +52,7 @@ def main() -> None:
         raise SystemExit(f"{RUNTIME} is not installed")
     with app.run():
         cold()
-        bare = Bare(RUNTIME, layers_of_newest_image())
+        bare = Bare(RUNTIME)
         try:
             bare.run(1, False)
             ours, theirs, warm = [], [], []

@@ -11,18 +11,30 @@ import time
 from pathlib import Path
 
 
-class Bare:
-    """An overlay mount of an image's layers and an OCI bundle for it; `run` times whole containers. Needs root."""
+def mount_newest_image(place: Path) -> str:
+    """What an overlay of the image that was just built has below it; its metadata are mounted at ``place``."""
+    from cadenza.base.config import load
 
-    def __init__(self, runtime: str, layers: list[str]) -> None:
+    home = Path(load().data_dir) / "store"
+    newest = max((home / "images").iterdir(), key=os.path.getmtime)
+    tree = json.loads(newest.read_text())["info"]["tree"]
+    subprocess.run(["mount", "-t", "erofs", str(home / "erofs" / f"{tree}.erofs"), str(place)], check=True)
+    return f"{place}::{home}/objects"
+
+
+class Bare:
+    """An overlay mount of the newest image and an OCI bundle for it; `run` times whole containers. Needs root."""
+
+    def __init__(self, runtime: str) -> None:
         self.runtime = runtime
         self.directory = Path(tempfile.mkdtemp(prefix="cadenza-floor-"))
-        for name in ("rootfs", "upper", "work", "state"):
+        for name in ("rootfs", "upper", "work", "state", "metadata"):
             (self.directory / name).mkdir()
         root = self.directory / "rootfs"
+        lowers = mount_newest_image(self.directory / "metadata")
         upper = f"upperdir={self.directory}/upper,workdir={self.directory}/work"
         subprocess.run(
-            ["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={':'.join(layers)},{upper}", str(root)], check=True
+            ["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lowers},{upper},metacopy=on", str(root)], check=True
         )
         subprocess.run([runtime, "spec"], cwd=self.directory, check=True)
         path = self.directory / "config.json"
@@ -58,5 +70,6 @@ class Bare:
 
     def close(self) -> None:
         """Unmount and remove."""
-        subprocess.run(["umount", "-l", str(self.directory / "rootfs")], check=False)
+        for name in ("rootfs", "metadata"):
+            subprocess.run(["umount", "-l", str(self.directory / name)], check=False)
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -46,7 +46,6 @@ def main() -> None:
 
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import side
-    from cold_start import layers_of_newest_image
     from floor import Bare
 
     os.environ["CADENZA_RUNTIME"] = RUNTIME
@@ -55,7 +54,7 @@ def main() -> None:
         raise SystemExit(f"{RUNTIME} is not installed")
     with app.run():
         warm_up.remote()
-        bare = Bare(RUNTIME, layers_of_newest_image())
+        bare = Bare(RUNTIME)
         try:
             bare.run(1, False)
             ours, theirs, counts = [], [], []

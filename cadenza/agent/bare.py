@@ -16,6 +16,7 @@ from typing import Any, Callable, Optional, Sequence
 
 from cadenza.base.clock import Clock, SystemClock
 from cadenza.base.errors import ImageBuildError, NotFoundError
+from cadenza.fs.mount import Lowers
 from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageInfo
 from cadenza.protocol.objects import ImageStep
 
@@ -146,9 +147,12 @@ class BareImages:
         if code != 0:
             raise ImageBuildError(f"installing packages failed with exit code {code}: {last}", image_id)
 
-    def lowerdirs(self, image_id: str) -> list[str]:
-        """There are none here."""
+    async def lend(self, image_id: str) -> Lowers:
+        """There is no root file system here."""
         raise NotFoundError(f"image {image_id} has no root file system on this machine")
+
+    def give_back(self, image_id: str) -> None:
+        """Nothing was lent."""
 
     def image(self, image_id: str) -> Optional[ImageInfo]:
         """What is known of a built image, or None."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Awaitable, Container, Optional, Sequence
 
 from cadenza.agent import rootfs
 from cadenza.agent.gpus import Card
-from cadenza.base.errors import Error
+from cadenza.base.errors import Error, InvalidError
 from cadenza.base.resources import Gpu
+from cadenza.fs.mount import Lowers
 from cadenza.runtime.driver import Driver
 from cadenza.runtime.ids import ID_COUNT, IdRange
 from cadenza.runtime.network import Namespace
@@ -25,6 +26,8 @@ class Belongings:
         self.lease: Optional[Namespace] = None
         self.ids: Optional[IdRange] = None
         self.cards: list[Card] = []
+        self._image_id = ""
+        """The image that is lent to it."""
         self._site = site
         self._cell_id = cell_id
         self._driver = driver
@@ -34,6 +37,18 @@ class Belongings:
 
     async def take_network(self) -> None:
         self.lease = await self._site.networks.take()
+
+    async def borrow(self, image_id: str) -> Lowers:
+        """The image, which stays on this machine until all is given back. InvalidError: it cannot run functions."""
+        image = self._site.store.image(image_id)
+        if image is not None and not image.python:
+            raise InvalidError(
+                f"the image {image_id} has no Python, which functions need: give it one by add_python='3.12', or by a "
+                "build step that installs it"
+            )
+        lowers = await self._site.store.lend(image_id)
+        self._image_id = image_id
+        return lowers
 
     async def take_ids(self) -> None:
         """Ids of its own, where containers have them."""
@@ -69,6 +84,9 @@ class Belongings:
             whole = await self._try(self._delete(created))
             await self._try(self._release(whole and handed_on))
             await self._try(asyncio.to_thread(self.paths.remove))
+        if self._image_id:
+            image_id, self._image_id = self._image_id, ""
+            self._site.store.give_back(image_id)
 
     async def _try(self, part: Awaitable[None]) -> bool:
         try:

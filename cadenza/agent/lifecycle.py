@@ -158,9 +158,9 @@ class Cell(bridge.Host):
         if spec is not None and spec.gpus:
             self.owned.take_cards(spec.gpus)
         if self.isolated:
-            lowers = self.site.store.lowerdirs(self.image_id)
+            lowers = (await self.owned.borrow(self.image_id)).below(*filter(None, [self.layer]))
             await self.owned.take_ids()
-            await asyncio.to_thread(self.paths.mount, [self.layer, *lowers] if self.layer else lowers, self.owned.ids)
+            await asyncio.to_thread(self.paths.mount, lowers, self.owned.ids)
         self.phases.mark("rootfs")
         self._open_doors()
         self.dispatch(container.Prepared())

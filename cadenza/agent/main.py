@@ -445,10 +445,13 @@ class Agent:
             if not support.wants_bytecode(self.lib, info.python, info.image_id):
                 return
             try:
-                lowers = self.store.lowerdirs(info.image_id)
-                code = await support.compile_in_image(
-                    self.lib, info.image_id, lowers, self.containers_dir, self._run_step
-                )
+                lowers = await self.store.lend(info.image_id)
+                try:
+                    code = await support.compile_in_image(
+                        self.lib, info.image_id, lowers, self.containers_dir, self._run_step
+                    )
+                finally:
+                    self.store.give_back(info.image_id)
                 if code != 0:
                     self.trouble(f"byte code for Python {info.python} could not be made: exit code {code}")
             except (Error, OSError) as error:
@@ -456,8 +459,11 @@ class Agent:
 
     async def _run_step(self, step: StepRun) -> int:
         driver = self._around.build_driver()
-        identities = self.identities(driver)
-        return await steps.run_step(step, driver, self._ids.new("container"), self.containers_dir, identities)
+        means = steps.Means(
+            driver, self.containers_dir, self.identities(driver), self.cards, self.layers, self.lib,
+            self.control.object_path,
+        )  # fmt: skip
+        return await steps.run_step(step, self._ids.new("container"), means)
 
     def images(self) -> list[ImageInfo]:
         """The images of this machine."""

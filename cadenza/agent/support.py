@@ -13,13 +13,13 @@ import shutil
 import stat
 import sys
 import tempfile
-from typing import Container, Sequence
+from typing import Container
 
 from cadenza import runner
 from cadenza.agent import variables
 from cadenza.base.errors import ServiceError
 from cadenza.runner import bundle
-from cadenza.fs.images import Bind, RunStep, StepRun
+from cadenza.fs.images import Bind, Lowers, RunStep, StepRun
 
 PARTS = (
     "__init__.py", "exception.py", "compat.py", "experimental.py", "call_graph.py", "types.py", "config.py", "py.typed",
@@ -112,7 +112,7 @@ def trim(lib: str, image_ids: Container[str]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-async def compile_in_image(lib: str, image_id: str, lowerdirs: Sequence[str], scratch: str, run_step: RunStep) -> int:
+async def compile_in_image(lib: str, image_id: str, lowers: Lowers, scratch: str, run_step: RunStep) -> int:
     """Make byte code of the library for an image's Python, in a container of that image. Gives the exit code.
 
     What runs there is the image's, and may write what it likes: into a copy, of which only byte code is taken, which
@@ -128,9 +128,7 @@ async def compile_in_image(lib: str, image_id: str, lowerdirs: Sequence[str], sc
         binds = (Bind(copy, variables.LIB, read_only=False),)
         env = variables.base({})
         code = await run_step(
-            StepRun(
-                "", tuple(lowerdirs), upper, work, argv, env, "/", lambda data: None, binds, network=False, timeout_s=60
-            )
+            StepRun("", lowers, upper, work, argv, env, "/", lambda data: None, binds, network=False, timeout_s=60)
         )
         if code == 0:
             await asyncio.to_thread(_keep, lib, image_id, copy)

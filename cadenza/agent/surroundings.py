@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Iterable, Optional, Protocol
 
-from cadenza.agent import rootfs
+from cadenza.agent import contents, rootfs
 from cadenza.agent.bare import BareImages
 from cadenza.agent.identities import Identities
 from cadenza.base.config import Config
@@ -55,6 +55,8 @@ class Surroundings:
     """Files that a container with a network sees: its path to ours."""
     warnings: list[str] = field(default_factory=list)
     """What this machine lacks, for the server's log."""
+    contents: Optional[contents.Contents] = None
+    """Where images' content is; None without containers, and in tests with images of their own."""
     sentinel: Optional[Sentinel] = None
     """Ends the containers should the agent be killed; None in tests with drivers of their own."""
 
@@ -80,6 +82,8 @@ class Surroundings:
         if self.identities is not None:
             await self.identities.close()
         await self.store.close()
+        if self.contents is not None:
+            await self.contents.close()
         if self.sentinel is not None:
             await asyncio.to_thread(self.sentinel.close)
 
@@ -117,8 +121,11 @@ async def open_surroundings(config: Config) -> Surroundings:
     hierarchy = await asyncio.to_thread(detect)
     drivers = choice.open_drivers(machine, config.runtime, state_dir, launcher, hierarchy)
     bare = drivers[STANDARD].name == "process"
-    store: ImageStore | BareImages = BareImages(config.data_dir) if bare else ImageStore(config.data_dir)
-    around = Surroundings(drivers, store, HostNetwork())
+    content = None if bare else await asyncio.to_thread(contents.open_contents, config)
+    store = (
+        BareImages(config.data_dir) if content is None else ImageStore(config.data_dir, content.store, content.mounts)
+    )
+    around = Surroundings(drivers, store, HostNetwork(), contents=content)
     try:
         around.sentinel = Sentinel(state_dir, CGROUP_PARENT, hierarchy.roots)
         await _fill(around, config, machine, state_dir)

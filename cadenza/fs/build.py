@@ -1,202 +1,270 @@
-"""Making one layer of an image: the base, files, or commands run by whoever can start containers."""
+"""Making one layer of an image: files put into a tree, or commands run by whoever can start containers."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
-from collections import deque
-from dataclasses import dataclass, field, replace
-from typing import Awaitable, Callable, Mapping, Optional, Sequence
+import stat
+from dataclasses import dataclass, replace
+from typing import Awaitable, Callable, Mapping, Optional
 
 from cadenza.base.clock import Clock
-from cadenza.base.errors import Error, ImageBuildError, InvalidError
-from cadenza.fs import caches, debian, host, recipe
+from cadenza.base.errors import Error, ImageBuildError, InvalidError, NotFoundError
+from cadenza.fs import caches, copies, debian, downloads, edit, host, inside, recipe, workplace
+from cadenza.fs import tree as trees
 from cadenza.fs.apt import host_logins
-from cadenza.fs.layers import LayerStore, Stack, StoredLayer, Workplace, copy_files, explain
+from cadenza.fs.bases import Bases
+from cadenza.fs.ingest import ingest
+from cadenza.fs.mount import Mounts
+from cadenza.fs.step import Bind, Emit, Ground, Lines, RunStep, StepRun, measure
+from cadenza.fs.store import Store
+from cadenza.fs.tree import Node
+from cadenza.fs.workplace import Workplace, explain
+from cadenza.protocol.objects import FileEntry, ImageSpec
 
-SHOWN_LINES = 30
-"""How much of a failed step's output its error repeats."""
-
-STEP_LIMIT_S = 3600.0
-
-
-@dataclass(frozen=True)
-class Bind:
-    """One path of the host that a build step sees. The target exists in the image already, as a file or a directory."""
-
-    source: str
-    target: str
-    read_only: bool = True
+READ_BYTES = 4 << 20
+"""The most that is read of /etc/passwd."""
 
 
 @dataclass(frozen=True)
-class StepRun:
-    """One command of a build, to be run as root of its own root filesystem: an overlay of `lowerdirs` under `upper`.
+class Outcome:
+    """A layer that was made."""
 
-    ``upper`` and ``work`` are directories on one filesystem, made for this step; several commands of one step run
-    one after the other on the same ``upper``. After the command ends, nothing may be mounted or running on them.
-    Whoever runs it adds what every container has (/proc, /dev, /sys, a network namespace), and leaves no file of its
-    own in ``upper``.
-    """
+    tree: bytes
+    settings: recipe.Settings
+    size: int
+    entries: int
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is the same for all steps of one build."""
 
     image_id: str
-    lowerdirs: tuple[str, ...]
-    """Topmost first, as overlayfs wants them. Never empty."""
-    upper: str
-    work: str
-    argv: tuple[str, ...]
-    """The first word is a path, or a name to look for in ``env["PATH"]`` inside."""
-    env: dict[str, str] = field(repr=False)
-    """The whole environment of the command, image variables, secrets and proxies included."""
-    cwd: str
-    """Absolute; exists."""
-    output: Callable[[bytes], None]
-    """Takes stdout and stderr, mixed, as they come; called on the loop's thread."""
-    binds: tuple[Bind, ...] = ()
-    network: bool = True
-    """Whether the command reaches the network as the host does (names resolve by the bound /etc/resolv.conf)."""
-    timeout_s: float = STEP_LIMIT_S
-    """Kill it after so long; then raise the builtin TimeoutError."""
-
-
-RunStep = Callable[[StepRun], Awaitable[int]]
-"""Runs a command and gives its exit code; 128 + n when a signal ended it. OSError when it could not be started."""
-
-Emit = Callable[[str, str], None]
-"""Takes a line of progress: its kind, as in `BuildLine.kind`, and its text."""
-
-
-class Lines:
-    """Bytes as they come into lines for people; ``\\r`` ends a line that was a progress display."""
-
-    LINE_BYTES = 16384
-
-    def __init__(self, emit: Callable[[str], None]) -> None:
-        self._emit = emit
-        self._rest = b""
-        self.last: deque[str] = deque(maxlen=SHOWN_LINES)
-
-    def feed(self, data: bytes) -> None:
-        """Take a piece of output."""
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        for line in whole:
-            self._line(line)
-        if len(self._rest) > self.LINE_BYTES:
-            self.close()
-
-    def close(self) -> None:
-        """Give out what has no end of line."""
-        if self._rest:
-            rest, self._rest = self._rest, b""
-            self._line(rest)
-
-    def _line(self, line: bytes) -> None:
-        text = line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode(errors="replace")
-        self.last.append(text)
-        self._emit(text)
+    run_step: RunStep
+    object_path: Callable[[str], Optional[str]]
+    image_tree: Callable[[ImageSpec], bytes]
+    """The tree of another image, which is built by now."""
 
 
 class Builder:
-    """Makes layers for one data directory."""
+    """Makes layers in one store."""
 
-    def __init__(self, layers: LayerStore, cache: str, environ: Mapping[str, str], clock: Clock) -> None:
-        self._layers = layers
+    def __init__(
+        self, store: Store, mounts: Mounts, cache: str, environ: Mapping[str, str], clock: Clock, bases: Bases
+    ) -> None:
+        self._store = store
+        self._mounts = mounts
         self._cache = cache
         self._environ = environ
         self._clock = clock
-        self._one_base = asyncio.Lock()
+        self._bases = bases
         self._one_uv = asyncio.Lock()
-        self.timings: Optional[debian.Timings] = None
-        """Of the last base that was made."""
+        self.work = os.path.join(store.home, "work")
+        os.makedirs(self.work, mode=0o700, exist_ok=True)
 
     async def make(
-        self,
-        layer: recipe.Layer,
-        below: Sequence[StoredLayer],
-        image_id: str,
-        emit: Emit,
-        run_step: RunStep,
-        object_path: Callable[[str], Optional[str]],
-    ) -> StoredLayer:
-        """Make a layer on top of those ``below``, the base first, and keep it. Nothing half-made stays."""
+        self, layer: recipe.Layer, settings: recipe.Settings, ground: Ground, order: Order, emit: Emit
+    ) -> Outcome:
+        """Make a layer on the ground, and keep its tree. ``settings``: those after it. Nothing half-made stays."""
         try:
-            place = await asyncio.to_thread(self._layers.begin)
+            place = await asyncio.to_thread(workplace.begin, self.work)
         except OSError as error:
-            raise explain(error, self._cache) from error
+            raise explain(error, self._store.home) from error
+        pin = self._store.pin()
         try:
-            python = version = apt = ""
-            if layer.kind == "base":
-                python, version, apt = await self._base(layer, place, emit)
-            elif layer.commands:
-                await self._commands(layer, below, place, image_id, emit, run_step)
+            if layer.base is not None:
+                return await self._base(layer, place, ground, order, emit)
+            if layer.python:
+                return await self._add_python(layer.python, settings, place, ground)
+            if layer.commands or layer.function is not None:
+                await self._commands(layer, settings, place, ground, order, emit)
+                delta = await asyncio.to_thread(self._ingest, place, ground)
             else:
-                stack = Stack(self._lowerdirs(below), place.upper)
-                if layer.directory:
-                    await asyncio.to_thread(stack.make_directory, layer.directory)
-                paths = [object_path(one.digest) for one in layer.files]
-                await asyncio.to_thread(copy_files, stack, layer.files, paths)
-            return await asyncio.to_thread(self._layers.keep, place, layer.digest, python, version, apt)
-        except BaseException as error:
+                delta = await self._files(layer, ground, order, emit)
+            if not settings.python:
+                root = await asyncio.to_thread(trees.merge, await asyncio.to_thread(ground.whole), delta)
+                settings = await self._find_python(root, settings, order)
+            return await asyncio.to_thread(self._keep, delta, settings)
+        except OSError as error:
+            raise explain(error, self._store.home) from error
+        finally:
+            pin.close()
             # Even when this task is cancelled, the leftovers go before anyone hears of it.
-            await asyncio.shield(asyncio.to_thread(self._layers.drop, place))
-            if isinstance(error, OSError):
-                raise explain(error, self._cache) from error
-            raise
+            await asyncio.shield(asyncio.to_thread(place.drop))
 
-    def _lowerdirs(self, below: Sequence[StoredLayer]) -> tuple[str, ...]:
-        return tuple(self._layers.path(one.name) for one in reversed(below))
+    def _keep(self, delta: Node, settings: recipe.Settings, source: str = "") -> Outcome:
+        size, entries = measure(delta)
+        return Outcome(self._store.put_tree(delta), settings, size, entries, source)
 
-    async def _base(self, layer: recipe.Layer, place: Workplace, emit: Emit) -> tuple[str, str, str]:
-        options = layer.base.options if layer.base is not None else {}
-        if options.get("distribution", "debian_slim") != "debian_slim":
-            raise InvalidError(f"this server makes images from debian_slim alone, not from {options['distribution']!r}")
-        python = debian.check_python(options.get("python", ""))
-        found = await asyncio.to_thread(host.read, self._environ)
+    def _ingest(self, place: Workplace, ground: Ground) -> Node:
+        return ingest(place.upper, self._store, below=ground.whole())
 
-        def progress(text: str) -> None:
-            emit("log", text)
+    async def _find_python(self, root: Node, settings: recipe.Settings, order: Order) -> recipe.Settings:
+        path = settings.env.get("PATH", recipe.PATH)
+        python, version = await asyncio.to_thread(inside.python, root, path)
+        if python and not version:
+            version = await self._ask_version(root, python, settings, order)
+        return replace(settings, python=python if version else "", version=version)
 
-        async with self._one_base:  # bases of one suite share apt's state
-            base = await debian.build_base(
-                place.upper, python, self._cache, found.apt_conf(inside=False), self._environ, progress
-            )
-        self.timings = base.timings
-        return base.python, base.version, f"{base.distribution}-{base.suite}"
+    async def _base(self, layer: recipe.Layer, place: Workplace, ground: Ground, order: Order, emit: Emit) -> Outcome:
+        assert layer.base is not None
+        made = await self._bases.make(layer.base, place, lambda text: emit("log", text))
+        root, settings = made.tree, made.settings
+        if made.commands:
+            below = Ground(self._store)
+            below.add(await asyncio.to_thread(self._store.put_tree, root))
+            more = await asyncio.to_thread(workplace.begin, self.work)
+            try:
+                env = recipe.command_env(layer.base, settings)
+                run = replace(layer, commands=made.commands, env=env)
+                await self._commands(run, settings, more, below, order, emit)
+                delta = await asyncio.to_thread(self._ingest, more, below)
+            finally:
+                await asyncio.shield(asyncio.to_thread(more.drop))
+            root = await asyncio.to_thread(trees.merge, root, delta)
+        root = await asyncio.to_thread(edit.with_mount_points, root)
+        if not settings.version:
+            settings = await self._find_python(root, settings, order)
+        return await asyncio.to_thread(self._keep, root, settings, made.source)
+
+    async def _ask_version(self, root: Node, python: str, settings: recipe.Settings, order: Order) -> str:
+        """The version of an interpreter whose name does not tell it: it is asked in a container."""
+        below = Ground(self._store)
+        below.add(await asyncio.to_thread(self._store.put_tree, root))
+        place = await asyncio.to_thread(workplace.begin, self.work)
+        said = bytearray()
+        try:
+            lowers = await asyncio.to_thread(self._mounts.lowers, below.mounted())
+            code = "import sys; sys.stdout.write('%d.%d' % sys.version_info[:2])"
+            run = StepRun(
+                order.image_id, lowers, place.upper, place.work, (python, "-I", "-c", code), settings.env, "/",
+                said.extend, network=False, timeout_s=60,
+            )  # fmt: skip
+            ended = await order.run_step(run)
+        except (Error, OSError, TimeoutError):
+            return ""
+        finally:
+            await asyncio.shield(asyncio.to_thread(place.drop))
+        found = said.decode(errors="replace").strip()
+        return found if ended == 0 and found.startswith("3.") else ""
+
+    async def _add_python(self, version: str, settings: recipe.Settings, place: Workplace, ground: Ground) -> Outcome:
+        if settings.version != version:
+            root = await asyncio.to_thread(ground.whole)
+            settings = await self._bases.add_python(version, settings, place, root)
+            delta = await asyncio.to_thread(self._ingest, place, ground)
+        else:
+            delta = trees.copy(await asyncio.to_thread(ground.whole))
+            delta.children = {}
+        return await asyncio.to_thread(self._keep, delta, settings)
+
+    async def _files(self, layer: recipe.Layer, ground: Ground, order: Order, emit: Emit) -> Node:
+        """Files, copies and directories: by trees alone, without a container."""
+        fetched: dict[str, tuple[str, tuple[bytes, int]]] = {}
+        for one in layer.copies:
+            if one.url:
+                emit("log", f"fetching {recipe.shown(one.url)}")
+                fetched[one.url] = await asyncio.to_thread(downloads.fetch, one.url, self._store, self._environ)
+
+        def change() -> Node:
+            before = root = ground.whole()
+            if layer.directory:
+                root = copies.put_directory(root, layer.directory)
+
+            def content(entry: FileEntry) -> copies.Found:
+                return self._content(entry, order)
+
+            if not layer.copies:
+                root = copies.put_files(root, layer.files, content)
+            else:
+                context = copies.files_tree(layer.files, content) if layer.files else trees.directory()
+                for one in layer.copies:
+                    root = self._copy(root, context, one, order, fetched)
+            return edit.difference(before, root)
+
+        return await asyncio.to_thread(change)
+
+    def _content(self, entry: FileEntry, order: Order) -> copies.Found:
+        path = order.object_path(entry.digest)
+        if path is None:
+            raise NotFoundError(f"the content of {entry.path} was not uploaded ({entry.digest[:12]})")
+        return self._store.take(path, move=False)
+
+    def _copy(
+        self, root: Node, context: Node, one: recipe.Copy, order: Order,
+        fetched: Mapping[str, tuple[str, tuple[bytes, int]]],
+    ) -> Node:  # fmt: skip
+        owner = inside.owner(root, one.owner, self._read) if one.owner else None
+        if owner is None and one.image is None:
+            owner = (0, 0)
+        manner = copies.Manner(owner, None if one.mode < 0 else one.mode)
+        if one.url:
+            name, (data, size) = fetched[one.url]
+            node = Node(stat.S_IFREG | 0o600, size=size, data=data)
+            context = trees.put(trees.directory(), b"/" + name.encode(), node)
+            return copies.put_copies(root, context, ["/" + name], one.target, manner)
+        if one.texts:
+            context = trees.directory()
+            for name, text in one.texts:
+                draft = self._store.draft()
+                draft.write(text.encode())
+                data, size = draft.commit()
+                context = trees.put(context, b"/" + name.encode(), Node(stat.S_IFREG | 0o644, size=size, data=data))
+            return copies.put_copies(root, context, ["/" + name for name, _ in one.texts], one.target, manner)
+        if one.image is not None:
+            context = self._store.tree(order.image_tree(one.image))
+        if one.unpack:
+            context, sources = downloads.unpacked(context, one.sources, self._store)
+            return copies.put_copies(root, context, sources, one.target, manner)
+        return copies.put_copies(root, context, one.sources, one.target, manner)
+
+    def _read(self, node: Node) -> bytes:
+        if node.size > READ_BYTES:
+            raise InvalidError("the image's /etc/passwd or /etc/group is too large to be one")
+        with open(self._store.fetch(node.data, node.size), "rb") as file:
+            return file.read()
 
     async def _commands(
         self,
         layer: recipe.Layer,
-        below: Sequence[StoredLayer],
+        settings: recipe.Settings,
         place: Workplace,
-        image_id: str,
+        ground: Ground,
+        order: Order,
         emit: Emit,
-        run_step: RunStep,
     ) -> None:
         found = await asyncio.to_thread(host.read, self._environ)
         binds = await asyncio.to_thread(self._binds, found, place)
-        lines = Lines(lambda text: emit("log", text))
+        hidden = [*layer.secrets.values()]
+        lines = Lines(lambda text: emit("log", text), hidden)
+        lowers = await asyncio.to_thread(self._mounts.lowers, await asyncio.to_thread(ground.mounted))
+        root = await asyncio.to_thread(ground.whole)
+        user, home = (0, 0), ""
+        if layer.user:
+            user = await asyncio.to_thread(inside.owner, root, layer.user, self._read)
+            home = await asyncio.to_thread(inside.home, root, layer.user, self._read)
+        await asyncio.to_thread(self._prepare, place.upper, root, layer, order)
+        env = {**found.build_env(), **layer.env, **({"HOME": home} if home and "HOME" not in settings.env else {})}
         template = StepRun(
-            image_id, self._lowerdirs(below), place.upper, place.work, (), {**found.build_env(), **layer.env},
-            layer.cwd, lines.feed, binds, timeout_s=STEP_LIMIT_S,
+            order.image_id, lowers, place.upper, place.work, (), env, layer.cwd, lines.feed, binds,
+            timeout_s=layer.timeout_s, resources=layer.resources, user=user,
         )  # fmt: skip
 
         async def call(argv: tuple[str, ...], run: StepRun) -> int:
-            code = await run_step(replace(run, argv=argv))
+            code = await order.run_step(replace(run, argv=argv))
             lines.close()
             return code
 
         try:
-            if recipe.APT in layer.caches:
-                code = await self._apt(layer, below, place, template, call, lines)
+            if layer.function is not None:
+                code = await call((settings.python,), replace(template, function=layer.function))
+            elif recipe.APT in layer.caches:
+                code = await self._apt(layer, settings, place, template, call, lines)
             else:
-                if recipe.PIP in layer.caches:
-                    template = self._with(
-                        template, Bind(caches.plain(self._cache, "pip"), "/.cadenza/cache/pip", False)
-                    )
-                if recipe.UV_CACHE in layer.caches:
-                    uv_cache = Bind(caches.plain(self._cache, "uv"), "/.cadenza/cache/uv", False)
-                    template = self._with(template, uv_cache, Bind(await self._uv(template, below, call), recipe.UV))
+                template = await self._lend(layer, settings, template, call)
                 code = 0
                 for argv in layer.commands:
                     code = await call(argv, template)
@@ -204,11 +272,40 @@ class Builder:
                         break
         except TimeoutError as error:
             raise ImageBuildError(
-                _failure(layer, f"did not end within {STEP_LIMIT_S:.0f} s", lines), image_id
+                _failure(layer, f"did not end within {layer.timeout_s:.0f} s", lines), order.image_id
             ) from error
         if code:
             what = f"was ended by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
-            raise ImageBuildError(_failure(layer, what, lines), image_id)
+            raise ImageBuildError(_failure(layer, what, lines), order.image_id)
+
+    def _prepare(self, upper: str, root: Node, layer: recipe.Layer, order: Order) -> None:
+        """The upper's root looks as the image's; files that commands want are put there. Their folders are ours."""
+        os.chown(upper, root.uid, root.gid)
+        os.chmod(upper, stat.S_IMODE(root.mode))
+        for one in layer.files:
+            path = order.object_path(one.digest)
+            if path is None:
+                raise NotFoundError(f"the content of {one.path} was not uploaded ({one.digest[:12]})")
+            target = upper + inside.resolve(root, one.path.encode()).decode()
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            shutil.copyfile(path, target)
+            os.chmod(target, one.mode & 0o7777)
+
+    async def _lend(
+        self,
+        layer: recipe.Layer,
+        settings: recipe.Settings,
+        template: StepRun,
+        call: Callable[[tuple[str, ...], StepRun], Awaitable[int]],
+    ) -> StepRun:
+        """The step with the caches that it wants."""
+        if recipe.PIP in layer.caches:
+            template = self._with(template, Bind(caches.plain(self._cache, "pip"), "/.cadenza/cache/pip", False))
+        if recipe.UV_CACHE in layer.caches:
+            uv_cache = Bind(caches.plain(self._cache, "uv"), "/.cadenza/cache/uv", False)
+            program = await self._uv(layer.uv_version, settings, template, call)
+            template = self._with(template, uv_cache, Bind(program, recipe.UV))
+        return template
 
     def _with(self, run: StepRun, *binds: Bind) -> StepRun:
         return replace(run, binds=(*run.binds, *binds))
@@ -235,14 +332,14 @@ class Builder:
     async def _apt(
         self,
         layer: recipe.Layer,
-        below: Sequence[StoredLayer],
+        settings: recipe.Settings,
         place: Workplace,
         template: StepRun,
         call: Callable[[tuple[str, ...], StepRun], Awaitable[int]],
         lines: Lines,
     ) -> int:
         """Install by lists that are young enough; fetch them first when they are not, or turn out to be too old."""
-        pool = os.path.join(self._cache, "apt", below[0].apt or "other")
+        pool = os.path.join(self._cache, "apt", settings.apt or "other")
         lent = caches.LentApt(pool, os.path.join(place.more, "apt"))
         await asyncio.to_thread(lent.lend)
         run = self._with(
@@ -267,26 +364,30 @@ class Builder:
 
     async def _uv(
         self,
+        version: str,
+        settings: recipe.Settings,
         template: StepRun,
-        below: Sequence[StoredLayer],
         call: Callable[[tuple[str, ...], StepRun], Awaitable[int]],
     ) -> str:
-        """A uv program that runs inside: the host's, else one that pip fetches once."""
-        program = debian.host_uv(self._environ)
-        if program:
-            return program
-        tools = caches.plain(self._cache, "tools")
+        """A uv program that runs inside: the host's, else, or for a certain version, one that pip fetches once."""
+        if not version:
+            program = debian.host_uv(self._environ)
+            if program:
+                return program
+        name = "tools" + (f"-uv-{version}" if version else "")
+        tools = caches.plain(self._cache, name)
         program = os.path.join(tools, "bin/uv")
         async with self._one_uv:
             if not os.path.exists(program):
-                inside = "/.cadenza/cache/tools"
-                fetch = (below[0].python, "-m", "pip", "install", "-q", "--no-cache-dir", "--root-user-action=ignore")
+                folder = "/.cadenza/cache/tools"
+                wanted = "uv" + (f"=={version}" if version else "")
+                fetch = (settings.python, "-m", "pip", "install", "-q", "--no-cache-dir", "--root-user-action=ignore")
                 code = await call(
-                    (*fetch, "--target", inside, "--upgrade", "uv"), self._with(template, Bind(tools, inside, False))
+                    (*fetch, "--target", folder, "--upgrade", wanted), self._with(template, Bind(tools, folder, False))
                 )
                 if code or not os.path.exists(program):
                     raise ImageBuildError(
-                        "uv_pip_install needs uv, which pip could not fetch: install it on this machine "
+                        f"uv_pip_install needs uv, which pip could not fetch ({wanted}): install it on this machine "
                         "(pip install uv), or use pip_install"
                     )
         return program

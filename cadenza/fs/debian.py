@@ -76,14 +76,14 @@ def check_python(python: str) -> str:
 
 async def build_base(
     root: str,
-    python: str,
+    python: Optional[str],
     cache: str,
     settings: str,
     environ: Mapping[str, str],
     progress: Callable[[str], None],
     use: Optional[Mirror] = None,
 ) -> Base:
-    """Make a root filesystem in the empty directory ``root``, with the wanted Python minor in it.
+    """Make a root filesystem in the empty directory ``root``, with the wanted Python minor in it, or without any.
 
     ``cache``: a directory for lists and packages. ``settings``: lines of apt.conf. ``progress`` takes lines for people.
     ``use``: this mirror, not the host's.
@@ -91,9 +91,9 @@ async def build_base(
     """
     timings = Timings()
     mirror: Mirror = use if use is not None else await asyncio.to_thread(host_mirror)
-    suite = suite_for(mirror.distribution, python)
+    suite = suite_for(mirror.distribution, python) if python else NEWEST_PLAIN[mirror.distribution]
     standalone = None
-    if not suite:
+    if python and not suite:
         suite = NEWEST_PLAIN[mirror.distribution]
         begun = time.monotonic()
         progress(f"no {mirror.distribution} suite has Python {python}: fetching a standalone build with uv")
@@ -102,7 +102,7 @@ async def build_base(
     apt = Apt(os.path.join(cache, "apt", f"{mirror.distribution}-{suite}"), mirror, suite, settings, environ)
     await asyncio.to_thread(apt.prepare)
     names = [one for one in PACKAGES if one not in NOT_IN.get(suite, ())]
-    names += () if standalone else PYTHON_PACKAGES
+    names += PYTHON_PACKAGES if python and not standalone else ()
     archives = await _resolve(apt, names, progress, timings)
     total = sum(one.size for one in archives)
     progress(f"{len(archives)} packages of {suite}, {total / 1e6:.0f} MB")
@@ -125,15 +125,18 @@ async def build_base(
     await asyncio.to_thread(finish.finish, root)
     _write_sources(root, mirror, suite)
     timings.add("finish", begun)
+    if not python:
+        return Base("", "", mirror.distribution, suite, timings)
     begun = time.monotonic()
     if standalone:
-        await asyncio.to_thread(_standalone, root, standalone, python)
+        await asyncio.to_thread(put_standalone, root, standalone, python)
+        await asyncio.to_thread(finish.loader_cache, root)
         interpreter = f"/usr/local/bin/python{python.rstrip('t')}"
     else:
         interpreter = f"/usr/bin/python{python}"
         await asyncio.to_thread(_python, root, python)
     progress("compiling Python's modules")
-    await _compile(root, interpreter)
+    await compile_modules(root, interpreter)
     timings.add("compile", begun)
     return Base(
         "/usr/local/bin/python3" if standalone else "/usr/bin/python3", python, mirror.distribution, suite, timings
@@ -273,8 +276,9 @@ def _python(root: str, python: str) -> None:
     _pip_scripts(root, python, "/usr/bin/python3")
 
 
-def _standalone(root: str, source: str, python: str) -> None:
-    """A self-contained Python as the only one, in /usr/local."""
+def put_standalone(root: str, source: str, python: str) -> None:
+    """A self-contained Python in /usr/local. Blocks."""
+    os.makedirs(os.path.join(root, "usr/local/bin"), exist_ok=True)
     shutil.copytree(source, os.path.join(root, "usr/local"), symlinks=True, dirs_exist_ok=True)
     for path in glob.glob(os.path.join(root, "usr/local/lib/python3*/EXTERNALLY-MANAGED")):
         os.unlink(path)
@@ -283,7 +287,6 @@ def _standalone(root: str, source: str, python: str) -> None:
         if not os.path.lexists(path):
             os.symlink(f"python{python.rstrip('t')}", path)
     _pip_scripts(root, python.rstrip("t"), "/usr/local/bin/python3")
-    finish.loader_cache(root)
 
 
 def _pip_scripts(root: str, python: str, interpreter: str) -> None:
@@ -297,7 +300,7 @@ def _pip_scripts(root: str, python: str, interpreter: str) -> None:
         os.chmod(path, 0o755)
 
 
-async def _compile(root: str, interpreter: str) -> None:
+async def compile_modules(root: str, interpreter: str) -> None:
     """Precompile, by the tree's own interpreter: halves its start. Never checked against sources that do not change."""
     if interpreter.startswith("/usr/local"):
         command, home = [root + interpreter], os.path.join(root, "usr/local")

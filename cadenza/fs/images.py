@@ -1,91 +1,89 @@
-"""Images on this node: what is built, where its layers are, and building what is not there.
+"""Images on this node: what is built, and building what is not there.
 
-The interface is `ImageStore`; what lies behind it is plain overlay directories (`cadenza.fs.layers`). The caller brings
-the means to run a step (`run_step`): this package starts no container.
+The interface is `ImageStore`: recipes become trees in a `cadenza.fs.store.Store`, which `cadenza.fs.mount.Mounts` shows
+to containers. The caller brings the means to run a step (`run_step`): this package starts no container.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from dataclasses import asdict, dataclass, field, replace
-from typing import Callable, Mapping, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock, SystemClock
 from cadenza.base.errors import Error, ImageBuildError, NotFoundError
-from cadenza.fs import caches, recipe
-from cadenza.fs.build import Bind, Builder, Emit, RunStep, StepRun, with_image
-from cadenza.fs.layers import LayerStore, StoredLayer, explain, remove_tree
+from cadenza.fs import caches, edit, recipe, workplace
+from cadenza.fs.bases import Bases
+from cadenza.fs.build import Builder, Order, with_image
+from cadenza.fs.mount import Lowers, Mounts
+from cadenza.fs.records import Believer, ImageRecord, write
+from cadenza.fs.runs import Run, Runs, Wishes
+from cadenza.fs.step import Bind, Emit, RunStep, StepRun, measure
+from cadenza.fs.settle import boot_id
+from cadenza.fs.steplogs import StepLogs
+from cadenza.fs.store import Store
+from cadenza.fs.workplace import explain
 from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageInfo
+from cadenza.protocol.objects import ImageSpec
 
-__all__ = ["Bind", "ImageStore", "RunStep", "StepRun"]
+__all__ = ["Bind", "ImageStore", "Lowers", "RunStep", "StepRun"]
 
-BUILDS_AT_ONCE = 4
 TOUCH_EVERY_S = 60.0
 """How exactly the disk knows when an image was last used."""
 PACKAGES_KEPT_S = 30 * 86400.0
+DESCRIPTION_CHARS = 1000
 
 
 @dataclass
-class _Record:
-    """One image as ``images/<id>`` has it."""
+class Loan:
+    """Containers that have an image. All trees that it had since the first of them stay while there is one."""
 
-    info: ImageInfo
-    layers: tuple[StoredLayer, ...]
-    """The base first."""
-    settings: recipe.Settings
-    recipe: str = recipe.RECIPE
-
-
-@dataclass
-class _Making:
-    """A layer that is being made: whoever wants the same one waits, and sees the same lines."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    listeners: list[Emit] = field(default_factory=list)
-    error: Optional[Error] = None
-    users: int = 0
-
-    MAX_LINES = 10_000
-
-    def emit(self, kind: str, text: str) -> None:
-        if len(self.lines) < self.MAX_LINES:
-            self.lines.append((kind, text))
-        for one in list(self.listeners):
-            one(kind, text)
+    count: int = 0
+    trees: set[bytes] = field(default_factory=set)
 
 
 class ImageStore:
     """The images of one data directory. One process at a time may hold it; all methods belong to one event loop."""
 
     def __init__(
-        self, data_dir: str, *, environ: Optional[Mapping[str, str]] = None, clock: Optional[Clock] = None
+        self,
+        data_dir: str,
+        store: Store,
+        mounts: Mounts,
+        *,
+        environ: Optional[Mapping[str, str]] = None,
+        clock: Optional[Clock] = None,
     ) -> None:
         """``environ``: the host's environment (os.environ): builds take proxies, certificates and the index from it."""
-        self._directory = os.path.join(data_dir, "images")
-        self._records_dir = os.path.join(self._directory, "images")
+        self._store = store
+        self._mounts = mounts
+        self._first_cut = os.path.join(data_dir, "images")
         self._cache = os.path.join(data_dir, "cache")
-        for path in (self._records_dir, self._cache):
-            os.makedirs(path, exist_ok=True)
+        os.makedirs(self._cache, exist_ok=True)
         self._clock = clock or SystemClock()
-        self._layers = LayerStore(self._directory)
-        self._builder = Builder(self._layers, self._cache, os.environ if environ is None else environ, self._clock)
-        self._making: dict[str, _Making] = {}
-        self._gate = asyncio.Semaphore(BUILDS_AT_ONCE)
+        self._believer = Believer(boot_id())
+        self._logs = StepLogs(store.home)
+        self._bases = Bases(store, self._cache, os.environ if environ is None else environ, self._built)
+        self._builder = Builder(
+            store, mounts, self._cache, os.environ if environ is None else environ, self._clock, self._bases
+        )
+        self._runs = Runs(store, self._builder, self._logs, self._clock, self._believer)
         self._later: set[asyncio.Task[None]] = set()
         self._touched: dict[str, float] = {}
-        self._records: dict[str, _Record] = {}
-        for name in os.listdir(self._records_dir):
-            record = self._load(name)
-            if record is not None:
+        self._lent: dict[str, Loan] = {}
+        self._records: dict[str, ImageRecord] = {}
+        for name in store.records("images"):
+            record = self._believer.image(store.get_local_record("images", name))
+            if record is not None and record.info.image_id == name and store.local_tree(record.tree) is not None:
                 self._records[name] = record
 
     @property
     def base_timings(self) -> dict[str, float]:
         """Seconds of each phase of the last base made by this process, in order; for measurements."""
-        return dict(self._builder.timings.seconds) if self._builder.timings else {}
+        return dict(self._bases.timings)
+
+    # --- building ---
 
     async def build(
         self,
@@ -99,138 +97,124 @@ class ImageStore:
         ImageBuildError when a step fails.
         Layers that were finished before a failure are kept, so that the next try begins where this one ended.
         InvalidError when the recipe can never be built here (a Python that no suite has, an unknown step);
-        ResourceExhaustedError when the disk is full.
+        ResourceExhaustedError when the disk is full; RemoteError when a registry or another server fails.
         """
-        plan = recipe.plan(order.spec)
-        force = order.force or any(layer.force for layer in plan.layers)
+        if order.spec.built:
+            return self._record(order.image_id).info
+        steps = recipe.steps(order.spec)
+        force = order.force or order.ignore_cache or any(one.force for one in steps)
         there = self._records.get(order.image_id)
         if there is not None and not force:
-            progress(BuildLine("cached", len(plan.layers), len(plan.layers), order.image_id))
+            progress(BuildLine("cached", len(steps), len(steps), order.image_id))
             self.touch(order.image_id, self._clock.now())
             return self._records[order.image_id].info
-        stored: list[StoredLayer] = []
+        wishes = Wishes(order.force, order.ignore_cache)
+
+        async def build_images(specs: Sequence[ImageSpec], emit: Emit) -> None:
+            def nested(spec: ImageSpec) -> Coroutine[Any, Any, ImageInfo]:
+                wanted = BuildOrder(spec.image_id(), spec, order.force, order.ignore_cache)
+                return self.build(wanted, lambda line: emit("log", line.text), run_step, object_path)
+
+            await _all([nested(one) for one in specs])
+
+        own = Order(order.image_id, run_step, object_path, lambda spec: self._record(spec.image_id()).tree)
         try:
-            for index in range(len(plan.layers)):
-                if stored and stored[0].python != plan.settings.python:
-                    # The base's interpreter is known only now; commands name it.
-                    plan = recipe.plan(order.spec, stored[0].python)
-                layer = plan.layers[index]
-                if not (layer.kind == "base" or layer.commands or layer.files or layer.directory):
-                    continue
-
-                def emit(kind: str, text: str, step: int = index + 1, steps: int = len(plan.layers)) -> None:
-                    progress(BuildLine(kind, step, steps, text))
-
-                wanted = replace(layer, force=layer.force or order.force)
-                stored.append(await self._layer(wanted, tuple(stored), order.image_id, emit, run_step, object_path))
+            with self._store.pin():
+                run = await self._runs.go(steps, own, wishes, progress, build_images)
+                return await self._finish(order, run)
         except Error as error:
             raise with_image(error, order.image_id) from error
         except OSError as error:
-            explained = explain(error, self._directory)
+            explained = explain(error, self._store.home)
             if isinstance(explained, Error):
                 raise explained from error
             raise ImageBuildError(f"the image could not be made: {error}", order.image_id) from error
-        return await self._finish(order, plan, tuple(stored))
 
-    async def _finish(self, order: BuildOrder, plan: recipe.Plan, stored: tuple[StoredLayer, ...]) -> ImageInfo:
+    async def _finish(self, order: BuildOrder, run: Run) -> ImageInfo:
+        """The layers as one tree, remembered as the image, and shown: the first start finds it ready."""
+
+        def flatten() -> tuple[bytes, int, int]:
+            whole = edit.with_mount_points(run.ground.whole())
+            size, entries = measure(whole)
+            tree = self._store.put_tree(whole)
+            self._mounts.show(tree)
+            return tree, size, entries
+
+        tree, size, entries = await asyncio.to_thread(flatten)
         now = self._clock.now()
-        settings = replace(plan.settings, python=stored[0].python)
+        settings = run.settings
+        text = "; ".join(layer.text for layer in run.layers)[:DESCRIPTION_CHARS]
         info = ImageInfo(
-            order.image_id,
-            sum(one.size for one in stored),
-            now,
-            now,
-            "; ".join(layer.text for layer in plan.layers)[:1000],
-            settings.env,
-            settings.workdir,
-            stored[0].version,
+            order.image_id, size, now, now, text, settings.env, settings.workdir, settings.version, entries, tree.hex()
         )
-        record = _Record(info, stored, settings)
+        record = ImageRecord(
+            info, settings, tuple(run.layers), tuple(run.keys), boot=self._believer.boot, source=run.source
+        )
+        if order.ignore_cache and order.image_id in self._records:
+            return info  # what is cached stays
         self._records[order.image_id] = record
-        self._save(record)
-        self._keep(asyncio.get_running_loop().create_task(self._settle(stored)))
+        await asyncio.to_thread(self._save, record)
+        self._keep(self._settle(record))
         return info
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
 
-    async def _settle(self, stored: tuple[StoredLayer, ...]) -> None:
-        """Bring layers to disk while the image is already in use. A failure only makes another boot build it again."""
-        for one in stored:
-            found = self._layers.find(one.digest)
-            if found is not None and found.boot:
-                try:
-                    await asyncio.to_thread(self._layers.settle, found)
-                except OSError:
-                    return
+    async def _settle(self, record: ImageRecord) -> None:
+        """Bring an image to disk while it is already in use. A failure only makes another boot build it again."""
+        try:
+            await asyncio.to_thread(self._store.settle)
+            for key in record.steps:
+                made = await asyncio.to_thread(self._runs.find, key)
+                if made is not None and made.boot:
+                    await asyncio.to_thread(self._store.put_local_record, "steps", key, write(made, settled=True))
+            if self._records.get(record.info.image_id) is record:
+                record.boot = ""
+                await asyncio.to_thread(self._save, record)
+            await asyncio.to_thread(self._store.settle)
+        except (OSError, Error):
+            return
 
     async def close(self) -> None:
         """Wait until what was built is surely on disk, and what was removed is gone."""
-        await asyncio.gather(*self._later, return_exceptions=True)
+        while self._later:
+            await asyncio.gather(*self._later, return_exceptions=True)
 
-    async def _layer(
-        self,
-        layer: recipe.Layer,
-        below: tuple[StoredLayer, ...],
-        image_id: str,
-        emit: Emit,
-        run_step: RunStep,
-        object_path: Callable[[str], Optional[str]],
-    ) -> StoredLayer:
-        """The layer, made once however many want it at the same time."""
-        if not layer.force:
-            found = self._layers.find(layer.digest)
-            if found is not None:
-                emit("cached", layer.text)
-                return found
-        making = self._making.setdefault(layer.digest, _Making())
-        making.users += 1
-        waited = making.lock.locked()
-        try:
-            if waited:
-                for kind, text in making.lines:
-                    emit(kind, text)
-                making.listeners.append(emit)
-            async with making.lock:
-                if waited:
-                    making.listeners.remove(emit)
-                    if making.error is not None:
-                        raise making.error
-                    found = self._layers.find(layer.digest)
-                    if found is not None:
-                        return found
-                making.lines.clear()
-                making.error = None
-                making.listeners.insert(0, emit)
-                try:
-                    async with self._gate:
-                        begun = self._clock.monotonic()
-                        making.emit("step", layer.text)
-                        made = await self._builder.make(layer, below, image_id, making.emit, run_step, object_path)
-                        making.emit("done", f"{self._clock.monotonic() - begun:.1f} s")
-                        return made
-                except Error as error:
-                    making.error = error
-                    raise
-                finally:
-                    making.listeners.remove(emit)
-        finally:
-            if emit in making.listeners:
-                making.listeners.remove(emit)
-            making.users -= 1
-            if making.users == 0 and self._making.get(layer.digest) is making:
-                del self._making[layer.digest]
+    # --- what is there ---
 
-    def _record(self, image_id: str) -> _Record:
+    def _record(self, image_id: str) -> ImageRecord:
         try:
             return self._records[image_id]
         except KeyError:
             raise NotFoundError(f"no image {image_id} is built on this machine") from None
 
-    def lowerdirs(self, image_id: str) -> list[str]:
-        """The image's layers for overlayfs, topmost first; always at least one. NotFoundError when it is not built."""
-        return [self._layers.path(one.name) for one in reversed(self._record(image_id).layers)]
+    def _built(self, image_id: str) -> tuple[bytes, recipe.Settings]:
+        record = self._record(image_id)
+        return record.tree, record.settings
+
+    async def lend(self, image_id: str) -> Lowers:
+        """The image for a container's overlay, until `give_back`: nothing of it is removed before.
+
+        NotFoundError when it is not built; OSError when it cannot be mounted.
+        """
+        tree = self._record(image_id).tree
+        loan = self._lent.setdefault(image_id, Loan())
+        loan.count += 1
+        loan.trees.add(tree)
+        try:
+            return await asyncio.to_thread(self._mounts.lowers, [tree])
+        except BaseException:
+            self.give_back(image_id)
+            raise
+
+    def give_back(self, image_id: str) -> None:
+        """A container's root is gone."""
+        loan = self._lent[image_id]
+        loan.count -= 1
+        if not loan.count:
+            del self._lent[image_id]
 
     def settings(self, image_id: str) -> recipe.Settings:
         """Beside what `image` tells: entrypoint, command, shell, Python's path. NotFoundError when it is not built."""
@@ -254,46 +238,34 @@ class ImageStore:
         return sorted((one.info for one in self._records.values()), key=lambda one: -one.used_at)
 
     def remove(self, image_id: str) -> None:
-        """Drop an image and the layers that no other image has. The caller knows that no container uses it."""
-        record = self._record(image_id)
+        """Forget an image. Its content goes with the next collection, as far as nothing else has it."""
+        self._record(image_id)
         del self._records[image_id]
-        os.unlink(os.path.join(self._records_dir, image_id))
-        kept = {one.name for other in self._records.values() for one in other.layers}
-        for trash in self._layers.remove(one for one in record.layers if one.name not in kept):
-            # It is gone for everybody; giving back the room takes a while.
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:
-                remove_tree(trash)
-            else:
-                self._keep(loop.create_task(asyncio.to_thread(remove_tree, trash)))
+        self._store.remove_local_record("images", image_id)
 
     def cleanup(self) -> None:
         """Call at start: drop what a killed process left half-made. Blocks; run it before the loop is busy."""
-        self._layers.cleanup(one.name for record in self._records.values() for one in record.layers)
-        for name in os.listdir(self._records_dir):
+        workplace.empty(self._builder.work)
+        workplace.remove_tree(self._first_cut)  # layers as directories, as the first version kept them
+        for name in self._store.records("images"):
             if name not in self._records:
-                os.unlink(os.path.join(self._records_dir, name))
+                self._store.remove_local_record("images", name)
+        for name in self._store.records("steps"):
+            if self._believer.step(self._store.get_local_record("steps", name)) is None:
+                self._store.remove_local_record("steps", name)
         caches.prune(self._cache, PACKAGES_KEPT_S)
 
-    def _save(self, record: _Record) -> None:
-        path = os.path.join(self._records_dir, record.info.image_id)
-        scratch = path + ".new"
-        with open(scratch, "w", encoding="utf-8") as file:
-            json.dump(asdict(record), file)
-        os.replace(scratch, path)
+    def _save(self, record: ImageRecord) -> None:
+        self._store.put_local_record("images", record.info.image_id, write(record))
 
-    def _load(self, name: str) -> Optional[_Record]:
-        """A record whose layers are all there; None for any other, which is as if it were not built."""
-        try:
-            with open(os.path.join(self._records_dir, name), encoding="utf-8") as file:
-                value = json.load(file)
-            layers = tuple(StoredLayer(**one) for one in value["layers"])
-            settings = value["settings"]
-            for key in ("entrypoint", "cmd", "shell"):
-                settings[key] = tuple(settings[key])
-            record = _Record(ImageInfo(**value["info"]), layers, recipe.Settings(**settings), value["recipe"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        whole = all(os.path.isdir(self._layers.path(one.name)) and self._layers.trusted(one) for one in layers)
-        return record if whole and layers and record.recipe == recipe.RECIPE and name == record.info.image_id else None
+
+async def _all(work: Sequence[Coroutine[Any, Any, Any]]) -> None:
+    """Await all; when one fails, the others are cancelled first."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -91,6 +91,8 @@ class ContainerConfig:
     """For image builds (apt, pip): keeps the capabilities that package managers need. Same seccomp profile."""
     gpus: tuple[str, ...] = ()
     """CDI device names or device paths."""
+    user: tuple[int, int] = (0, 0)
+    """Whose its first program is, inside: user and group. Others than root have no capabilities."""
 
 
 @dataclass(frozen=True)

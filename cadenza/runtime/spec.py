@@ -133,11 +133,16 @@ def _capabilities(config: ContainerConfig, strong: bool) -> dict[str, list[str]]
     else:
         names = (*CAPABILITIES, *(BUILD_CAPABILITIES if config.privileged_build else ()))
     full = ["CAP_" + name for name in sorted(names)]
-    return {"bounding": full, "effective": full, "permitted": full, "inheritable": [], "ambient": []}
+    held = [] if config.user[0] else full
+    return {"bounding": full, "effective": held, "permitted": held, "inheritable": [], "ambient": []}
 
 
 def process(
-    command: Command, capabilities: dict[str, list[str]], no_new_privileges: bool, open_files: int
+    command: Command,
+    capabilities: dict[str, list[str]],
+    no_new_privileges: bool,
+    open_files: int,
+    user: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
     """OCI's ``process`` object, for a container's first program and for those that exec adds."""
     env = dict(command.env)
@@ -146,7 +151,7 @@ def process(
     return {
         "terminal": command.pty,
         **({"consoleSize": {"height": command.rows, "width": command.columns}} if sized else {}),
-        "user": {"uid": 0, "gid": 0},
+        "user": {"uid": user[0], "gid": user[1]},
         "args": list(command.argv),
         "env": [f"{name}={value}" for name, value in env.items()],
         "cwd": command.cwd,
@@ -205,7 +210,9 @@ def oci_spec(
         linux["gidMappings"] = [{"containerID": 0, "hostID": rootless_ids[1], "size": 1}]
     return {
         "ociVersion": "1.0.2",
-        "process": process(command, _capabilities(config, strong), not config.privileged_build, open_files),
+        "process": process(
+            command, _capabilities(config, strong), not config.privileged_build, open_files, config.user
+        ),
         "root": {"path": config.rootfs, "readonly": config.read_only_root},
         "hostname": config.hostname,
         "mounts": [*_kernel_mounts(config, strong, machines_sys), *(_mount(mount) for mount in config.mounts)],

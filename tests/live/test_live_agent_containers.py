@@ -23,7 +23,7 @@ from agent_fakes import FakeStore, World, attempt, spec
 
 from cadenza.agent import support
 from cadenza.base.resources import Resources
-from cadenza.fs.images import StepRun
+from cadenza.fs.images import Lowers, StepRun
 from cadenza.protocol import nodes
 from cadenza.protocol.nodes import StopOrder
 from cadenza.protocol.objects import FileEntry
@@ -92,11 +92,11 @@ class Store(FakeStore):
     def __init__(self, root: str) -> None:
         self.root = root
 
-    def lowerdirs(self, image_id: str) -> list[str]:
-        return [self.root]
+    async def lend(self, image_id: str) -> Lowers:
+        return Lowers((self.root,))
 
     def image(self, image_id: str) -> Optional[nodes.ImageInfo]:
-        return nodes.ImageInfo(image_id, 1, 0.0, 0.0)
+        return nodes.ImageInfo(image_id, 1, 0.0, 0.0, python="3")
 
 
 class LiveWorld(World):

@@ -20,8 +20,12 @@ import pytest
 
 from cadenza.base.errors import ImageBuildError, ResourceExhaustedError
 from cadenza.fs import debian
+from cadenza.fs import tree as trees
+from cadenza.fs.abilities import detect
 from cadenza.fs.images import ImageStore, StepRun
+from cadenza.fs.mount import Mounts
 from cadenza.fs.sources import Mirror
+from cadenza.fs.store import Store
 from cadenza.protocol.nodes import BuildLine, BuildOrder
 from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
 
@@ -32,8 +36,8 @@ BASE = ImageStep("base", options={"distribution": "debian_slim", "python": "3.11
 # that nothing outlives it.
 ENTER = """
 set -e
-merged=$1; lower=$2; upper=$3; work=$4; cwd=$5; shift 5
-mount -t overlay overlay -o "lowerdir=$lower,upperdir=$upper,workdir=$work" "$merged"
+merged=$1; lower=$2; upper=$3; work=$4; cwd=$5; options=$6; shift 6
+mount -t overlay overlay -o "lowerdir=$lower,upperdir=$upper,workdir=$work,$options" "$merged"
 mount -t proc proc "$merged/proc"
 mount --rbind /dev "$merged/dev"
 while [ "$1" != -- ]; do
@@ -48,7 +52,9 @@ exec chroot "$merged" /usr/bin/env -i -C "$cwd" "$@"
 
 async def run_step(step: StepRun) -> int:
     merged = tempfile.mkdtemp(prefix="cadenza-merged-")
-    words = [merged, ":".join(step.lowerdirs), step.upper, step.work, step.cwd]
+    lower = "::".join([":".join(step.lowers.layers), *step.lowers.data])
+    options = "redirect_dir=on,index=off,metacopy=" + ("on" if step.lowers.data else "off")
+    words = [merged, lower, step.upper, step.work, step.cwd, options]
     for one in step.binds:
         words += [one.source, one.target, "ro" if one.read_only else "rw"]
     words += ["--", *(f"{name}={value}" for name, value in step.env.items()), *step.argv]
@@ -70,16 +76,39 @@ async def run_step(step: StepRun) -> int:
         os.rmdir(merged)
 
 
-def make_store(data: Path) -> ImageStore:
+class Images(ImageStore):
+    """With what tests look at."""
+
+    content: Store
+
+    @property
+    def home(self) -> str:
+        return self.content.home
+
+    def paths(self, image_id: str) -> dict[str, trees.Node]:
+        info = self.image(image_id)
+        assert info is not None
+        found = trees.walk(self.content.tree(bytes.fromhex(info.tree)))
+        return {path.decode(errors="surrogateescape"): node for path, node in found}
+
+    def end(self) -> None:
+        self._mounts.close()
+        self.content.close()
+
+
+def make_store(data: Path) -> Images:
     """A store whose downloads are shared between tests."""
     CACHE.mkdir(exist_ok=True)
     data.mkdir(parents=True, exist_ok=True)
     if not (data / "cache").exists():
         (data / "cache").symlink_to(CACHE)
-    return ImageStore(str(data))
+    content = Store(str(data / "store"))
+    found = Images(str(data), content, Mounts(content, detect(content.home)))
+    found.content = content
+    return found
 
 
-def build(store: ImageStore, *steps: ImageStep, lines: list[BuildLine] | None = None, force: bool = False) -> str:
+def build(store: Images, *steps: ImageStep, lines: list[BuildLine] | None = None, force: bool = False) -> str:
     spec = ImageSpec((BASE, *steps))
     seen = [] if lines is None else lines
 
@@ -95,7 +124,7 @@ def build(store: ImageStore, *steps: ImageStep, lines: list[BuildLine] | None = 
         print("\n".join(f"{one.step}/{one.steps} {one.kind} {one.text}" for one in seen[-60:]))
 
 
-def inside(store: ImageStore, image_id: str, *argv: str) -> str:
+def inside(store: Images, image_id: str, *argv: str) -> str:
     """A command's output in a container of the image, whose changes are thrown away."""
     info = store.image(image_id)
     assert info is not None
@@ -106,7 +135,7 @@ def inside(store: ImageStore, image_id: str, *argv: str) -> str:
             os.mkdir(os.path.join(scratch, name))
         step = StepRun(
             image_id,
-            tuple(store.lowerdirs(image_id)),
+            asyncio.run(store.lend(image_id)),
             os.path.join(scratch, "upper"),
             os.path.join(scratch, "work"),
             argv,
@@ -116,6 +145,7 @@ def inside(store: ImageStore, image_id: str, *argv: str) -> str:
         )
         code = asyncio.run(run_step(step))
     finally:
+        store.give_back(image_id)
         shutil.rmtree(scratch)
     text = out.decode()
     assert code == 0, text
@@ -125,11 +155,13 @@ def inside(store: ImageStore, image_id: str, *argv: str) -> str:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory):
     directory = tmp_path_factory.mktemp("images")
-    yield make_store(directory / "data")
+    made = make_store(directory / "data")
+    yield made
+    made.end()
     shutil.rmtree(directory)
 
 
-def test_a_base_runs_python_and_is_made_once(store: ImageStore) -> None:
+def test_a_base_runs_python_and_is_made_once(store: Images) -> None:
     """13.2: debian_slim has Python and pip; 13.1: an equal recipe is reused."""
     begun = time.monotonic()
     image_id = build(store)
@@ -144,13 +176,11 @@ def test_a_base_runs_python_and_is_made_once(store: ImageStore) -> None:
     assert build(store, lines=lines) == image_id
     assert [one.kind for one in lines] == ["cached"]
     # Another process's view of the same directory.
-    again = make_store(Path(store._directory).parent)
-    again.cleanup()
-    assert again.lowerdirs(image_id) == store.lowerdirs(image_id)
+    again = ImageStore(os.path.dirname(store.home), store.content, store._mounts)
     assert again.image(image_id) == store.image(image_id)
 
 
-def test_packages_come_from_the_ordinary_registries(store: ImageStore) -> None:
+def test_packages_come_from_the_ordinary_registries(store: Images) -> None:
     """13.3: apt_install, pip_install, uv_pip_install, run_commands and env, each a layer on the one before."""
     build(store)
     lines: list[BuildLine] = []
@@ -177,23 +207,12 @@ def test_packages_come_from_the_ordinary_registries(store: ImageStore) -> None:
     assert inside(store, image_id, "sh", "-c", "dpkg --audit; apt-get check -qq; pip check") == (
         "No broken requirements found.\n"
     )
-    # No cache, no certificate and no mount point's content stays in the layers above the base.
-    left = [
-        os.path.join(parent, name).removeprefix(layer)
-        for layer in store.lowerdirs(image_id)[:-1]
-        for parent, _, names in os.walk(layer)
-        for name in names
-    ]
-    unwanted = (
-        "/.cadenza",
-        "/var/lib/apt/lists",
-        "/var/cache/apt",
-        "/root/.cache",
-        "/etc/resolv.conf",
-        "/etc/hosts",
-        "/tmp",
-    )
-    assert [one for one in left if one.startswith(unwanted)] == []
+    # No cache, no certificate and no mount point's content stays.
+    base = store.paths(build(store))
+    paths = [path for path, node in store.paths(image_id).items() if not node.is_dir and path not in base]
+    unwanted = ("/.cadenza", "/var/lib/apt/lists", "/var/cache/apt", "/root/.cache", "/tmp")
+    assert paths and [one for one in paths if one.startswith(unwanted)] == []
+    assert all(store.paths(image_id)[one].size == 0 for one in ("/etc/resolv.conf", "/etc/hosts"))
     # The database made from outside has the packages' triggers: a new library reaches the loader's cache.
     assert any(one.text.startswith("Processing triggers for libc-bin") for one in lines)
     assert "libyaml" in inside(store, image_id, "sh", "-c", "ldconfig -p")
@@ -204,7 +223,7 @@ def test_packages_come_from_the_ordinary_registries(store: ImageStore) -> None:
     assert [one.kind for one in lines] == ["cached"]
 
 
-def test_a_failing_step_tells_its_last_words_and_leaves_nothing(store: ImageStore) -> None:
+def test_a_failing_step_tells_its_last_words_and_leaves_nothing(store: Images) -> None:
     """13.1: ImageBuildError with the image's id; what came before is kept for the next try."""
     good = ImageStep("run", args=("echo kept > /kept",))
     bad = ImageStep("run", args=("echo working; echo 'no such thing' >&2; exit 3",))
@@ -212,13 +231,13 @@ def test_a_failing_step_tells_its_last_words_and_leaves_nothing(store: ImageStor
         build(store, good, bad)
     assert caught.value.image_id == ImageSpec((BASE, good, bad)).image_id()
     assert "exit code 3" in str(caught.value) and "no such thing" in str(caught.value)
-    assert os.listdir(os.path.join(store._directory, "work")) == []
+    assert os.listdir(os.path.join(store.home, "work")) == []
     lines: list[BuildLine] = []
     build(store, good, lines=lines)
     assert [one.kind for one in lines] == ["cached", "cached"]
 
 
-def test_what_pip_cannot_find_is_said(store: ImageStore) -> None:
+def test_what_pip_cannot_find_is_said(store: Images) -> None:
     with pytest.raises(ImageBuildError, match="No matching distribution found"):
         build(store, ImageStep("pip", args=("six==999.999",)))
     with pytest.raises(ImageBuildError, match="Unable to locate package"):
@@ -237,13 +256,15 @@ live.build(live.make_store(Path({data!r})), live.ImageStep("run", args=("sleep 6
 
 
 @pytest.mark.parametrize("after", ["base", "step"])
-def test_a_killed_builder_leaves_a_store_that_works(tmp_path: Path, after: str, store: ImageStore) -> None:
+def test_a_killed_builder_leaves_a_store_that_works(tmp_path: Path, after: str, store: Images) -> None:
     """kill -9 while the base is unpacked, and while a step runs: the next start finds no half layer and builds on."""
     data = tmp_path / "data"
     if after == "step":
         build(store)
-        shutil.copytree(Path(store._directory).parent, data, symlinks=True, copy_function=os.link)
-    before = set(os.listdir(data / "images" / "layers")) if after == "step" else set()
+        shutil.copytree(
+            Path(store.home).parent, data, symlinks=True, copy_function=os.link, ignore=shutil.ignore_patterns("mounts")
+        )
+    before = set(os.listdir(data / "store" / "steps")) if after == "step" else set()
     code = KILLED.format(
         root=str(Path(__file__).parents[2]),
         here=str(Path(__file__).parent),
@@ -252,7 +273,7 @@ def test_a_killed_builder_leaves_a_store_that_works(tmp_path: Path, after: str, 
         data=str(data),
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, start_new_session=True)
-    work = data / "images" / "work"
+    work = data / "store" / "work"
     wanted = "*/upper/usr/share" if after == "base" else "*/more/build/apt.conf"
     limit = time.monotonic() + 60
     while not list(work.glob(wanted)):
@@ -265,27 +286,30 @@ def test_a_killed_builder_leaves_a_store_that_works(tmp_path: Path, after: str, 
     again = make_store(data)
     again.cleanup()
     assert os.listdir(work) == []
-    assert set(os.listdir(data / "images" / "layers")) == before
+    assert set(os.listdir(data / "store" / "steps")) == before
     image_id = build(again, ImageStep("run", args=("echo 1 > /one",)))
     assert inside(again, image_id, "cat", "/one") == "1\n"
+    again.end()
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     shutil.rmtree(tmp_path)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, store: ImageStore) -> None:
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, store: Images) -> None:
     """While the base is unpacked, and while a step writes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], check=True)
+    small = make_store(disk / "data")
     try:
-        small = make_store(disk / "data")
         with pytest.raises(ResourceExhaustedError, match="is full"):
             build(small)
-        assert os.listdir(disk / "data/images/work") == os.listdir(disk / "data/images/layers") == []
+        assert os.listdir(disk / "data/store/work") == os.listdir(disk / "data/store/steps") == []
         subprocess.run(["mount", "-o", "remount,size=260m", str(disk)], check=True)
         with pytest.raises(ImageBuildError, match="because the disk is full"):
             build(small, ImageStep("run", args=("dd if=/dev/zero of=/big bs=1M count=250",)))
-        assert os.listdir(disk / "data/images/work") == [] and len(os.listdir(disk / "data/images/layers")) == 1
+        assert os.listdir(disk / "data/store/work") == [] and len(os.listdir(disk / "data/store/steps")) == 1
     finally:
+        small.end()
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
@@ -310,7 +334,7 @@ asyncio.run(debian.build_base({home!r} + "/base", "3.11", {home!r} + "/cache", s
 """
 
 
-def test_an_ordinary_user_makes_a_base_too(store: ImageStore) -> None:
+def test_an_ordinary_user_makes_a_base_too(store: Images) -> None:
     """Without root: every file is the user's own, and as root of a user namespace the tree works."""
     build(store)  # so that the packages are downloaded
     home = Path(tempfile.mkdtemp(prefix="cadenza-ordinary-"))
@@ -333,7 +357,7 @@ def test_an_ordinary_user_makes_a_base_too(store: ImageStore) -> None:
         shutil.rmtree(home)
 
 
-def test_files_are_copied_through_links_and_over_old_ones(store: ImageStore, tmp_path: Path) -> None:
+def test_files_are_copied_through_links_and_over_old_ones(store: Images, tmp_path: Path) -> None:
     """13.4: copy=True is a layer; a path through a link of the image (/bin) does not replace the link."""
     content = tmp_path / "content"
     content.write_text("#!/bin/sh\necho copied\n")

@@ -14,6 +14,7 @@ from cadenza.base.clock import SystemClock
 from cadenza.base.config import Config
 from cadenza.base.errors import NotFoundError
 from cadenza.base.ids import IdSource
+from cadenza.fs.mount import Lowers
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import Attempt
 from cadenza.protocol.frame import PROTOCOL, Decoder, encode
@@ -129,11 +130,13 @@ class FakeDriver:
 class FakeStore:
     """`cadenza.fs.images.ImageStore` with whatever image is asked for."""
 
-    def lowerdirs(self, image_id: str) -> list[str]:
+    async def lend(self, image_id: str) -> Lowers:
         raise NotFoundError(image_id)
 
+    def give_back(self, image_id: str) -> None: ...
+
     def image(self, image_id: str) -> Optional[ImageInfo]:
-        return ImageInfo(image_id, 1, 0.0, 0.0, env={"FROM_IMAGE": "1"}, workdir="/work")
+        return ImageInfo(image_id, 1, 0.0, 0.0, env={"FROM_IMAGE": "1"}, workdir="/work", python="3.11")
 
     def images(self) -> list[ImageInfo]:
         return []

@@ -14,7 +14,10 @@ import pytest
 from cadenza.base.clock import ManualClock
 from cadenza.base.errors import ImageBuildError, InvalidError, NotFoundError, ResourceExhaustedError
 from cadenza.fs import debian
-from cadenza.fs.images import ImageStore, StepRun
+from cadenza.fs import tree as trees
+from cadenza.fs.images import ImageStore, Lowers, StepRun
+from cadenza.fs.store import Store
+from cadenza.fs.tree import Node
 from cadenza.protocol.nodes import BuildLine, BuildOrder
 from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
 
@@ -24,13 +27,13 @@ BASE = ImageStep("base", options={"distribution": "debian_slim", "python": "3.11
 @pytest.fixture(autouse=True)
 def quick_base(monkeypatch: pytest.MonkeyPatch) -> None:
     async def build_base(
-        root: str, python: str, cache: str, settings: str, environ: Any, progress: Callable[[str], None]
+        root: str, python: str | None, cache: str, settings: str, environ: Any, progress: Callable[[str], None]
     ) -> debian.Base:
         for name in ("usr/bin", "root"):
             os.makedirs(os.path.join(root, name))
-        Path(root, "usr/bin/python3").write_text(python)
+        Path(root, "usr/bin/python3").write_text(python or "")
         progress("made")
-        return debian.Base("/usr/bin/python3", python, "debian", "bookworm", debian.Timings())
+        return debian.Base("/usr/bin/python3", python or "", "debian", "bookworm", debian.Timings())
 
     monkeypatch.setattr(debian, "build_base", build_base)
 
@@ -53,8 +56,49 @@ class Steps:
         return self.codes.get(step.argv[-1], 0)
 
 
-def store_at(path: Path, **environ: str) -> ImageStore:
-    return ImageStore(str(path), environ={"PATH": "/usr/bin:/bin", **environ}, clock=ManualClock())
+class FakeMounts:
+    """`cadenza.fs.mount.Mounts` by names alone."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def show(self, tree: bytes) -> str:
+        self.store.tree(tree)
+        return tree.hex()
+
+    def lowers(self, found: Any) -> Lowers:
+        return Lowers(tuple(self.show(one) for one in found), (self.store.objects,))
+
+
+class Images(ImageStore):
+    """With what tests look at."""
+
+    def __init__(self, path: Path, environ: dict[str, str]) -> None:
+        self.content = Store(str(path / "store"))
+        mounts: Any = FakeMounts(self.content)
+        super().__init__(str(path), self.content, mounts, environ=environ, clock=ManualClock())
+
+    def whole(self, image_id: str) -> Node:
+        info = self.image(image_id)
+        assert info is not None
+        return self.content.tree(bytes.fromhex(info.tree))
+
+    def text(self, image_id: str, path: str) -> str | None:
+        node = trees.find(self.whole(image_id), path.encode())
+        return None if node is None else Path(self.content.path(node.data)).read_text() if node.data else ""
+
+
+def store_at(path: Path, **environ: str) -> Images:
+    return Images(path, {"PATH": "/usr/bin:/bin", **environ})
+
+
+def left(path: Path) -> list[str]:
+    """What builds have left in their workplace."""
+    return os.listdir(path / "store/work")
+
+
+def layers(path: Path) -> int:
+    return len(os.listdir(path / "store/steps"))
 
 
 def spec(*steps: ImageStep) -> ImageSpec:
@@ -82,14 +126,14 @@ def test_an_image_is_made_kept_and_found_again(tmp_path: Path) -> None:
     assert [(one.kind, one.step, one.steps, one.text) for one in lines if one.kind == "log"][1:4] == [
         ("log", 3, 4, "half a line"), ("log", 3, 4, "progress 2"), ("log", 3, 4, "no end"),
     ]  # fmt: skip
-    lower = store.lowerdirs(image_id)
-    assert len(lower) == 3 and os.path.exists(lower[-1] + "/usr/bin/python3") and os.path.isdir(lower[0] + "/w")
-    assert os.path.exists(lower[1] + "/ran1") and os.path.exists(lower[1] + "/ran2")
+    assert store.text(image_id, "/usr/bin/python3") == "3.11" and store.text(image_id, "/ran2") == "two"
+    work = trees.find(store.whole(image_id), b"/w")
+    assert work is not None and work.is_dir and layers(tmp_path) == 3
     info = store.image(image_id)
     assert info is not None and (info.workdir, info.python, info.env["A"]) == ("/w", "3.11", "b")
     assert store.settings(image_id).python == "/usr/bin/python3"
     later = store_at(tmp_path)
-    assert later.images() == [info] and later.lowerdirs(image_id) == lower
+    assert later.images() == [info] and later.whole(image_id) == store.whole(image_id)
     assert later.settings(image_id) == store.settings(image_id)
     assert asyncio.run(make(later, wanted, steps)) == image_id and len(steps.runs) == 2
 
@@ -114,7 +158,8 @@ def test_a_step_sees_the_layers_below_and_the_host_s_network_settings(tmp_path: 
     store, steps = store_at(tmp_path / "data", SSL_CERT_FILE=str(bundle), https_proxy="http://proxy.test"), Steps()
     image_id = asyncio.run(make(store, spec(run("one"), run("two", secrets={"KEY": "s"})), steps))
     first, second = steps.runs
-    assert list(second.lowerdirs) == store.lowerdirs(image_id)[1:] and first.lowerdirs == second.lowerdirs[1:]
+    assert first.lowers.layers == second.lowers.layers[1:] and len(second.lowers.layers) == 2
+    assert second.lowers.data == (store.content.objects,)
     assert second.env["KEY"] == "s" and "KEY" not in first.env and second.env["https_proxy"] == "http://proxy.test"
     assert second.env["SSL_CERT_FILE"] == "/.cadenza/build/certificates.pem"
     info = store.image(image_id)
@@ -160,8 +205,8 @@ def test_who_waits_takes_over_when_the_maker_is_cancelled(tmp_path: Path) -> Non
         return await second
 
     image_id = asyncio.run(go())
-    assert len(steps.runs) == 2 and len(store.lowerdirs(image_id)) == 2
-    assert os.listdir(tmp_path / "images/work") == [] and len(os.listdir(tmp_path / "images/layers")) == 2
+    assert len(steps.runs) == 2 and store.text(image_id, "/ran2") == "same"
+    assert left(tmp_path) == [] and layers(tmp_path) == 2
 
 
 def test_who_waits_hears_of_the_same_failure(tmp_path: Path) -> None:
@@ -190,7 +235,7 @@ def test_a_failing_step_keeps_what_came_before_and_nothing_else(tmp_path: Path, 
     with pytest.raises(ImageBuildError, match=words) as caught:
         asyncio.run(make(store, wanted, steps))
     assert caught.value.image_id == wanted.image_id() and "no end" in str(caught.value) and "bad" in str(caught.value)
-    assert os.listdir(tmp_path / "images/work") == [] and len(os.listdir(tmp_path / "images/layers")) == 2
+    assert left(tmp_path) == [] and layers(tmp_path) == 2
     assert store.images() == []
     del steps.codes["bad"]
     asyncio.run(make(store, wanted, steps))
@@ -202,39 +247,64 @@ def test_force_makes_anew_and_leaves_running_containers_their_layers(tmp_path: P
     store, steps = store_at(tmp_path), Steps()
     wanted = spec(run("a"), run("b"))
     image_id = asyncio.run(make(store, wanted, steps))
-    before = store.lowerdirs(image_id)
+    before = store.whole(image_id)
+    lowers = asyncio.run(store.lend(image_id))
     assert asyncio.run(make(store, spec(run("a"), run("b", force=True)), steps)) == image_id
-    after = store.lowerdirs(image_id)
-    assert after[1:] == before[1:] and after[0] != before[0] and all(map(os.path.isdir, before))
+    after = store.whole(image_id)
+    assert before != after and [one.argv[-1] for one in steps.runs] == ["a", "b", "b"]
     asyncio.run(make(store, wanted, steps, force=True))
-    assert not set(store.lowerdirs(image_id)) & set(before + after)
-    store.cleanup()
-    assert len(os.listdir(tmp_path / "images/layers")) == 3
+    assert [one.argv[-1] for one in steps.runs][3:] == ["a", "b"]
+    assert store.content.tree(bytes.fromhex(lowers.layers[0])) == before
+    store.give_back(image_id)
 
 
-def test_removing_an_image_leaves_shared_layers(tmp_path: Path) -> None:
+def test_a_removed_image_leaves_steps_for_others(tmp_path: Path) -> None:
     store, steps = store_at(tmp_path), Steps()
     first = asyncio.run(make(store, spec(run("a"), run("b")), steps))
     second = asyncio.run(make(store, spec(run("a")), steps))
     store.remove(first)
-    assert [one.image_id for one in store.images()] == [second] and len(os.listdir(tmp_path / "images/layers")) == 2
-    assert all(map(os.path.isdir, store.lowerdirs(second)))
+    assert [one.image_id for one in store.images()] == [second] and store.text(second, "/ran1") == "a"
     store.remove(second)
-    assert os.listdir(tmp_path / "images/layers") == os.listdir(tmp_path / "images/steps") == []
-    for call in (store.lowerdirs, store.remove, store.settings):
+    assert store_at(tmp_path).images() == []
+    for call in (store.remove, store.settings, lambda image_id: asyncio.run(store.lend(image_id))):
         with pytest.raises(NotFoundError):
             call(second)
     assert store.image(second) is None
+    asyncio.run(make(store, spec(run("a")), steps))
+    assert len(steps.runs) == 2
 
 
-def test_an_image_whose_layer_is_gone_is_not_there(tmp_path: Path) -> None:
+def test_an_image_whose_tree_is_gone_is_not_there(tmp_path: Path) -> None:
     store, steps = store_at(tmp_path), Steps()
     image_id = asyncio.run(make(store, spec(run("a")), steps))
-    os.rename(store.lowerdirs(image_id)[0], tmp_path / "away")
+    info = store.image(image_id)
+    assert info is not None
+    os.unlink(tmp_path / "store/trees" / info.tree)
     later = store_at(tmp_path)
     assert later.image(image_id) is None
     later.cleanup()
-    assert asyncio.run(make(later, spec(run("a")), steps)) == image_id and len(steps.runs) == 2
+    assert asyncio.run(make(later, spec(run("a")), steps)) == image_id and len(steps.runs) == 1
+
+
+def test_what_another_boot_did_not_settle_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of power may have torn what had no time to reach the disk; what was settled stays."""
+    steps = Steps()
+    first = store_at(tmp_path)
+    settled = asyncio.run(make(first, spec(run("a")), steps))
+
+    async def cut() -> None:
+        order = BuildOrder(spec(run("b")).image_id(), spec(run("b")))
+        await first.build(order, lambda line: None, steps, lambda digest: None)
+        for task in first._later:
+            task.cancel()
+
+    asyncio.run(cut())
+    monkeypatch.setattr("cadenza.fs.images.boot_id", lambda: "another")
+    later = store_at(tmp_path)
+    assert [one.image_id for one in later.images()] == [settled]
+    later.cleanup()
+    asyncio.run(make(later, spec(run("b")), steps))
+    assert [one.argv[-1] for one in steps.runs] == ["a", "b", "b"]
 
 
 def test_the_disk_s_end_is_said_and_leaves_nothing(tmp_path: Path) -> None:
@@ -246,7 +316,7 @@ def test_the_disk_s_end_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     wanted = spec(run("a"))
     with pytest.raises(ResourceExhaustedError, match="full"):
         asyncio.run(store.build(BuildOrder(wanted.image_id(), wanted), lambda line: None, full, lambda digest: None))
-    assert os.listdir(tmp_path / "images/work") == []
+    assert left(tmp_path) == []
 
 
 def test_a_step_without_end_is_a_failure(tmp_path: Path) -> None:
@@ -264,7 +334,7 @@ def test_what_was_not_uploaded_is_said(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     with pytest.raises(NotFoundError, match="/a was not uploaded"):
         asyncio.run(make(store, spec(ImageStep("copy", files=(FileEntry("/a", "d", 1),))), Steps()))
-    assert os.listdir(tmp_path / "images/work") == []
+    assert left(tmp_path) == []
     with pytest.raises(InvalidError):
         asyncio.run(make(store, spec(ImageStep("unheard-of")), Steps()))
 
