@@ -57,7 +57,7 @@ _INODE = struct.Struct("<HHHxxQIIIIqII16x")
 _DIRENT = struct.Struct("<QHBx")
 _SUPER = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
 _NS = 1_000_000_000
-_FLUSH_BYTES = 1 << 20
+_FLUSH_BYTES = 256 << 10
 
 
 def write(root: Node, path: str, *, prefix: bytes = b"trusted", delta: bool = True) -> int:
@@ -67,11 +67,13 @@ def write(root: Node, path: str, *, prefix: bytes = b"trusted", delta: bool = Tr
     0:0 are whiteouts; else they are what a program of the user made, and are kept from acting as such.
     InvalidError when the tree has what the format cannot hold.
     """
-    image = _Image(root, prefix, delta)
     scratch = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
     fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        size = image.write(fd)
+        try:
+            size = _Image(root, prefix, delta).write(fd)
+        except (struct.error, OverflowError, KeyError) as error:
+            raise InvalidError(f"a tree with a value that no image can hold: {error!r}") from error
         os.rename(scratch, path)
     except BaseException:
         os.unlink(scratch)
@@ -328,10 +330,11 @@ class _Image:
         if node.is_dir:
             entries = self.directories[index]
             size, links = entries.size, 2 + entries.subdirectories
-            blocks = self._entries(entries)
-            tail = blocks.pop() if layout == INLINE else b""
-            for number, block in enumerate(blocks):
-                own.put((where + number) * BLOCK_BYTES, block)
+            for number, block in enumerate(self._entries(entries)):
+                if layout == INLINE and number == len(entries.cuts) - 1:
+                    tail = block
+                else:
+                    own.put((where + number) * BLOCK_BYTES, block)
         elif stat.S_ISLNK(mode):
             size = len(node.data)
             if layout == INLINE:
@@ -355,10 +358,9 @@ class _Image:
         )
         return head + behind + tail
 
-    def _entries(self, directory: _Directory) -> list[bytes]:
+    def _entries(self, directory: _Directory) -> Iterator[bytes]:
         """A directory's blocks of entries, the last not filled up."""
         nodes, positions, pack = self.nodes, self.positions, _DIRENT.pack
-        blocks = []
         ends = [*directory.cuts[1:], len(directory.names)]
         for start, end in zip(directory.cuts, ends):
             names = directory.names[start:end]
@@ -370,8 +372,7 @@ class _Image:
                     kind = 1
                 pieces.append(pack(positions[index] >> 5, at, kind))
                 at += len(name)
-            blocks.append(b"".join(pieces + names))
-        return blocks
+            yield b"".join(pieces + names)
 
 
 class _Stream:

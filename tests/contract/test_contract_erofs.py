@@ -86,7 +86,8 @@ def said(root: Node, located: bool) -> dict[bytes, tuple[Any, ...]]:
                 xattrs[b"trusted.overlay.redirect"] = b"/%s/%s" % (name[:2], name[2:])
             if node.opaque:
                 xattrs[b"trusted.overlay.opaque"] = b"y"
-        size, content, links = node.size, None, counts.get(node.link, 1) if node.link else 1
+        content: Any = None
+        size, links = node.size, counts.get(node.link, 1) if node.link else 1
         if node.children is not None:
             content = sorted(node.children)
             links = 2 + sum(one.is_dir for one in node.children.values())
@@ -202,7 +203,7 @@ def test_the_kernel_shows_every_attribute(mounted: Path, seed: int, how: str) ->
 
 def stack(mounted: Path, *trees: Node) -> Path:
     """An overlay of images, the last on top, over the directory of objects."""
-    lowers = []
+    lowers: list[str] = []
     for number, tree in enumerate(trees):
         write(tree, str(mounted / f"image{number}"))
         lowers.insert(0, str(mount("erofs", str(mounted / f"image{number}"), "", mounted / f"layer{number}")))
