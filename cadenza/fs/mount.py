@@ -31,6 +31,8 @@ class Content(Protocol):
     home: str
     objects: str
 
+    @property
+    def tiers(self) -> object: ...
     def path(self, digest: bytes) -> str: ...
     def tree(self, digest: bytes) -> Node: ...
     def put_tree(self, root: Node) -> bytes: ...
@@ -95,8 +97,8 @@ class Mounts:
             kernel.mount(self._places, self._places, "none", kernel.MS_BIND)
             kernel.mount("none", self._places, "none", kernel.MS_PRIVATE)
 
-    def show(self, tree: bytes) -> str:
-        """The directory that shows a tree of the store, a delta as overlayfs wants it.
+    def show(self, tree: bytes, root: Optional[Node] = None) -> str:
+        """The directory that shows a tree of the store, a delta as overlayfs wants it. ``root``: the tree, if known.
 
         NotFoundError: there is no such tree. OSError: it cannot be mounted, or the disk is full.
         """
@@ -109,7 +111,7 @@ class Mounts:
                 if known:
                     self._used[tree] = now
             if not known:
-                self._make(tree)
+                self._make(tree, root)
                 with self._lock:
                     self._used[tree] = now
         with self._lock:
@@ -199,17 +201,20 @@ class Mounts:
             if os.path.isdir(place):
                 os.rmdir(place)
 
-    def _make(self, tree: bytes) -> None:
+    def _make(self, tree: bytes, root: Optional[Node]) -> None:
         place = self._place(tree)
         mode = self.abilities.mode
-        root: Optional[Node] = None
-        if mode == "links" or not self.lazy:
-            root = self._whole(tree)
+        if self._store.tiers and (mode == "links" or not self.lazy):
+            from cadenza.fs.tree import files
+
+            root = root or self._store.tree(tree)
+            self._store.fetch_all(files(root))
         if mode == "links":
             from cadenza.fs import links
 
-            assert root is not None
-            links.make(root, self._linked, tree.hex(), self._store.path, self.abilities.prefix)
+            links.make(
+                root or self._store.tree(tree), self._linked, tree.hex(), self._store.path, self.abilities.prefix
+            )
             return
         os.makedirs(place, mode=0o755, exist_ok=True)
         try:
@@ -223,14 +228,6 @@ class Mounts:
             kernel.umount(place)
             os.rmdir(place)
             raise
-
-    def _whole(self, tree: bytes) -> Node:
-        """The tree, with all its content on this disk."""
-        from cadenza.fs.tree import files
-
-        root = self._store.tree(tree)
-        self._store.fetch_all(files(root))
-        return root
 
     def _mount_image(self, tree: bytes, place: str, root: Optional[Node]) -> None:
         image = self._image(tree)

@@ -29,19 +29,12 @@ ROOT = not rootless.entered()
 WAYS = ("erofs file", "erofs loop", "sparse", "links") if ROOT else ("sparse", "links")
 
 
-class Local(Store):
-    """A store that has all of its content on this machine."""
-
-    def fetch_all(self, nodes: object, at_once: int = 16) -> int:
-        return 0
-
-
 class Place:
     """A store, what shows its trees, and room for overlays."""
 
     def __init__(self, home: Path, way: str) -> None:
         self.home = home
-        self.store = Local(str(home / "store"))
+        self.store = Store(str(home / "store"))
         found = detect(str(home), {})
         assert found.data_layers and bool(found.erofs) == ROOT, found.reasons
         self.abilities: Abilities = replace(found, mode=way.split()[0], erofs=way.partition(" ")[2])

@@ -47,19 +47,12 @@ def libraries(program: str) -> list[str]:
     return [one for one in words if one.startswith("/")]
 
 
-class Local(Store):
-    """A store that has all of its content on this machine."""
-
-    def fetch_all(self, nodes: object, at_once: int = 16) -> int:
-        return 0
-
-
 class Stage:
     """A store with one image, of this machine's own Python, and what shows it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.store = Local(str(home / "store"))
+        self.store = Store(str(home / "store"))
         source = home / "source"
         python = os.path.realpath(f"/usr/bin/{SERIES}")
         for path in (python, *libraries(python)):
