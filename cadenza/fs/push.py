@@ -55,7 +55,7 @@ class Known:
         except (OSError, ValueError):
             raw, born = b"", 0.0
         now = local.clock()
-        if raw[:DIGEST_BYTES] != head or not now - KNOWN_S < born <= now:
+        if raw[:DIGEST_BYTES] != head or not now - KNOWN_S < born < now + 1:
             raw = head + f"{now:<32.3f}".encode()
             local.put_bytes(os.path.basename(self._path), raw)
         ends = range(_HEAD_BYTES + DIGEST_BYTES, len(raw) + 1, DIGEST_BYTES)
