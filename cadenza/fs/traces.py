@@ -1,0 +1,126 @@
+"""What starts of an image read, kept with the image's tree: fetched first, or read ahead, when it is started again.
+
+A record is JSON, ``{"starts": 2, "paths": ["/usr/bin/python3", ...]}``: paths of the tree in the order in which the
+first of the recorded starts opened them, then what later ones opened beside. It is kept as ``traces/<tree>``, here and
+in the bucket, so that a machine that never had the image knows what comes first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING, Iterable, Optional, Protocol
+
+from cadenza.base.errors import Error
+
+if TYPE_CHECKING:
+    from cadenza.fs.tree import Node
+
+KIND = "traces"
+STARTS = 3
+"""So many starts of an image are recorded: functions of one image import different things."""
+MOST_PATHS = 20_000
+READ_AHEAD_BYTES = 4 << 20
+"""Of each file: of a large library a start reads parts."""
+
+
+class Records(Protocol):
+    """What is asked of a store (`cadenza.fs.store.Store`)."""
+
+    def path(self, digest: bytes) -> str: ...
+    def tree(self, digest: bytes) -> Node: ...
+    def put_record(self, kind: str, name: str, value: bytes, *, remote: bool) -> None: ...
+    def get_record(self, kind: str, name: str, *, remote: bool) -> Optional[bytes]: ...
+
+
+def merge(record: Optional[bytes], paths: Iterable[str]) -> bytes:
+    """The record with one start more. Pure."""
+    starts, known = decode(record)
+    both = dict.fromkeys([*known, *paths])
+    return json.dumps({"starts": starts + 1, "paths": list(both)[:MOST_PATHS]}).encode()
+
+
+def decode(record: Optional[bytes]) -> tuple[int, list[str]]:
+    """``(starts, paths)``; of none, or of what is no record, (0, [])."""
+    try:
+        value = json.loads(record or b"{}")
+        return int(value["starts"]), [str(one) for one in value["paths"]]
+    except (ValueError, KeyError, TypeError):
+        return 0, []
+
+
+def content(root: Node, paths: Iterable[str]) -> list[tuple[bytes, int]]:
+    """``(Node.data, size)`` of the files at these paths of a tree, each content once. Pure."""
+    from cadenza.fs.tree import find
+
+    found: dict[bytes, int] = {}
+    for path in paths:
+        node = find(root, os.fsencode(path))
+        if node is not None and node.is_file and node.data:
+            found.setdefault(node.data, node.size)
+    return list(found.items())
+
+
+class Traces:
+    """The records of one store. Methods block and may be called by any thread."""
+
+    def __init__(self, store: Records) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._starts: dict[bytes, int] = {}
+        """Of trees that were asked for: starts that are recorded, or are just being."""
+
+    def begin(self, tree: bytes) -> bool:
+        """Whether a start that begins now should be recorded; then `keep` or `drop` follows."""
+        with self._lock:
+            starts = self._starts.get(tree)
+        if starts is None:
+            starts, _ = decode(self._get(tree))
+        with self._lock:
+            starts = self._starts.setdefault(tree, starts)
+            if starts < STARTS:
+                self._starts[tree] = starts + 1
+            return starts < STARTS
+
+    def drop(self, tree: bytes) -> None:
+        """Nothing came of a recording."""
+        with self._lock:
+            self._starts[tree] -= 1
+
+    def keep(self, tree: bytes, paths: list[str]) -> None:
+        """Add a start. A failure of the bucket or the disk only means that it is not known there."""
+        from cadenza.fs.tree import find
+
+        root = self._store.tree(tree)
+        of_image = [one for one in paths if find(root, os.fsencode(one)) is not None]
+        with self._lock:
+            try:
+                self._store.put_record(KIND, tree.hex(), merge(self._get(tree), of_image), remote=True)
+            except (Error, OSError):
+                return
+
+    def wanted(self, tree: bytes) -> list[tuple[bytes, int]]:
+        """``(Node.data, size)`` of what starts of the tree read first, in that order. NotFoundError: no such tree."""
+        _, paths = decode(self._get(tree))
+        return content(self._store.tree(tree), paths) if paths else []
+
+    def read_ahead(self, tree: bytes) -> int:
+        """Have the kernel read what starts of the tree read, as far as it is on this disk; how many files."""
+        count = 0
+        for data, size in self.wanted(tree):
+            try:
+                number = os.open(self._store.path(data), os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+            except OSError:
+                continue
+            try:
+                os.posix_fadvise(number, 0, min(size, READ_AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
+                count += 1
+            finally:
+                os.close(number)
+        return count
+
+    def _get(self, tree: bytes) -> Optional[bytes]:
+        return self._store.get_record(KIND, tree.hex(), remote=False) or self._store.get_record(
+            KIND, tree.hex(), remote=True
+        )
