@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterator, Optional, Protocol
 
 from cadenza.base.errors import DataLossError
@@ -17,6 +18,9 @@ from cadenza.fs.tree import OPAQUE, Node, find, highest_link, merge, walk, white
 
 LONG_PATH_BYTES = 3000
 """Below directories with longer paths, paths begin at an open descriptor: the kernel takes 4,095 bytes."""
+LARGE_BYTES = 1 << 20
+"""Files of this size and more are hashed in threads, at most `HASH_THREADS` at once: hashing leaves Python free."""
+HASH_THREADS = 4
 LABELS = (b"security.selinux", b"security.ima", b"security.evm")
 """Attributes that this machine's policy puts on each file, and that say nothing of the image."""
 
@@ -90,14 +94,14 @@ class _Anchor:
 
 
 class _File:
-    """One inode with content of its own, and where its names are. ``strip``: attributes that an object has not."""
+    """One inode with content of its own, and where its names are."""
 
-    __slots__ = ("names", "nlink", "node", "strip")
+    __slots__ = ("names", "nlink", "node", "size")
 
-    def __init__(self, node: Node, nlink: int, strip: tuple[bytes, ...]) -> None:
+    def __init__(self, node: Node, info: os.stat_result) -> None:
         self.node = node
-        self.nlink = nlink
-        self.strip = strip
+        self.nlink = info.st_nlink
+        self.size = info.st_size
         self.names: list[tuple[_Place, bytes]] = []
 
 
@@ -118,7 +122,7 @@ class _Scan:
     def run(self) -> None:
         """Read all entries."""
         place = _Place(self._top)
-        self._root, _, _ = self._node(self._top, os.lstat(self._top))
+        self._root, _ = self._node(self._top, os.lstat(self._top))
         waiting: list[tuple[_Place, Node, Optional[Node], bool]] = [(place, self._root, self._below, False)]
         while waiting:
             place, parent, lower, marked = waiting.pop()
@@ -130,7 +134,7 @@ class _Scan:
                 if kind == stat.S_IFCHR and info.st_rdev == 0:
                     children[name] = whiteout()
                 elif kind == stat.S_IFDIR:
-                    node, overlay, _ = self._node(path, info)
+                    node, overlay = self._node(path, info)
                     here = self._lower_directory(name, lower, overlay, node, path)
                     children[name] = node
                     waiting.append((place.below(name), node, here, overlay.get(b"opaque") == b"x"))
@@ -153,7 +157,7 @@ class _Scan:
                 self._links += 1
                 node.link = self._links
             return node
-        node, overlay, names = self._node(path, info)
+        node, overlay = self._node(path, info)
         if marked and b"whiteout" in overlay and stat.S_ISREG(info.st_mode) and not info.st_size:
             return whiteout()
         file = None
@@ -165,15 +169,15 @@ class _Scan:
                 raise DataLossError(f"{self._shown(path)}: only its attributes are here, and below is no such file")
             node.data, node.size = found.data, found.size
         elif stat.S_ISREG(info.st_mode) and info.st_size:
-            file = _File(node, info.st_nlink, names)
+            file = _File(node, info)
             file.names.append((place, name))
             self._files.append(file)
         if info.st_nlink > 1:
             self._linked[key] = (node, file)
         return node
 
-    def _node(self, path: bytes, info: os.stat_result) -> tuple[Node, dict[bytes, bytes], tuple[bytes, ...]]:
-        """An entry without its content; overlayfs's attributes, without their prefix; the names of all attributes."""
+    def _node(self, path: bytes, info: os.stat_result) -> tuple[Node, dict[bytes, bytes]]:
+        """An entry without its content; overlayfs's attributes, without their prefix."""
         mode = info.st_mode
         node = Node(
             mode, info.st_uid, info.st_gid, info.st_mtime_ns,
@@ -182,11 +186,10 @@ class _Scan:
         )  # fmt: skip
         listed = os.listxattr(path, follow_symlinks=False)
         if not listed:
-            return node, {}, ()
-        names = tuple(os.fsencode(one) for one in listed)
+            return node, {}
         own: dict[bytes, bytes] = {}
         overlay: dict[bytes, bytes] = {}
-        for name in names:
+        for name in map(os.fsencode, listed):
             if name in LABELS:
                 continue
             value = os.getxattr(path, name, follow_symlinks=False)
@@ -201,7 +204,7 @@ class _Scan:
         node.xattrs = own or None
         if overlay.get(b"opaque") == b"y" and stat.S_ISDIR(mode):
             node.flags |= OPAQUE
-        return node, overlay, names
+        return node, overlay
 
     def _lower_directory(
         self, name: bytes, lower: Optional[Node], overlay: dict[bytes, bytes], node: Node, path: bytes
@@ -229,19 +232,21 @@ class _Scan:
         return path.removeprefix(self._top).decode(errors="replace")
 
     def move(self, store: Taker, take: bool) -> None:
-        """Every file's content into the store."""
-        for file in self._files:
-            place, name = file.names[0]
-            path = place.path + b"/" + name
-            # A file that has names elsewhere stays: who writes to it there would change the object.
-            move = take and file.nlink <= len(file.names)
-            if move:
-                for attribute in file.strip:
-                    os.removexattr(path, attribute, follow_symlinks=False)
-            file.node.data, file.node.size = store.take(os.fsdecode(path), move=move)
-            if move:
-                for place, name in file.names[1:]:
-                    os.unlink(place.path + b"/" + name)
+        """Every file's content into the store; the hash of large ones in threads beside the many small ones."""
+        large = [one for one in self._files if one.size >= LARGE_BYTES]
+        if len(large) == len(self._files) == 1:
+            large = []
+        with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as threads:
+            running = [threads.submit(_move, one, store, take) for one in large]
+            try:
+                for one in self._files:
+                    if not large or one.size < LARGE_BYTES:
+                        _move(one, store, take)
+                for done in running:
+                    done.result()
+            except BaseException:
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
 
     def materialised(self) -> Node:
         """The tree, renamed directories with all they have: flat trees know no redirects."""
@@ -271,3 +276,13 @@ def _entries(place: _Place) -> Iterator[tuple[bytes, os.stat_result]]:
     with os.scandir(place.path) as entries:
         for one in entries:
             yield one.name, one.stat(follow_symlinks=False)
+
+
+def _move(file: _File, store: Taker, take: bool) -> None:
+    place, name = file.names[0]
+    # A file that has names elsewhere stays: who writes to it there would change the object.
+    move = take and file.nlink <= len(file.names)
+    file.node.data, file.node.size = store.take(os.fsdecode(place.path + b"/" + name), move=move)
+    if move:
+        for place, name in file.names[1:]:
+            os.unlink(place.path + b"/" + name)

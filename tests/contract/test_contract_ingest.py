@@ -16,31 +16,13 @@ from blake3 import blake3
 
 from cadenza.fs.delta import diff
 from cadenza.fs.ingest import ingest
+from cadenza.fs.store import Store
 from cadenza.fs.tree import Node, decode, encode, merge, validate, walk
 
 OPTIONS = "redirect_dir=on,metacopy=on,index=off,xino=auto"
 NAMES = (b"a", b"b", b"c", b"d", b"\xff\xfe", b"with space\n")
 XATTRS = (b"user.note", b"trusted.more", b"user.overlay.opaque", b"trusted.overlay.opaque")
 """What a container may set; the last is an overlay's own mark for one inside the container."""
-
-
-@dataclass
-class Objects:
-    """A store of objects without its disk format."""
-
-    directory: Path
-    moved: int = 0
-
-    def take(self, path: str, *, move: bool = True) -> tuple[bytes, int]:
-        digest = blake3(Path(path).read_bytes()).digest()
-        size = os.path.getsize(path)
-        target = self.directory / digest.hex()
-        if move:
-            self.moved += 1
-            os.rename(path, target)
-        else:
-            shutil.copyfile(path, target)
-        return digest, size
 
 
 @dataclass
@@ -62,8 +44,7 @@ class Overlay:
 @pytest.fixture
 def overlay(tmp_path: Path) -> Iterator[Overlay]:
     made = Overlay(tmp_path)
-    for name in ("lower", "objects"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "lower").mkdir()
     yield made
     if os.path.ismount(tmp_path / "merged"):
         made.unmount()
@@ -168,7 +149,7 @@ def shown(top: bytes) -> dict[bytes, object]:
         if not stat.S_ISDIR(info.st_mode):
             inodes.setdefault(info.st_ino, []).append(path)
         found[path] = (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, xattrs, content)
-    for number, names in inodes.items():
+    for names in inodes.values():
         if len(names) > 1:
             found[b"links %d" % min(map(hash, names))] = sorted(names)
     return found
@@ -199,7 +180,7 @@ def told(root: Node) -> dict[bytes, object]:
 def test_the_tree_is_what_the_mount_showed(overlay: Overlay, seed: int) -> None:
     chance = random.Random(seed)
     lower = os.fsencode(overlay.top / "lower")
-    store = Objects(overlay.top / "objects")
+    store = Store(str(overlay.top / "store"))
     fill(lower, chance, 40)
     below = ingest(os.fsdecode(lower), store, delta=False, take=False)
     assert told(below) == shown(lower)
@@ -213,12 +194,13 @@ def test_the_tree_is_what_the_mount_showed(overlay: Overlay, seed: int) -> None:
     validate(found)
     assert told(found) == wanted
     assert merge(below, diff(below, found)) == found
+    store.close()
 
 
 def test_layers_of_several_steps_are_one_tree(overlay: Overlay) -> None:
     """Each step's upper over the tree so far, mounted over directories that the kernel made."""
     chance = random.Random(1)
-    store = Objects(overlay.top / "objects")
+    store = Store(str(overlay.top / "store"))
     fill(os.fsencode(overlay.top / "lower"), chance, 60)
     below = ingest(str(overlay.top / "lower"), store, delta=False, take=False)
     layers = [str(overlay.top / "lower")]
