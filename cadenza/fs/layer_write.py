@@ -145,15 +145,15 @@ def gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _members(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    waiting, length = [], 0
+    """The same bytes in pieces of exactly `MEMBER_BYTES`, the last one less."""
+    waiting = bytearray()
     for chunk in chunks:
-        waiting.append(chunk)
-        length += len(chunk)
-        if length >= MEMBER_BYTES:
-            yield b"".join(waiting)
-            waiting, length = [], 0
+        waiting += chunk
+        while len(waiting) >= MEMBER_BYTES:
+            yield bytes(waiting[:MEMBER_BYTES])
+            del waiting[:MEMBER_BYTES]
     if waiting:
-        yield b"".join(waiting)
+        yield bytes(waiting)
 
 
 def _member(data: bytes) -> bytes:

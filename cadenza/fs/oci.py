@@ -78,7 +78,7 @@ async def pull(
             config = manifest.read_config(await _checked_blob(registry, found.config, what, manifest.CONFIG_BYTES))
             _agree(found, config, wanted)
         except ManifestError as error:
-            raise ImageBuildError(f"{name}: The image {error}") from None
+            raise ImageBuildError(f"{name}: the image {error}") from None
         size = sum(one.size for one in found.layers)
         progress(f"{name}: {len(found.layers)} layers, {size / 1e6:.1f} MB")
         with store.pin():
@@ -86,7 +86,7 @@ async def pull(
             try:
                 whole = await asyncio.to_thread(layer_delta.flatten, deltas)
             except LayerError as error:
-                raise ImageBuildError(f"{name}: A layer {error}") from None
+                raise ImageBuildError(f"{name}: a layer {error}") from None
     return Pulled(whole, config, digest, str(name), tuple(one.digest for one in found.layers))
 
 
@@ -110,7 +110,7 @@ async def _checked_manifest(registry: Registry, name: Reference, target: str) ->
         digest = _digest(body, kind)
         if ":" not in target or digest == target:
             return body, digest, media_type
-    raise GarbledError(f"{name}: The registry gives another manifest than the one asked for: {target[:19]}")
+    raise GarbledError(f"{name}: the registry gives another manifest than the one asked for: {target[:19]}")
 
 
 async def _checked_blob(registry: Registry, one: Descriptor, what: str, limit_bytes: int) -> bytes:
@@ -240,7 +240,7 @@ def _unpack(feed: Feed, layer: Descriptor, diff: str, store: Store, what: str) -
             unpacked = layer_tar.hashed(layer_tar.unpack(source), inner.update)
             delta = layer_delta.read_layer(unpacked, store.draft, Limits.of(layer.size))
         except (LayerError, layer_tar.TarError) as error:
-            problem = str(error)
+            problem = f"is no good tar: {error}" if isinstance(error, layer_tar.TarError) else str(error)
         for _ in source:
             pass
         if f"{blob.name}:{blob.hexdigest()}" != layer.digest:
@@ -249,12 +249,12 @@ def _unpack(feed: Feed, layer: Descriptor, diff: str, store: Store, what: str) -
             )
         if delta is None:
             raise ImageBuildError(
-                f"{what}: The layer cannot be used: {problem}. Whoever made the image has to repair it"
+                f"{what}: the layer cannot be used, it {problem}; whoever made the image has to repair it"
             )
         actual = f"{inner.name}:{inner.hexdigest()}"
         if actual != diff:
             raise ImageBuildError(
-                f"{what}: Its content is not what the image's configuration says: push the image again"
+                f"{what}: its content is not what the image's configuration says: push the image again"
             )
         return delta, actual
     finally:

@@ -112,21 +112,21 @@ def refusal(status: int, what: str, logged_in: bool, push: bool, said: str = "",
     if status in (401, 403):
         deed = "push to" if push else "pull from"
         if logged_in:
-            text = f"The credentials given may not {deed} it: check the secret's name, password and rights{said}"
+            text = f"the credentials given may not {deed} it: check the secret's name, password and rights{said}"
         else:
             text = (
-                "The registry wants a login, or has no such image: check the name, and give secret=... with "
+                "the registry wants a login, or has no such image: check the name, and give secret=... with "
                 f"REGISTRY_USERNAME and REGISTRY_PASSWORD{said}"
             )
     elif status == 404:
         private = "" if logged_in else "; private images look the same until secret=... is given"
-        text = f"The registry has no such image or tag{private}{said}"
+        text = f"the registry has no such image or tag{private}{said}"
     elif status == 429:
         when = f"try again in {wait_s:.0f} s" if wait_s else "try again later"
         login = "" if logged_in else "log in by secret=..., or "
-        text = f"The registry limits how much is asked of it: {login}{when}{said}"
+        text = f"the registry limits how much is asked of it: {login}{when}{said}"
     elif status >= 500:
-        text = f"The registry failed with status {status}: try again later{said}"
+        text = f"the registry failed with status {status}: try again later{said}"
     else:
-        text = f"The registry answered with status {status}{said}"
+        text = f"the registry answered with status {status}{said}"
     return RegistryError(f"{what}: {text}", status)
