@@ -1,0 +1,43 @@
+"""What the lazy mount's supervisor decides; the mount itself is tests/live/test_live_lazy.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cadenza.base.config import Config
+from cadenza.fs.link import pack_wanted, unpack_wanted
+from cadenza.fs.supervisor import MAX_PAUSE_S, NO_TIERS, Lazy, environment, pause_s, settings_of
+
+
+def test_the_first_death_costs_no_pause() -> None:
+    assert pause_s(1) == 0.0
+    pauses = [pause_s(deaths) for deaths in range(1, 20)]
+    assert pauses == sorted(pauses) and pauses[1] > 0 and pauses[-1] == MAX_PAUSE_S
+
+
+def test_what_is_wanted_comes_back_from_bytes() -> None:
+    wanted = [(bytes(32), 5), (bytes(range(64)), 1 << 40), (b"x" * 32, -1)]
+    assert unpack_wanted(pack_wanted(wanted)) == wanted
+    assert pack_wanted([]) == b"" and unpack_wanted(b"") == []
+
+
+def test_the_worker_is_told_of_every_tier() -> None:
+    config = Config(store="s3://b", store_options="a=b", peers="http://p:1", peer_key="k", store_limit_gib=0.5)
+    settings = settings_of(config)
+    assert settings == {
+        "store": "s3://b", "store_options": "a=b", "peers": "http://p:1", "peer_key": "k", "limit_bytes": 1 << 29
+    }  # fmt: skip
+    assert set(settings) == set(NO_TIERS)
+
+
+def test_the_worker_finds_this_package() -> None:
+    first = environment()["PYTHONPATH"].split(os.pathsep)[0]
+    assert os.path.samefile(os.path.join(first, "cadenza"), os.path.dirname(sys.modules["cadenza"].__file__ or ""))
+
+
+def test_nothing_is_mounted_before_it_is_opened(tmp_path: os.PathLike[str]) -> None:
+    lazy = Lazy(os.fspath(tmp_path))
+    assert lazy.mode == "" and lazy.worker_pid == 0
+    assert lazy.served == {"restarts": 0}
+    assert lazy.mountpoint == os.path.join(tmp_path, "lazy")
