@@ -1,15 +1,18 @@
-"""Where the content of this machine's images is: the store, and how its trees are shown."""
+"""Where the content of this machine's images is: the store, how its trees are shown, and what fetches the rest."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Optional
 
 from cadenza.base.config import Config
+from cadenza.base.errors import Error
 from cadenza.fs.abilities import Abilities, detect
 from cadenza.fs.mount import Mounts
-from cadenza.fs.store import Store
+from cadenza.fs.store import Store, open_store
+from cadenza.fs.supervisor import Lazy, settings_of
+from cadenza.fs.traces import Traces
 
 
 @dataclass
@@ -19,16 +22,43 @@ class Contents:
     store: Store
     mounts: Mounts
     abilities: Abilities
+    traces: Traces
+    """What starts of images read."""
+    lazy: Optional[Lazy] = None
+    """Fetches content when it is first opened; None on a machine that has all itself, or that cannot."""
+    warnings: list[str] = field(default_factory=list)
 
     async def close(self) -> None:
         """Unmount, and end what goes on in the background."""
         await asyncio.to_thread(self.mounts.close)
+        if self.lazy is not None:
+            await self.lazy.close()
         await asyncio.to_thread(self.store.close)
 
 
-def open_contents(config: Config) -> Contents:
-    """The store of this data directory. Blocks. InvalidError when the mode that is forced cannot be had."""
-    home = os.path.join(config.data_dir, "store")
-    store = Store(home)
-    abilities = detect(home)
-    return Contents(store, Mounts(store, abilities), abilities)
+async def open_contents(config: Config) -> Contents:
+    """The store of this data directory. InvalidError when an address, or the mode that is forced, cannot be."""
+    store = await asyncio.to_thread(open_store, config)
+    lazy: Optional[Lazy] = None
+    warnings = []
+    try:
+        abilities = await asyncio.to_thread(detect, store.home)
+        if store.tiers and abilities.mode != "links":
+            if abilities.fuse:
+                lazy = Lazy(store.home, settings_of(config))
+                try:
+                    await lazy.open()
+                except (Error, OSError) as error:
+                    lazy = None
+                    warnings.append(f"images are fetched whole before their first start: {error}")
+            else:
+                why = abilities.reasons.get("fuse", "no FUSE")
+                warnings.append(f"images are fetched whole before their first start: {why}")
+        place = lazy.mountpoint if lazy is not None else ""
+        mounts = await asyncio.to_thread(Mounts, store, abilities, place)
+    except BaseException:
+        if lazy is not None:
+            await lazy.close()
+        await asyncio.to_thread(store.close)
+        raise
+    return Contents(store, mounts, abilities, Traces(store), lazy, warnings)

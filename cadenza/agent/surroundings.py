@@ -121,11 +121,18 @@ async def open_surroundings(config: Config) -> Surroundings:
     hierarchy = await asyncio.to_thread(detect)
     drivers = choice.open_drivers(machine, config.runtime, state_dir, launcher, hierarchy)
     bare = drivers[STANDARD].name == "process"
-    content = None if bare else await asyncio.to_thread(contents.open_contents, config)
-    store = (
-        BareImages(config.data_dir) if content is None else ImageStore(config.data_dir, content.store, content.mounts)
-    )
+    content = None if bare else await contents.open_contents(config)
+    store: ImageStore | BareImages
+    if content is None:
+        store = BareImages(config.data_dir)
+    else:
+        days = config.image_retention_days
+        store = ImageStore(
+            config.data_dir, content.store, content.mounts, lazy=content.lazy, traces=content.traces,
+            retention_days=days,
+        )  # fmt: skip
     around = Surroundings(drivers, store, HostNetwork(), contents=content)
+    around.warnings += content.warnings if content is not None else []
     try:
         around.sentinel = Sentinel(state_dir, CGROUP_PARENT, hierarchy.roots)
         await _fill(around, config, machine, state_dir)

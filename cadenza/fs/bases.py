@@ -10,13 +10,14 @@ import asyncio
 import os
 import shutil
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Mapping, Optional
+from typing import Awaitable, Callable, Mapping, Optional
 
 from cadenza.base.errors import InvalidError
 from cadenza.fs import debian, host, inside, recipe
 from cadenza.fs import tree as trees
 from cadenza.fs.downloads import fetch_file
 from cadenza.fs.ingest import ingest
+from cadenza.fs.manifest import ImageConfig
 from cadenza.fs.recipe import Settings
 from cadenza.fs.store import Store
 from cadenza.fs.tree import Node
@@ -48,7 +49,11 @@ class Bases:
     """Makes bases for one store."""
 
     def __init__(
-        self, store: Store, cache: str, environ: Mapping[str, str], built: Callable[[str], tuple[bytes, Settings]]
+        self,
+        store: Store,
+        cache: str,
+        environ: Mapping[str, str],
+        built: Callable[[str], Awaitable[tuple[bytes, Settings]]],
     ) -> None:
         """``built``: the tree and settings of a built image; NotFoundError when there is none."""
         self._store = store
@@ -65,7 +70,7 @@ class Bases:
         if kind == "scratch":
             return Base(trees.directory(), Settings())
         if kind == "image":
-            digest, settings = self._built(step.options["image_id"])
+            digest, settings = await self._built(step.options["image_id"])
             return Base(await asyncio.to_thread(self._store.tree, digest), settings, step.options["image_id"])
         if kind == "registry":
             return await self._registry(step, progress)
@@ -154,22 +159,19 @@ class Bases:
         return replace(settings, python="/usr/local/bin/python3", version=version)
 
 
-def from_config(config: Any) -> Settings:
+def from_config(said: ImageConfig) -> Settings:
     """What an OCI image's configuration says of its containers; pure. Source: the OCI image specification, config.md.
 
     Its user is that of commands of the build, and not of functions, which are root's (semantics.md 13.2).
     """
-    said = config.get("config") or {}
-    env = {"PATH": recipe.PATH}
-    for one in said.get("Env") or ():
-        name, equals, value = str(one).partition("=")
-        if name and equals:
-            env[name] = value
     return Settings(
-        env,
-        str(said.get("WorkingDir") or "").rstrip("/"),
-        tuple(map(str, said.get("Entrypoint") or ())),
-        tuple(map(str, said.get("Cmd") or ())),
-        tuple(map(str, said.get("Shell") or ())) or ("/bin/sh", "-c"),
-        user=str(said.get("User") or ""),
+        {"PATH": recipe.PATH, **said.env}, said.workdir.rstrip("/"), said.entrypoint, said.cmd,
+        said.shell or ("/bin/sh", "-c"), user=said.user,
+    )  # fmt: skip
+
+
+def to_config(settings: Settings) -> ImageConfig:
+    """The same the other way, for an image that goes to a registry; pure."""
+    return ImageConfig(
+        settings.env, settings.workdir, settings.entrypoint, settings.cmd, settings.user, settings.shell, PLATFORM
     )

@@ -13,8 +13,8 @@ from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock, SystemClock
 from cadenza.base.errors import Error, ImageBuildError, NotFoundError
-from cadenza.fs import caches, edit, recipe, workplace
-from cadenza.fs.bases import Bases
+from cadenza.fs import caches, edit, inventory, recipe, workplace
+from cadenza.fs.bases import Bases, to_config
 from cadenza.fs.build import Builder, Order, with_image
 from cadenza.fs.mount import Lowers, Mounts
 from cadenza.fs.records import Believer, ImageRecord, write
@@ -23,9 +23,17 @@ from cadenza.fs.step import Bind, Emit, RunStep, StepRun, measure
 from cadenza.fs.settle import boot_id
 from cadenza.fs.steplogs import StepLogs
 from cadenza.fs.store import Store
+from cadenza.fs.supervisor import Lazy
+from cadenza.fs.traces import Traces
 from cadenza.fs.workplace import explain
-from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageInfo
+from cadenza.observe.log import Log
+from cadenza.protocol.images import ImageLog, ImageLogLine
+from cadenza.protocol.nodes import (
+    BuildLine, BuildOrder, CollectOrder, CollectReport, ImageDetail, ImageInfo, PushOrder,
+)  # fmt: skip
 from cadenza.protocol.objects import ImageSpec
+
+_log = Log("cadenza.fs.images")
 
 __all__ = ["Bind", "ImageStore", "Lowers", "RunStep", "StepRun"]
 
@@ -33,6 +41,8 @@ TOUCH_EVERY_S = 60.0
 """How exactly the disk knows when an image was last used."""
 PACKAGES_KEPT_S = 30 * 86400.0
 DESCRIPTION_CHARS = 1000
+EVICT_EVERY_S = 60.0
+DAY_S = 86_400.0
 
 
 @dataclass
@@ -52,11 +62,22 @@ class ImageStore:
         store: Store,
         mounts: Mounts,
         *,
+        lazy: Optional[Lazy] = None,
+        traces: Optional[Traces] = None,
+        retention_days: float = 30.0,
         environ: Optional[Mapping[str, str]] = None,
         clock: Optional[Clock] = None,
     ) -> None:
-        """``environ``: the host's environment (os.environ): builds take proxies, certificates and the index from it."""
+        """``environ``: the host's environment (os.environ): builds take proxies, certificates and the index from it.
+
+        ``lazy``: the mount through which ``mounts`` shows what is not here yet. ``retention_days``: how long steps
+        stay that no image has.
+        """
         self._store = store
+        self._lazy = lazy
+        self._retention_days = retention_days
+        self._traces = traces or Traces(store)
+        self._evicted_at = 0.0
         self._mounts = mounts
         self._first_cut = os.path.join(data_dir, "images")
         self._cache = os.path.join(data_dir, "cache")
@@ -100,11 +121,10 @@ class ImageStore:
         ResourceExhaustedError when the disk is full; RemoteError when a registry or another server fails.
         """
         if order.spec.built:
-            return self._record(order.image_id).info
+            return (await self._find(order.image_id)).info
         steps = recipe.steps(order.spec)
         force = order.force or order.ignore_cache or any(one.force for one in steps)
-        there = self._records.get(order.image_id)
-        if there is not None and not force:
+        if not force and await self._known(order.image_id):
             progress(BuildLine("cached", len(steps), len(steps), order.image_id))
             self.touch(order.image_id, self._clock.now())
             return self._records[order.image_id].info
@@ -151,7 +171,7 @@ class ImageStore:
             info, settings, tuple(run.layers), tuple(run.keys), boot=self._believer.boot, source=run.source
         )
         if order.ignore_cache and order.image_id in self._records:
-            return info  # what is cached stays
+            return info  # what is cached stays as it is
         self._records[order.image_id] = record
         await asyncio.to_thread(self._save, record)
         self._keep(self._settle(record))
@@ -174,8 +194,44 @@ class ImageStore:
                 record.boot = ""
                 await asyncio.to_thread(self._save, record)
             await asyncio.to_thread(self._store.settle)
-        except (OSError, Error):
+            await self._push_all(record)
+        except (OSError, Error) as error:
+            _log.warning("images.unsettled", image=record.info.image_id, why=str(error))
             return
+        self._evict()
+
+    async def _push_all(self, record: ImageRecord) -> None:
+        """Give the bucket what was built: other machines find it there, each step by itself."""
+        if self._store.remote is None:
+            return
+        for key in record.steps:
+            made = await asyncio.to_thread(self._runs.find, key)
+            if made is not None:
+                await asyncio.to_thread(self._store.push, made.digest)
+                await asyncio.to_thread(self._store.put_record, "steps", key, write(made, settled=True), remote=True)
+        await asyncio.to_thread(self._store.push, record.tree)
+        name = record.info.image_id
+        await asyncio.to_thread(self._store.put_record, "images", name, write(record, settled=True), remote=True)
+
+    def _evict(self) -> None:
+        """Keep the limit of this disk, now and then: what was used longest ago goes, if the bucket has it."""
+        now = self._clock.monotonic()
+        if not self._store.limit_bytes or now - self._evicted_at < EVICT_EVERY_S:
+            return
+        self._evicted_at = now
+        oldest = [one.tree for one in sorted(self._records.values(), key=lambda one: one.info.used_at)]
+
+        async def evict() -> None:
+            try:
+                await asyncio.to_thread(self._store.evict, oldest, self._in_use)
+            except (OSError, Error) as error:
+                _log.warning("images.full", why=str(error))
+
+        self._keep(evict())
+
+    @property
+    def _in_use(self) -> set[bytes]:
+        return {tree for loan in self._lent.values() for tree in loan.trees}
 
     async def close(self) -> None:
         """Wait until what was built is surely on disk, and what was removed is gone."""
@@ -190,8 +246,32 @@ class ImageStore:
         except KeyError:
             raise NotFoundError(f"no image {image_id} is built on this machine") from None
 
-    def _built(self, image_id: str) -> tuple[bytes, recipe.Settings]:
-        record = self._record(image_id)
+    async def _known(self, image_id: str) -> bool:
+        """Whether an image is built, here or on a machine with the same bucket; then it is known here too."""
+        if image_id in self._records:
+            return True
+        if not self._store.tiers:
+            return False
+        raw = await asyncio.to_thread(self._store.get_record, "images", image_id, remote=True)
+        record = self._believer.image(raw)
+        if record is None or record.info.image_id != image_id:
+            return False
+        try:
+            await asyncio.to_thread(self._store.tree, record.tree)
+        except Error:
+            return False
+        record.info = replace(record.info, used_at=self._clock.now())
+        record.source = record.source or "the store"
+        self._records[image_id] = record
+        await asyncio.to_thread(self._save, record)
+        return True
+
+    async def _find(self, image_id: str) -> ImageRecord:
+        await self._known(image_id)
+        return self._record(image_id)
+
+    async def _built(self, image_id: str) -> tuple[bytes, recipe.Settings]:
+        record = await self._find(image_id)
         return record.tree, record.settings
 
     async def lend(self, image_id: str) -> Lowers:
@@ -199,11 +279,16 @@ class ImageStore:
 
         NotFoundError when it is not built; OSError when it cannot be mounted.
         """
-        tree = self._record(image_id).tree
+        tree = (await self._find(image_id)).tree
         loan = self._lent.setdefault(image_id, Loan())
         loan.count += 1
         loan.trees.add(tree)
         try:
+            if self._lazy is not None:
+                wanted = await asyncio.to_thread(self._traces.wanted, tree)
+                if wanted:
+                    await self._lazy.prefetch(wanted)
+            self._evict()
             return await asyncio.to_thread(self._mounts.lowers, [tree])
         except BaseException:
             self.give_back(image_id)
@@ -242,6 +327,60 @@ class ImageStore:
         self._record(image_id)
         del self._records[image_id]
         self._store.remove_local_record("images", image_id)
+
+    def tree(self, image_id: str) -> bytes:
+        """The digest of an image's tree. NotFoundError when it is not built."""
+        return self._record(image_id).tree
+
+    async def detail(self, image_id: str) -> ImageDetail:
+        """All that is known of an image. NotFoundError when it is not built."""
+        record = await self._find(image_id)
+        others = [one.tree for name, one in self._records.items() if name != image_id]
+        local, shared = await asyncio.to_thread(inventory.sizes, self._store, record.tree, others)
+        said = record.settings
+        return ImageDetail(
+            record.info, record.layers, said.entrypoint, said.cmd, said.shell, said.user, local, shared, (),
+            record.source,
+        )  # fmt: skip
+
+    def log(self, image_id: str, layers: int = 1) -> ImageLog:
+        """What the last ``layers`` steps of an image printed when they were built here; 0: all. Blocks."""
+        record = self._record(image_id)
+        texts = {one.digest: one.text for one in record.layers}
+        found = [(key, self._logs.read(key)) for key in record.steps]
+        found = [(key, lines) for key, lines in found if lines]
+        if layers > 0:
+            found = found[-layers:]
+        lines = []
+        for key, rows in found:
+            made = self._runs.find(key)
+            text = texts.get(made.tree, made.text) if made is not None else ""
+            lines += [ImageLogLine(one, at, text) for at, one in rows]
+        return ImageLog(tuple(lines))
+
+    async def collect(self, order: CollectOrder) -> CollectReport:
+        """Forget images, and remove content that nothing names. Images that containers have stay, and are noted."""
+        notes = [f"{one} is in use by a container" for one in order.images if one in self._lent]
+        gone = [one for one in order.images if one in self._records and one not in self._lent]
+        kept = [one for name, one in self._records.items() if name not in gone]
+        if not order.dry_run:
+            for one in gone:
+                self.remove(one)
+        since = self._clock.now() - self._retention_days * DAY_S
+        report = await asyncio.to_thread(
+            inventory.collect, self._store, self._mounts, self._logs, self._believer,
+            inventory.Kept(kept, self._in_use, since), order.dry_run,
+        )  # fmt: skip
+        return replace(report, images=tuple(gone), notes=tuple(notes))
+
+    async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:
+        """Send an image to a registry; the manifest's digest. NotFoundError, ImageBuildError, InvalidError."""
+        from cadenza.fs import oci
+
+        record = await self._find(order.image_id)
+        with self._store.pin():
+            root = await asyncio.to_thread(self._store.tree, record.tree)
+            return await oci.push(order.ref, root, to_config(record.settings), self._store, order.credentials, progress)
 
     def cleanup(self) -> None:
         """Call at start: drop what a killed process left half-made. Blocks; run it before the loop is busy."""

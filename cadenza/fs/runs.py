@@ -106,10 +106,20 @@ class Runs:
         return run
 
     def find(self, key: str) -> Optional[Made]:
-        """A step that was made, if it can be believed and its tree is there. Blocks."""
-        made = self._believer.step(self._store.get_local_record("steps", key))
-        if made is None or self._store.local_tree(made.digest) is None:
+        """A step that was made, here or elsewhere, if it can be believed and its tree can be had. Blocks."""
+        here = self._store.get_local_record("steps", key)
+        made = self._believer.step(here)
+        if made is None:
+            here = None
+            made = self._believer.step(self._store.get_record("steps", key, remote=True))
+        if made is None:
             return None
+        try:
+            self._store.tree(made.digest)
+        except Error:
+            return None
+        if here is None:
+            self._store.put_local_record("steps", key, write(made))
         return made
 
     async def _step(

@@ -41,6 +41,6 @@ class StepLogs:
         except FileNotFoundError:
             return
 
-    def keys(self) -> list[str]:
+    def kept(self) -> list[str]:
         """The steps of which something is kept."""
         return [one for one in os.listdir(self._home) if not one.endswith(".new")]

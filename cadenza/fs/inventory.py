@@ -1,0 +1,99 @@
+"""What images take on this machine's disk, and removing what nothing names any more. Blocking."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Collection, Iterable, Sequence
+
+from cadenza.base.errors import Error
+from cadenza.fs import tree as trees
+from cadenza.fs.mount import Mounts
+from cadenza.fs.records import Believer, ImageRecord
+from cadenza.fs.steplogs import StepLogs
+from cadenza.fs.store import Store
+from cadenza.protocol.nodes import CollectReport
+
+
+def contents(store: Store, tree: bytes) -> dict[bytes, int]:
+    """The content that a tree names, each once, with its size in bytes."""
+    return {node.digest: node.size for node in trees.files(store.tree(tree))}
+
+
+def sizes(store: Store, tree: bytes, others: Iterable[bytes]) -> tuple[int, int]:
+    """Bytes of a tree's content that are on this machine, and bytes of it that ``others`` have too."""
+    own = contents(store, tree)
+    local = sum(size for digest, size in own.items() if os.path.exists(store.path(digest)))
+    shared: set[bytes] = set()
+    for one in others:
+        if one != tree:
+            try:
+                shared |= own.keys() & contents(store, one).keys()
+            except Error:
+                continue  # its tree is nowhere to be had now
+        else:
+            shared = set(own)
+    return local, sum(own[digest] for digest in shared)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a collection leaves."""
+
+    images: Sequence[ImageRecord]
+    trees: Collection[bytes]
+    """In use by containers."""
+    since: float
+    """Steps that were made or used after this time (epoch seconds) stay, whatever they belong to."""
+
+
+def collect(
+    store: Store, mounts: Mounts, logs: StepLogs, believer: Believer, kept: Kept, dry_run: bool
+) -> CollectReport:
+    """Remove steps that no image has and nobody used for long, and content that nothing names then.
+
+    Very young content stays: a build may be about to name it.
+    """
+    named = {one.tree for one in kept.images} | set(kept.trees)
+    keys = {key for one in kept.images for key in one.steps}
+    for kind in ("steps", "layers"):
+        for name in store.records(kind):
+            path = os.path.join(store.home, kind, name)
+            raw = store.read(f"{kind}/{name}")
+            try:
+                young = os.stat(path).st_mtime >= kept.since
+            except FileNotFoundError:
+                continue
+            if kind == "steps" and (name in keys or young):
+                made = believer.step(raw)
+                if made is not None:
+                    named.add(made.digest)
+                continue
+            if kind == "layers" and young:
+                tree = _tree_of(raw)
+                if tree is not None:
+                    named.add(tree)
+                continue
+            if not dry_run:
+                store.remove_local_record(kind, name)
+                if kind == "steps":
+                    logs.remove(name)
+    for key in logs.kept():
+        if not dry_run and key not in keys and not os.path.exists(os.path.join(store.home, "steps", key)):
+            logs.remove(key)
+    if not dry_run:
+        mounts.keep(named)
+    swept = store.sweep(named, dry_run=dry_run)
+    left = [status.st_blocks * 512 for _, _, status in store.everything("objects")]
+    gone = swept.objects if dry_run else 0
+    gone_bytes = swept.bytes if dry_run else 0
+    return CollectReport((), swept.objects, swept.bytes, max(0, len(left) - gone), max(0, sum(left) - gone_bytes))
+
+
+def _tree_of(raw: bytes | None) -> bytes | None:
+    """The tree that a record of a registry's layer names."""
+    try:
+        return bytes.fromhex(json.loads(raw or b"{}")["tree"])
+    except (ValueError, KeyError, TypeError):
+        return None
