@@ -20,6 +20,7 @@ from cadenza.observe.log import Log
 
 if TYPE_CHECKING:
     from aiohttp import web
+    from aiohttp.abc import AbstractStreamWriter
 
 MAX_CONNECTIONS = 256
 MAX_ANSWERS = 64
@@ -122,18 +123,27 @@ class Peer:
             return web.Response(status=404)
         if self._answers >= MAX_ANSWERS:
             return web.Response(status=503, headers={"Retry-After": "1"})
-        self._answers += 1
-        try:
-            response = web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
-            await asyncio.wait_for(response.prepare(request), ANSWER_S)
-            self.bytes_given += response.content_length or 0
-            return response
-        except asyncio.TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response(status=408)
-        finally:
-            self._answers -= 1
+        return self._file(path)
+
+    def _file(self, path: str) -> web.StreamResponse:
+        """The answer with a file, whole or in part; counted while it is sent, and ended when it takes too long."""
+        from aiohttp import web
+
+        peer = self
+
+        class File(web.FileResponse):
+            async def prepare(self, request: web.BaseRequest) -> Optional[AbstractStreamWriter]:
+                peer._answers += 1
+                try:
+                    sent = await asyncio.wait_for(super().prepare(request), ANSWER_S)
+                    peer.bytes_given += self.content_length or 0
+                    return sent
+                except asyncio.TimeoutError:
+                    raise ConnectionResetError(f"not sent within {ANSWER_S:.0f} seconds") from None
+                finally:
+                    peer._answers -= 1
+
+        return File(path, headers={"Content-Type": "application/octet-stream"})
 
     async def _reap(self) -> None:
         """End connections that never asked for anything."""

@@ -287,9 +287,11 @@ class Bucket:
 def _reason(error: Exception, text: str) -> str:
     from obstore import exceptions
 
-    if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
+    status = re.search(r"status(?: code)?:? \"?(\d{3})", text)
+    refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
+    if refused or (status and status[1] in ("401", "403")):
         return "refuses the credentials: set store_options, or the environment's"
-    if status := re.search(r"status(?: code)?:? \"?(\d{3})", text):
+    if status:
         return f"answers with status {status[1]}"
     if "Timeout" in text or "TimedOut" in text or "timed out" in text:
         return "does not answer within the time limit"
