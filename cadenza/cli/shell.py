@@ -217,7 +217,8 @@ async def _start(app_id: str, declaration: Any, image_id: str, environment: str,
 
     used = await client(start=False)
     loop = asyncio.get_running_loop()
-    prepared = await loop.run_in_executor(None, publish.prepare, declaration)
+    ids = {} if image_id else await publish.find_wanted(used, [declaration.image()], environment)
+    prepared = await loop.run_in_executor(None, publish.prepare, declaration, publish.Images(ids))
     spec = holding(prepared.spec, isolation)
     if image_id:
         spec = replace(spec, image=replace(spec.image, steps=(), built=image_id), python="")

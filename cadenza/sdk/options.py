@@ -127,6 +127,7 @@ def check_mounts(mounts: object, where: str, name: str = "volumes") -> dict[str,
 
 
 def places(name: str, value: object, where: str) -> str:
+    """``region=`` or ``cloud=`` as names joined by commas. InvalidError for what is neither a name nor a list."""
     if value is None:
         return ""
     places = [value] if isinstance(value, str) else value

@@ -212,6 +212,8 @@ async def bring(
         progress.phase("Sending files")
         await source.upload(client, uploads, progress.uploading)
     await build_all(client, [one.spec.image for one in prepared], progress, force_build, environment)
+    for declaration, one in zip(declarations, prepared):
+        declaration.image()._hydrate(one.spec.image.image_id(), client)
     return tuple(one.spec for one in prepared)
 
 
