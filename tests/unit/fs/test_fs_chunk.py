@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -100,3 +101,35 @@ def test_other_bytes_are_not_the_chunks() -> None:
     assert verify(one, b"abc")
     assert not verify(one, b"abd")
     assert not verify(one, b"abcd")
+
+
+def by_the_page(data: bytes) -> list[int]:
+    """Lengths of chunks as docs/formats/tree.md has them."""
+    gear = [int.from_bytes(hashlib.md5(bytes([one]) * 64).digest()[:8], "big") for one in range(256)]
+    found = []
+    while data:
+        found.append(_first(data, gear))
+        data = data[found[-1] :]
+    return found
+
+
+def _first(data: bytes, gear: list[int]) -> int:
+    left = min(len(data), chunk.MAX_BYTES)
+    if left <= chunk.MIN_BYTES:
+        return left
+    h = 0
+    for at in range(chunk.MIN_BYTES, left // 2 * 2, 2):
+        mask = 0x0000D91767537000 if at < min(chunk.AVERAGE_BYTES, left) else 0x0000D91707537000
+        h = ((h << 2) + (gear[data[at]] << 1)) % (1 << 64)
+        if not h & (mask << 1):
+            return at
+        h = (h + gear[data[at + 1]]) % (1 << 64)
+        if not h & mask:
+            return at + 1
+    return left
+
+
+def test_the_page_says_where_borders_are(tmp_path: Path) -> None:
+    for seed in range(3):
+        data = content(1_500_001 + seed, seed)
+        assert [one.length for one in cut_bytes(tmp_path / "file", data)] == by_the_page(data)
