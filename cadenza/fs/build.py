@@ -303,7 +303,7 @@ class Builder:
             template = self._with(template, Bind(caches.plain(self._cache, "pip"), "/.cadenza/cache/pip", False))
         if recipe.UV_CACHE in layer.caches:
             uv_cache = Bind(caches.plain(self._cache, "uv"), "/.cadenza/cache/uv", False)
-            program = await self._uv(layer.uv_version, settings, template, call)
+            program = await self._uv(layer.uv_version, _interpreter(layer, settings), template, call)
             template = self._with(template, uv_cache, Bind(program, recipe.UV))
         return template
 
@@ -365,7 +365,7 @@ class Builder:
     async def _uv(
         self,
         version: str,
-        settings: recipe.Settings,
+        python: str,
         template: StepRun,
         call: Callable[[tuple[str, ...], StepRun], Awaitable[int]],
     ) -> str:
@@ -381,7 +381,7 @@ class Builder:
             if not os.path.exists(program):
                 folder = "/.cadenza/cache/tools"
                 wanted = "uv" + (f"=={version}" if version else "")
-                fetch = (settings.python, "-m", "pip", "install", "-q", "--no-cache-dir", "--root-user-action=ignore")
+                fetch = (python, "-m", "pip", "install", "-q", "--no-cache-dir", "--root-user-action=ignore")
                 code = await call(
                     (*fetch, "--target", folder, "--upgrade", wanted), self._with(template, Bind(tools, folder, False))
                 )
@@ -391,6 +391,14 @@ class Builder:
                         "(pip install uv), or use pip_install"
                     )
         return program
+
+
+def _interpreter(layer: recipe.Layer, settings: recipe.Settings) -> str:
+    """The Python that a step's uv is told to use: after uv_sync the settings name one that the step itself makes."""
+    for argv in layer.commands:
+        if "--python" in argv[:-1]:
+            return argv[argv.index("--python") + 1]
+    return settings.python
 
 
 def _failure(layer: recipe.Layer, what: str, lines: Lines) -> str:
