@@ -15,9 +15,11 @@ from dataclasses import asdict, replace
 from typing import Any, Callable, Optional, Sequence
 
 from cadenza.base.clock import Clock, SystemClock
-from cadenza.base.errors import ImageBuildError, NotFoundError
+from cadenza.base.errors import ImageBuildError, InvalidError, NotFoundError
 from cadenza.fs.mount import Lowers
-from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageInfo
+from cadenza.protocol.nodes import (
+    BuildLine, BuildOrder, CollectOrder, CollectReport, ImageDetail, ImageInfo, ImageLogLine, PushOrder,
+)  # fmt: skip
 from cadenza.protocol.objects import ImageStep
 
 REMEDY = "run cadenza doctor to see what this machine lacks for containers"
@@ -173,6 +175,29 @@ class BareImages:
         if self._images.pop(image_id, None) is None:
             raise NotFoundError(f"no image {image_id} is built on this machine")
         shutil.rmtree(os.path.join(self._home, image_id), ignore_errors=True)
+
+    async def detail(self, image_id: str) -> ImageDetail:
+        """All that is known of an image. NotFoundError when it is not there."""
+        found = self._images.get(image_id)
+        if found is None:
+            raise NotFoundError(f"no image {image_id} is built on this machine")
+        return ImageDetail(found)
+
+    async def log(self, image_id: str, layers: int = 1) -> list[ImageLogLine]:
+        """Nothing is kept here."""
+        return []
+
+    async def collect(self, order: CollectOrder) -> CollectReport:
+        """Remove these images. They share nothing."""
+        gone = tuple(one for one in order.images if one in self._images)
+        for one in gone:
+            if not order.dry_run:
+                await asyncio.to_thread(self.remove, one)
+        return CollectReport(gone)
+
+    async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:
+        """There is no root file system to push."""
+        raise InvalidError(f"this machine runs functions without containers and has no images to push; {REMEDY}")
 
     def cleanup(self) -> None:
         """Drop what a killed process left half-made."""

@@ -24,7 +24,8 @@ from cadenza.observe.log import Log
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import Attempt
 from cadenza.protocol.nodes import (
-    BuildLine, BuildOrder, ContainerReport, ContainerSpec, Control, Desired, Exec, ImageInfo, NodeInfo, NodeReport,
+    BuildLine, BuildOrder, CollectOrder, CollectReport, ContainerReport, ContainerSpec, Control, Desired, Exec,
+    ImageDetail, ImageInfo, ImageLogLine, NodeInfo, NodeReport, PushOrder,
 )  # fmt: skip
 from cadenza.runtime.choice import STANDARD
 from cadenza.runtime.driver import Driver, Mount, Stats
@@ -113,6 +114,7 @@ class Agent:
             self.layers = Layers(os.path.join(self.config.data_dir, "files"), self.control.object_path)
             around = self._around = self._given or await surroundings.open_surroundings(self.config)
             self.store = self._around.store
+            self.traces = self._around.contents.traces if self._around.contents is not None else None
             self.networks = self._around.networks
             self._shown_libs = os.path.dirname(self.lib)
             if self._around.identities is not None:
@@ -468,6 +470,22 @@ class Agent:
     def images(self) -> list[ImageInfo]:
         """The images of this machine."""
         return self.store.images()
+
+    async def image(self, image_id: str) -> ImageDetail:
+        """All that is known of a built image."""
+        return await self.store.detail(image_id)
+
+    async def image_log(self, image_id: str, layers: int) -> list[ImageLogLine]:
+        """What the last steps of an image's build wrote."""
+        return await self.store.log(image_id, layers)
+
+    async def collect(self, order: CollectOrder) -> CollectReport:
+        """Forget images, and remove content that none has."""
+        return await self.store.collect(order)
+
+    async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:
+        """Send an image to a registry."""
+        return await self.store.push(order, progress)
 
     async def stats(self) -> dict[str, Stats]:
         """What each running container uses now, by container id."""

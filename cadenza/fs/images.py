@@ -27,9 +27,8 @@ from cadenza.fs.supervisor import Lazy
 from cadenza.fs.traces import Traces
 from cadenza.fs.workplace import explain
 from cadenza.observe.log import Log
-from cadenza.protocol.images import ImageLog, ImageLogLine
 from cadenza.protocol.nodes import (
-    BuildLine, BuildOrder, CollectOrder, CollectReport, ImageDetail, ImageInfo, PushOrder,
+    BuildLine, BuildOrder, CollectOrder, CollectReport, ImageDetail, ImageInfo, ImageLogLine, PushOrder,
 )  # fmt: skip
 from cadenza.protocol.objects import ImageSpec
 
@@ -96,7 +95,9 @@ class ImageStore:
         self._records: dict[str, ImageRecord] = {}
         for name in store.records("images"):
             record = self._believer.image(store.get_local_record("images", name))
-            if record is not None and record.info.image_id == name and store.local_tree(record.tree) is not None:
+            if record is None or record.info.image_id != name:
+                continue
+            if store.tiers or os.path.exists(os.path.join(store.home, "trees", record.info.tree)):
                 self._records[name] = record
 
     @property
@@ -143,6 +144,7 @@ class ImageStore:
                 run = await self._runs.go(steps, own, wishes, progress, build_images)
                 return await self._finish(order, run)
         except Error as error:
+            await asyncio.to_thread(self._logs.note_failed, order.image_id, [one.key for one in steps])
             raise with_image(error, order.image_id) from error
         except OSError as error:
             explained = explain(error, self._store.home)
@@ -343,20 +345,25 @@ class ImageStore:
             record.source,
         )  # fmt: skip
 
-    def log(self, image_id: str, layers: int = 1) -> ImageLog:
-        """What the last ``layers`` steps of an image printed when they were built here; 0: all. Blocks."""
-        record = self._record(image_id)
-        texts = {one.digest: one.text for one in record.layers}
-        found = [(key, self._logs.read(key)) for key in record.steps]
-        found = [(key, lines) for key, lines in found if lines]
-        if layers > 0:
-            found = found[-layers:]
-        lines = []
-        for key, rows in found:
-            made = self._runs.find(key)
-            text = texts.get(made.tree, made.text) if made is not None else ""
-            lines += [ImageLogLine(one, at, text) for at, one in rows]
-        return ImageLog(tuple(lines))
+    async def log(self, image_id: str, layers: int = 1) -> list[ImageLogLine]:
+        """What the last ``layers`` steps of an image printed when they were built here; 0: all.
+
+        Of a build that failed too. NotFoundError when nothing is known of the image.
+        """
+
+        def read() -> list[ImageLogLine]:
+            record = self._records.get(image_id)
+            keys = list(record.steps) if record is not None else self._logs.failed(image_id)
+            if not keys and record is None:
+                raise NotFoundError(f"nothing is known of an image {image_id} on this machine")
+            found = [(text, rows) for text, rows in map(self._logs.read, keys) if rows]
+            return [
+                ImageLogLine(line, at, text)
+                for text, rows in found[-layers if layers > 0 else 0 :]
+                for at, line in rows
+            ]
+
+        return await asyncio.to_thread(read)
 
     async def collect(self, order: CollectOrder) -> CollectReport:
         """Forget images, and remove content that nothing names. Images that containers have stay, and are noted."""

@@ -79,10 +79,10 @@ def collect(
                 store.remove_local_record(kind, name)
                 if kind == "steps":
                     logs.remove(name)
-    for key in logs.kept():
-        if not dry_run and key not in keys and not os.path.exists(os.path.join(store.home, "steps", key)):
-            logs.remove(key)
     if not dry_run:
+        for name in logs.kept(kept.since):
+            if name not in keys:
+                logs.remove(name)
         mounts.keep(named)
     swept = store.sweep(named, dry_run=dry_run)
     left = [status.st_blocks * 512 for _, _, status in store.everything("objects")]

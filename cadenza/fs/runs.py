@@ -191,7 +191,7 @@ class Runs:
             finally:
                 if keep:
                     lines = [(at, text) for at, kind, text in making.lines if kind == "log"]
-                    await asyncio.shield(asyncio.to_thread(self._keep_log, layer.digest, lines))
+                    await asyncio.shield(asyncio.to_thread(self._logs.write, layer.digest, layer.text, lines))
             seconds = self._clock.monotonic() - begun
             made = Made(
                 layer.digest, outcome.tree.hex(), outcome.settings, layer.text, outcome.size, outcome.entries,
@@ -201,9 +201,3 @@ class Runs:
                 await asyncio.to_thread(self._store.put_local_record, "steps", layer.digest, write(made))
             say("done", f"{seconds:.1f} s")
             return made
-
-    def _keep_log(self, key: str, lines: list[tuple[float, str]]) -> None:
-        try:
-            self._logs.write(key, lines)
-        except OSError:
-            return  # a full disk: the error of the step says it

@@ -251,6 +251,15 @@ class CollectReport:
 
 
 @dataclass(frozen=True)
+class ImageLogLine:
+    """A line that a step of a build wrote. ``time`` in epoch seconds; ``step``: the step's words."""
+
+    text: str
+    time: float = 0.0
+    step: str = ""
+
+
+@dataclass(frozen=True)
 class PushOrder:
     """Send an image to a registry. ``credentials``: variables as `Image.from_registry` takes them from a secret."""
 
@@ -301,6 +310,21 @@ class Node(Protocol):
         """Make an image, or return at once when it is there. ImageBuildError when a step fails."""
 
     def images(self) -> list[ImageInfo]: ...
+
+    async def image(self, image_id: str) -> ImageDetail:
+        """All that is known of a built image. NotFoundError when it is not built."""
+
+    async def image_log(self, image_id: str, layers: int) -> list[ImageLogLine]:
+        """What the last ``layers`` steps of an image's build wrote, oldest first; 0: all steps. Of a build that failed
+        too, as far as it is kept. NotFoundError when nothing is known of the image."""
+
+    async def collect(self, order: CollectOrder) -> CollectReport:
+        """Forget images, and remove content that none has. Images that containers have, or that were used since the
+        order was made, stay."""
+
+    async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:
+        """Send an image to a registry; the digest of its manifest. NotFoundError when it is not built; errors of the
+        registry name image and remedy."""
 
     async def exec(
         self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None], rows: int = 0,
