@@ -92,6 +92,8 @@ class Runs:
             if one.step.images:
                 await build_images(one.step.images, emit)
             settings, layer = recipe.evaluate(one.step, run.settings)
+            for note in layer.notes:
+                emit("log", note)
             if not recipe.touches_files(layer):
                 run.settings = settings
                 run.layers.append(ImageLayer(layer.text, "", 0, 0, 0.0, self._clock.now(), True))
