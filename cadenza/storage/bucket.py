@@ -24,6 +24,8 @@ MAX_RETRIES = 2
 RETRY_S = 5
 """No request is tried again later than this after its start."""
 PART_BYTES = 1 << 20
+WHOLE_BYTES = 16 << 20
+"""Values up to this size come in one part."""
 DELETE_KEYS = 500
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "file", "memory", "http", "https")
 _CLIENT_OPTIONS = {
@@ -241,6 +243,9 @@ class Bucket:
                 raise DataLossError(
                     f"{self.url}: {key} has {answer.meta['size']} bytes, at most {limit_bytes} expected"
                 )
+            if answer.meta["size"] <= WHOLE_BYTES:
+                yield bytes(answer.bytes())  # its length is what the answer's head says, or it is an error
+                return
             stream = answer.stream(min_chunk_size=PART_BYTES)
             while True:
                 try:
