@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Awaitable, Container, Optional, Sequence
 
 from cadenza.agent import rootfs
 from cadenza.agent.gpus import Card
+from cadenza.agent.starts import Start
 from cadenza.base.errors import Error, InvalidError
 from cadenza.base.resources import Gpu
 from cadenza.fs.mount import Lowers
@@ -28,6 +29,9 @@ class Belongings:
         self.cards: list[Card] = []
         self._image_id = ""
         """The image that is lent to it."""
+        self._start: Optional[Start] = None
+        self._ahead: Optional[asyncio.Future[None]] = None
+        self._ending: Optional[asyncio.Future[None]] = None
         self._site = site
         self._cell_id = cell_id
         self._driver = driver
@@ -49,6 +53,24 @@ class Belongings:
         lowers = await self._site.store.lend(image_id)
         self._image_id = image_id
         return lowers
+
+    async def mount(self, lowers: Lowers) -> None:
+        """Its root, of the image that it borrowed and what is above that."""
+        image, traces = self._site.store.image(self._image_id), self._site.traces
+        if image is not None and image.tree and traces is not None:
+            self._start = Start(traces, bytes.fromhex(image.tree), self.paths.rootfs)
+            self._ahead = asyncio.ensure_future(asyncio.to_thread(self._start.read_ahead))
+        await asyncio.to_thread(self._mount, lowers)
+
+    def _mount(self, lowers: Lowers) -> None:
+        self.paths.mount(lowers, self.ids)
+        if self._start is not None:
+            self._start.begin()
+
+    def started(self) -> None:
+        """It is ready: what it opens from now on is its own affair."""
+        if self._start is not None and self._ending is None:
+            self._ending = asyncio.ensure_future(asyncio.to_thread(self._start.end, True))
 
     async def take_ids(self) -> None:
         """Ids of its own, where containers have them."""
@@ -72,6 +94,10 @@ class Belongings:
 
         ``ended``: its first process has ended; ``created``: the driver knows it.
         """
+        if self._start is not None:
+            if self._ahead is not None:
+                await self._try(self._ahead)
+            await self._try(self._ending or asyncio.to_thread(self._start.end, False))
         handed_on = self._driver.name != "process" and not self._driver.name.endswith("runsc")
         if ended and handed_on:
             # Nobody is left in there. At once, since the next start may have it all.

@@ -160,7 +160,7 @@ class Cell(bridge.Host):
         if self.isolated:
             lowers = (await self.owned.borrow(self.image_id)).below(*filter(None, [self.layer]))
             await self.owned.take_ids()
-            await asyncio.to_thread(self.paths.mount, lowers, self.owned.ids)
+            await self.owned.mount(lowers)
         self.phases.mark("rootfs")
         self._open_doors()
         self.dispatch(container.Prepared())
@@ -328,6 +328,7 @@ class Cell(bridge.Host):
         self.phases.ready(ready.enter_s)
         self.leaves = ready.leaves
         self.ready_at = self.site.clock.now()
+        self.owned.started()
         self.dispatch(container.Ready())
 
     def said_failed(self, failed: bridge.Failed, error: bytes) -> None:

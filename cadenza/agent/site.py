@@ -14,6 +14,7 @@ from cadenza.agent.surroundings import Networks
 from cadenza.base.clock import Clock
 from cadenza.base.config import Config
 from cadenza.fs.images import ImageStore
+from cadenza.fs.traces import Traces
 from cadenza.protocol.nodes import Control
 from cadenza.runtime.driver import Driver, Mount
 
@@ -28,6 +29,8 @@ class Site(Protocol):
     clock: Clock
     control: Control
     store: ImageStore | BareImages
+    traces: Optional[Traces]
+    """What starts of images read; None where images have no content of their own."""
     networks: Networks
     removals: asyncio.Semaphore
     """How many ended containers are taken away at once."""

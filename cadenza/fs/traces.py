@@ -21,6 +21,8 @@ KIND = "traces"
 STARTS = 3
 """So many starts of an image are recorded: functions of one image import different things."""
 MOST_PATHS = 20_000
+REMEMBERED = 64
+"""Of so many trees the answer of `Traces.wanted` is kept in memory."""
 READ_AHEAD_BYTES = 4 << 20
 """Of each file: of a large library a start reads parts."""
 
@@ -70,6 +72,11 @@ class Traces:
         self._lock = threading.Lock()
         self._starts: dict[bytes, int] = {}
         """Of trees that were asked for: starts that are recorded, or are just being."""
+        self._ahead: set[bytes] = set()
+        self._asked: set[bytes] = set()
+        """Trees whose record the bucket was asked for."""
+        self._wanted: dict[bytes, tuple[bytes, list[tuple[bytes, int]]]] = {}
+        """Of trees that were started of late: the record, and what it says."""
 
     def begin(self, tree: bytes) -> bool:
         """Whether a start that begins now should be recorded; then `keep` or `drop` follows."""
@@ -102,11 +109,29 @@ class Traces:
 
     def wanted(self, tree: bytes) -> list[tuple[bytes, int]]:
         """``(Node.data, size)`` of what starts of the tree read first, in that order. NotFoundError: no such tree."""
-        _, paths = decode(self._get(tree))
-        return content(self._store.tree(tree), paths) if paths else []
+        record = self._get(tree)
+        if record is None:
+            return []
+        with self._lock:
+            kept = self._wanted.get(tree)
+        if kept is not None and kept[0] == record:
+            return kept[1]
+        found = content(self._store.tree(tree), decode(record)[1])
+        with self._lock:
+            while len(self._wanted) >= REMEMBERED:
+                del self._wanted[next(iter(self._wanted))]
+            self._wanted[tree] = (record, found)
+        return found
 
     def read_ahead(self, tree: bytes) -> int:
-        """Have the kernel read what starts of the tree read, as far as it is on this disk; how many files."""
+        """Have the kernel read what starts of the tree read, as far as it is on this disk; how many files.
+
+        Once in this process's life: later it is in memory, or was pushed out for something better.
+        """
+        with self._lock:
+            if tree in self._ahead:
+                return 0
+            self._ahead.add(tree)
         count = 0
         for data, size in self.wanted(tree):
             try:
@@ -121,6 +146,11 @@ class Traces:
         return count
 
     def _get(self, tree: bytes) -> Optional[bytes]:
-        return self._store.get_record(KIND, tree.hex(), remote=False) or self._store.get_record(
-            KIND, tree.hex(), remote=True
-        )
+        found = self._store.get_record(KIND, tree.hex(), remote=False)
+        if found is not None or tree in self._asked:
+            return found
+        self._asked.add(tree)
+        found = self._store.get_record(KIND, tree.hex(), remote=True)
+        if found is not None:
+            self._store.put_record(KIND, tree.hex(), found, remote=False)
+        return found

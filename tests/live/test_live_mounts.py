@@ -15,15 +15,17 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cadenza.agent.rootfs import Paths
 from cadenza.fs import ingest, kernel, tree
-from cadenza.fs.abilities import detect
+from cadenza.fs.abilities import FORCED, detect
 from cadenza.fs.mount import Mounts
 from cadenza.fs.store import Store
 from cadenza.fs.trace import Recorder
+from cadenza.fs.traces import decode
 from cadenza.runtime import ids, oci
 from cadenza.runtime.cgroup import detect as cgroups
 from cadenza.runtime.driver import ContainerConfig, Exit, Stdio
@@ -322,3 +324,34 @@ def test_without_the_machines_root_all_works_with_attributes_of_users() -> None:
         shutil.rmtree(top)
     assert inside.returncode == 0, said
     assert said.startswith("........"), said
+
+
+PROGRAM = """
+import cadenza
+
+app = cadenza.App("reads")
+
+@app.function()
+def look():
+    import json.tool
+    return sorted(one.split()[0] for one in open("/proc/self/mountinfo").read().splitlines())
+
+@app.local_entrypoint()
+def main():
+    print("FOUND", len(look.remote()))
+"""
+
+
+@pytest.mark.parametrize("mode", ["", "sparse", "links"])
+def test_functions_run_in_every_mode_and_their_starts_are_recorded(make_home: Any, mode: str) -> None:
+    home = make_home(**({FORCED: mode} if mode else {}))
+    program = home.program("reads.py", PROGRAM)
+    for _ in range(2):
+        done = home.cadenza("run", program, timeout=240)
+        assert done.returncode == 0 and "FOUND" in done.stdout, done.stdout + done.stderr + home.server_log()
+    records = list((home.path / "data/store/traces").iterdir())
+    assert len(records) == 1
+    starts, paths = decode(records[0].read_bytes())
+    assert starts >= 1 and any(one.endswith("/encodings/__init__.py") or "encodings" in one for one in paths), paths
+    done = home.cadenza("down", "--force")
+    assert kernel.below(str(home.path)) == []

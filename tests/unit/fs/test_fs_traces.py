@@ -18,11 +18,15 @@ class Records:
         self.root = root
         self.there: dict[str, bytes] = {}
         self.down = False
+        self.decoded = 0
+        self.bucket: dict[str, bytes] = {}
+        self.asked = 0
 
     def path(self, digest: bytes) -> str:
         return "/nonexistent/" + digest.hex()
 
     def tree(self, digest: bytes) -> Node:
+        self.decoded += 1
         return self.root
 
     def put_record(self, kind: str, name: str, value: bytes, *, remote: bool) -> None:
@@ -32,7 +36,8 @@ class Records:
             raise ServiceError("the bucket is down")
 
     def get_record(self, kind: str, name: str, *, remote: bool) -> Optional[bytes]:
-        return self.there.get(name)
+        self.asked += remote
+        return self.there.get(name) or (self.bucket.get(name) if remote else None)
 
 
 def sample() -> Node:
@@ -87,3 +92,17 @@ def test_a_bucket_that_is_down_is_no_fault_of_the_container() -> None:
 def test_a_record_is_bounded() -> None:
     long = merge(None, [f"/{number}" for number in range(traces.MOST_PATHS + 5)])
     assert len(decode(long)[1]) == traces.MOST_PATHS
+
+
+def test_the_bucket_is_asked_once_and_the_tree_is_read_once_a_record() -> None:
+    store = Records(sample())
+    kept = Traces(store)
+    other = b"\x01" * 32
+    assert kept.wanted(other) == [] and kept.wanted(other) == [] and store.asked == 1 and store.decoded == 0
+    store.bucket[bytes(32).hex()] = merge(None, ["/lib/a.py"])
+    for _ in range(3):
+        assert kept.wanted(bytes(32)) == [(b"\x02" * 32, 11)]
+    assert (store.asked, store.decoded) == (2, 1)
+    assert store.there == store.bucket, "it is kept here"
+    kept.keep(bytes(32), ["/lib/b.py"])
+    assert kept.wanted(bytes(32)) == [(b"\x02" * 32, 11), (b"\x03" * 32, 12)]
