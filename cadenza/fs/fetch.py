@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from cadenza.base.errors import DataLossError, Error, NotFoundError, ResourceExhaustedError, ServiceError
 from cadenza.fs import chunk as chunking
+from cadenza.fs import draft as drafts
 from cadenza.fs import partial as partials
 from cadenza.fs import tree as trees
 from cadenza.fs.chunk import Chunk
@@ -283,12 +284,12 @@ class Fetcher:
             partials.remove(self._local.home, partial.digest)
             self._forget(partial)
             raise DataLossError(f"object {partial.digest.hex()}: its chunks are whole, but do not make up this file")
-        data = partial.digest
-        try:
-            self._local.settle_in(partial.path, partial.fd, data, partial.size)
-        except FileNotFoundError:
-            if not os.path.exists(path):  # else another process gave it its name
-                raise
+        with drafts.room(self._local.home):
+            try:
+                self._local.settle_in(partial.path, partial.fd, partial.digest, partial.size)
+            except FileNotFoundError:
+                if not os.path.exists(path):  # else another process gave it its name
+                    raise
         partials.remove(self._local.home, partial.digest)
         self._forget(partial)
 

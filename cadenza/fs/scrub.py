@@ -115,7 +115,7 @@ def check_torn(local: Local) -> int:
         torn += _remove_torn(local, folder, since)
     for name in os.listdir(local.home):
         if name.startswith("known-"):
-            os.unlink(os.path.join(local.home, name))
+            _unlink(os.path.join(local.home, name))
     local.marker.forget_other_boots()
     _log.warning("store.checked_after_power_loss", looked=looked, torn=torn)
     return torn
@@ -127,21 +127,34 @@ def _remove_torn(local: Local, folder: str, since: float) -> int:
         return 0
     torn = 0
     for entry in list(os.scandir(root)):
-        info = entry.stat(follow_symlinks=False)
-        if max(info.st_mtime, info.st_ctime) < since or not entry.is_file(follow_symlinks=False):
-            continue
-        if folder == "erofs" or entry.name.endswith((".part", ".have")):
-            os.unlink(entry.path)  # made or fetched again, which is cheaper than to look
-        elif folder == "traces":
-            if not info.st_size:
-                os.unlink(entry.path)
+        try:
+            info = entry.stat(follow_symlinks=False)
+            if max(info.st_mtime, info.st_ctime) < since or not entry.is_file(follow_symlinks=False):
+                continue
+            if folder == "erofs" or entry.name.endswith((".part", ".have")):
+                _unlink(entry.path)  # made or fetched again, which is cheaper than to look
+            elif not _reads(entry.path, folder):
+                _unlink(entry.path)
                 torn += 1
-        else:
-            with open(entry.path, "rb") as file:
-                raw = file.read()
-            try:
-                json.loads(raw)
-            except ValueError:
-                os.unlink(entry.path)
-                torn += 1
+        except FileNotFoundError:
+            continue  # another process that was started with us looks too
     return torn
+
+
+def _reads(path: str, folder: str) -> bool:
+    with open(path, "rb") as file:
+        raw = file.read()
+    if folder == "traces":
+        return bool(raw) and b"\0\0\0\0" not in raw
+    try:
+        json.loads(raw)
+    except ValueError:
+        return False
+    return True
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
