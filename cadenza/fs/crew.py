@@ -1,6 +1,6 @@
 """Threads that fetch, the thread that looks at the clock, and the table of errands between them.
 
-Threads are made as work comes, up to `THREADS`, and end without it; an idle crew costs no time at all.
+Threads are made as work comes, up to `AT_ONCE` and `CALLERS`, and end without it; an idle crew costs no time at all.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import Callable, Iterable, Optional, Sequence
 from cadenza.base.errors import ResourceExhaustedError
 from cadenza.fs.errands import FOREVER, Errands, Waiter
 
-THREADS = 64
+AT_ONCE = 64
+"""How much is fetched at once."""
+CALLERS = 8
+"""Threads besides, which do not fetch: reads of what is here never wait for a store."""
 AHEAD_AT_ONCE = 16
 """How many of the threads may fetch ahead of need."""
 IDLE_S = 5.0
 """A thread without work ends after this time."""
+SOON_S = 0.25
 STACK_BYTES = 512 << 10
 
 
@@ -45,7 +49,7 @@ class Crew:
         self._clock = threading.Condition(self._lock)
         self._errands: Errands[bytes] = Errands()
         self._calls: deque[Callable[[], None]] = deque()
-        self._threads = self._idle = self._ahead = 0
+        self._threads = self._idle = self._running = self._ahead = 0
         self._due = FOREVER
         self._stirred = False
         threading.stack_size(STACK_BYTES)
@@ -75,18 +79,19 @@ class Crew:
             self._calls.append(call)
             self._hands(1)
 
-    def stir(self) -> None:
-        """See that ``tick`` is called soon."""
+    def stir(self, soon_s: float) -> None:
+        """See that ``tick`` is called within that time."""
         with self._lock:
-            self._stirred = True
-            self._clock.notify()
+            if self._due > time.monotonic() + soon_s:
+                self._stirred = True
+                self._clock.notify()
 
     # The threads.
 
     def _hands(self, count: int) -> None:
         """See that somebody takes up work that has come. The lock is held."""
         self._work.notify(count)
-        for _ in range(min(count - self._idle, THREADS - self._threads)):
+        for _ in range(min(count - self._idle, AT_ONCE + CALLERS - self._threads)):
             self._threads += 1
             threading.Thread(target=self._run, daemon=True).start()
 
@@ -107,8 +112,9 @@ class Crew:
             while True:
                 if self._calls:
                     return self._calls.popleft(), None
-                begun = self._errands.begin(self._ahead < AHEAD_AT_ONCE)
+                begun = self._errands.begin(self._ahead < AHEAD_AT_ONCE) if self._running < AT_ONCE else None
                 if begun is not None:
+                    self._running += 1
                     self._ahead += not begun[1]
                     return None, begun
                 if not patient:
@@ -126,24 +132,26 @@ class Crew:
             fault = error
         with self._lock:
             over = self._errands.end(key, fault)
+            self._running -= 1
             if not urgent:
                 self._ahead -= 1
-                if isinstance(fault, (ResourceExhaustedError, OSError)):  # a full disk is no place for more
+                if isinstance(fault, ResourceExhaustedError):  # a full disk is no place for more
                     over += self._errands.drop_ahead(fault)
         self._ended(key, bool(over), fault)
         self._tell(self._over, over)
-        self.stir()
+        self.stir(SOON_S)
 
     def _watch(self) -> None:
         while True:
             with self._lock:
                 late = self._errands.late(time.monotonic())
                 self._stirred = False
+                self._due = FOREVER  # whoever stirs from now on is heard
             self._tell(self._late, late)
             again = time.monotonic() + self._tick()
             with self._lock:
-                self._due = min((one.until for one in self._errands.waiting), default=FOREVER)
-                self._due = min(self._due, again)
+                due = min((one.until for one in self._errands.waiting), default=FOREVER)
+                self._due = min(due, again)
                 if not self._stirred:
                     self._clock.wait(None if self._due == FOREVER else max(0.0, self._due - time.monotonic()))
 

@@ -28,7 +28,7 @@ class Waiter(Generic[Key]):
     """The last thing that went wrong."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Errand(Generic[Key]):
     urgent: bool
     running: bool = False

@@ -7,6 +7,7 @@ started at once, and the kernel gives it whatever was asked and not answered. do
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import logging
 import os
@@ -85,6 +86,7 @@ class Lazy:
         self._python = python
         self._device = -1
         self._trial: Optional[dict[str, str]] = None
+        self._trial_fd = -1
         self._process: Optional[asyncio.subprocess.Process] = None
         self._writer: Optional[asyncio.StreamWriter] = None
         self._ready: asyncio.Event = asyncio.Event()
@@ -157,6 +159,7 @@ class Lazy:
         """Take away what an earlier server left."""
         kernel.umount(self.mountpoint)
         os.makedirs(self.mountpoint, mode=0o755, exist_ok=True)
+        os.makedirs(os.path.join(self._home, "tmp"), mode=0o755, exist_ok=True)
 
     async def _begin(self, mode: str) -> None:
         self.terms = None
@@ -167,6 +170,8 @@ class Lazy:
         digest = os.urandom(32).hex()
         place = "objects" if mode == RETRY else "aside"
         path = f"{folder}/{place}/{digest[:2]}/{digest[2:]}"
+        self._trial_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._trial_fd, fcntl.LOCK_EX)  # else a store that is opened takes it for a dead one's
         self._trial = {"folder": folder, "digest": digest, "path": path, "content": f"content of {digest}\n"}
         await self._start(mode)
 
@@ -182,6 +187,7 @@ class Lazy:
     def _forget_trial(self) -> None:
         if self._trial is not None:
             shutil.rmtree(self._trial["folder"], ignore_errors=True)
+            os.close(self._trial_fd)
             self._trial = None
 
     async def _end(self) -> None:

@@ -36,6 +36,8 @@ REPORT_S = 0.25
 PATIENCE_S = 8.0
 """An outage of the store that is shorter is a delay and not an error."""
 AGAIN_S = 0.25
+FORGET_S = 60.0
+"""An outage that nobody noticed for so long may be over."""
 DOUBT_S = 0.05
 """How often a reader with a signal pending is looked at: it may be killed later."""
 LOG_S = 1.0
@@ -122,13 +124,16 @@ class Worker:
         self._wait_s = wait_s
         self._lock = threading.Lock()
         self._asked: dict[int, _Asked] = {}
+        self._queued: set[int] = set()
+        """Reads that no thread has taken up."""
         self._doubted: set[int] = set()
         self._reported = dict(self.served)
         self._reported_at = 0.0
         self._names: dict[int, bytes] = {}
         self._data: dict[bytes, tuple[bytes, int]] = {}
         self._ranges: dict[bytes, Ranges] = {}
-        self._down_since: Optional[float] = None
+        self._down: Optional[tuple[float, float]] = None
+        """Since when the store does not answer, and when that was last seen."""
         self._logged: dict[str, tuple[float, int]] = {}
         self._answers: dict[int, Callable[[Request], None]] = {
             fuse.LOOKUP: self._lookup, fuse.GETATTR: self._getattr, fuse.OPEN: self._open, fuse.READ: self._read,
@@ -202,7 +207,7 @@ class Worker:
             if self._has(digest):
                 self._count(hits=1)
                 self._landed(request, digest)
-                self._crew.stir()
+                self._crew.stir(REPORT_S)
                 return
             size = self._known(digest)[1]
             if size > BIG_BYTES:
@@ -258,9 +263,11 @@ class Worker:
     def _read(self, request: Request) -> None:
         """Reads go to the pool: a disk may be slow."""
         self._count(reads=1)
+        self._queued.add(request.key)
         self._crew.call(lambda: self._read_now(request))
 
     def _read_now(self, request: Request) -> None:
+        self._queued.discard(request.key)
         try:
             digest = self._digest(request.node)
             start, length = fuse.read_range(request.body)
@@ -291,17 +298,18 @@ class Worker:
     def _interrupt(self, request: Request) -> None:
         """A signal has come for somebody who waits. Who is killed goes at once; others would not expect EINTR here."""
         key = fuse.interrupted(request.body)
-        if key in self._asked:
+        if key in self._asked or key in self._queued:
             self._doubted.add(key)
             self._let_go()
-            self._crew.stir()
+            self._crew.stir(DOUBT_S)
 
     def _let_go(self) -> None:
         """Of those with a signal, end the waiting of those that die of it."""
         for key in list(self._doubted):
             asked = self._asked.get(key)
             if asked is None:
-                self._doubted.discard(key)
+                if key not in self._queued:
+                    self._doubted.discard(key)
             elif fuse.is_killed(asked.request.pid) and self._crew.leave(asked):
                 self._forget(asked)
                 self._count(interrupted=1)
@@ -362,7 +370,7 @@ class Worker:
             digest = data[:32]
             if not self._store.has(digest):
                 keys[digest] = None
-                if size >= 0:
+                if len(data) > 32 and size >= 0:
                     self._data[digest] = (data, size)
         one = _Wanted(number, len(keys))
         if keys:
@@ -397,15 +405,21 @@ class Worker:
         while True:
             try:
                 self._fetch_once(key)
-                self._down_since = None
-                return
             except ServiceError:
                 now = time.monotonic()
-                since = self._down_since
-                if since is None:
-                    since = self._down_since = now
+                with self._lock:
+                    if self._down is None or now - self._down[1] > FORGET_S:
+                        self._down = (now, now)
+                    since = self._down[0]
+                    self._down = (since, now)
                 if now - since > PATIENCE_S:
                     raise
+            except Exception:
+                self._down = None  # it answers
+                raise
+            else:
+                self._down = None
+                return
             time.sleep(AGAIN_S)
 
     def _fetch_once(self, key: bytes) -> None:
