@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import hashlib
+import http.server
+import io
 import json
 import subprocess
-from dataclasses import replace
+import tarfile
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cadenza.base.errors import InvalidError
+from cadenza.base.clock import ManualClock
+from cadenza.base.errors import InvalidError, RemoteError
+from cadenza.fs import tree as trees
 from cadenza.fs.docker import evaluate
+from cadenza.fs.images import ImageStore
 from cadenza.fs.recipe import Copy, Layer, Settings
+from cadenza.fs.store import Store
+from cadenza.fs.tree import Node
+from cadenza.protocol.nodes import BuildOrder
 from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
 
 START = Settings(env={"PATH": "/bin", "WHO": "world"})
@@ -324,3 +338,138 @@ def test_add_unpacks_and_fetches() -> None:
 )
 def test_copies_that_cannot_be_are_refused(text: str, word: str) -> None:
     assert word in refused(text)
+
+
+# --- whole Dockerfiles, through the builder ---
+
+SCRATCH = ImageStep("base", options={"distribution": "scratch"})
+
+
+class NoMounts:
+    """Nothing here runs."""
+
+    def show(self, tree: bytes) -> str:
+        return tree.hex()
+
+
+@dataclass
+class Built:
+    """An image made of instructions, and the lines of its build."""
+
+    store: Store
+    root: Node
+    settings: Settings
+    lines: list[str]
+
+    def text(self, path: str) -> str:
+        node = trees.find(self.root, path.encode())
+        assert node is not None
+        return Path(self.store.fetch(node.data, node.size)).read_text()
+
+    def owner(self, path: str) -> tuple[int, int, int]:
+        node = trees.find(self.root, path.encode())
+        assert node is not None
+        return node.uid, node.gid, node.mode & 0o7777
+
+
+def build(home: Path, *steps: ImageStep, context: Path | None = None) -> Built:
+    store = Store(str(home / "store"))
+    mounts: Any = NoMounts()
+    images = ImageStore(str(home), store, mounts, environ={"PATH": "/usr/bin:/bin"}, clock=ManualClock())
+    spec = ImageSpec((SCRATCH, *steps))
+    lines: list[str] = []
+
+    async def refuse(run: object) -> int:
+        raise AssertionError("no command is run")
+
+    async def make() -> str:
+        found = await images.build(
+            BuildOrder(spec.image_id(), spec, False), lambda line: lines.append(line.text), refuse,
+            lambda digest: str(context / digest) if context else None,
+        )  # fmt: skip
+        await images.close()
+        return found.image_id
+
+    image_id = asyncio.run(make())
+    info = images.image(image_id)
+    assert info is not None
+    return Built(store, store.tree(bytes.fromhex(info.tree)), images.settings(image_id), lines)
+
+
+def upload(context: Path, path: str, content: bytes, mode: int = 0o644) -> FileEntry:
+    context.mkdir(exist_ok=True)
+    name = hashlib.sha256(content).hexdigest()
+    (context / name).write_bytes(content)
+    return FileEntry(path, name, len(content), mode)
+
+
+def archive(**members: bytes) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return made.getvalue()
+
+
+def test_a_dockerfile_without_commands(tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    files = (upload(context, "/src/a.py", b"a"), upload(context, "/src/deep/b.sh", b"b", 0o755))
+    built = build(
+        tmp_path,
+        step("ENV WHO=world"),
+        step('CMD ["early"]'),
+        step("EXPOSE 80"),
+        step("WORKDIR /srv"),
+        step("COPY <<passwd <<'group' /etc/", "app:x:7:8::/:\n", "team:x:9:\n"),
+        step("COPY --chown=app:team --chmod=750 src/ app/", files=files),
+        step("COPY src/a.py src/*/b.sh ./here/", files=files),
+        step("COPY src/a.py renamed", files=files),
+        step("ADD p.tgz /opt/", files=(upload(context, "/p.tgz", archive(inside=b"unpacked")),)),
+        step("COPY <<EOF greeting", "hello $WHO, $$ and \\$WHO\n"),
+        step("USER app"),
+        step('ENTRYPOINT ["run"]'),
+        context=context,
+    )
+    assert built.text("/srv/app/a.py") == "a"
+    assert built.owner("/srv/app/deep/b.sh") == (7, 9, 0o750)
+    assert built.owner("/srv/here/b.sh") == (0, 0, 0o755)
+    assert (built.text("/srv/renamed"), built.text("/opt/inside")) == ("a", "unpacked")
+    assert built.text("/srv/greeting") == "hello world, $$ and $WHO\n"
+    assert (built.settings.workdir, built.settings.user, built.settings.env["WHO"]) == ("/srv", "app", "world")
+    assert (built.settings.entrypoint, built.settings.cmd) == (("run",), ("early",))
+    assert "EXPOSE says nothing here: passed over" in built.lines
+
+
+def test_what_was_cached_gives_the_same_settings(tmp_path: Path) -> None:
+    first = (step('CMD ["mine"]'), step("WORKDIR /w"))
+    assert build(tmp_path, *first).settings.cmd == ("mine",)
+    again = build(tmp_path, *first, step('ENTRYPOINT ["x"]'))
+    assert (again.settings.cmd, again.settings.entrypoint, again.settings.workdir) == (("mine",), ("x",), "/w")
+
+
+def test_stages_are_other_images(tmp_path: Path) -> None:
+    stage = ImageSpec((SCRATCH, step("COPY <<EOF /out/bin/tool", "made\n"), step("COPY <<EOF /out/other", "no\n")))
+    built = build(tmp_path, step("COPY --from=0 /out/bin /usr/bin/", images=(stage,)))
+    assert built.text("/usr/bin/tool") == "made\n"
+    assert trees.find(built.root, b"/usr/bin/other") is None
+
+
+def test_add_fetches_a_url(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/file.tar").write_bytes(archive(a=b"packed"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        built = build(tmp_path, step(f"ADD --chmod=640 {url}/file.tar /in/"))
+        with pytest.raises(RemoteError, match="404"):
+            build(tmp_path, step(f"ADD {url}/none /in/"))
+        server.shutdown()
+    assert built.owner("/in/file.tar") == (0, 0, 0o640)  # fetched archives stay as they are
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match=r"nothing\.py"):
+        build(tmp_path, step("COPY nothing.py /x"))
