@@ -29,11 +29,11 @@ XATTRS = (b"user.note", b"trusted.more", b"user.overlay.opaque", b"trusted.overl
 class Overlay:
     top: Path
 
-    def mount(self, lower: str) -> Path:
+    def mount(self, lower: str, how: str = OPTIONS) -> Path:
         for name in ("upper", "work", "merged"):
             (self.top / name).mkdir(exist_ok=True)
         os.chmod(self.top / "upper", 0o755)
-        options = f"lowerdir={lower},upperdir={self.top}/upper,workdir={self.top}/work,{OPTIONS}"
+        options = f"lowerdir={lower},upperdir={self.top}/upper,workdir={self.top}/work,{how}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(self.top / "merged")], check=True)
         return self.top / "merged"
 
@@ -194,6 +194,23 @@ def test_the_tree_is_what_the_mount_showed(overlay: Overlay, seed: int) -> None:
     validate(found)
     assert told(found) == wanted
     assert merge(below, diff(below, found)) == found
+    store.close()
+
+
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_so_is_that_of_an_overlay_without_trusted_attributes(overlay: Overlay, seed: int) -> None:
+    """What a user namespace mounts: marks are ``user.overlay.*``, and lower directories cannot be renamed."""
+    chance = random.Random(seed)
+    lower = os.fsencode(overlay.top / "lower")
+    store = Store(str(overlay.top / "store"))
+    fill(lower, chance, 40)
+    below = ingest(os.fsdecode(lower), store, delta=False, take=False, prefix="user")
+    merged = overlay.mount(os.fsdecode(lower), "userxattr,index=off,xino=auto")
+    change(os.fsencode(merged), chance, 40)
+    wanted = shown(os.fsencode(merged))
+    overlay.unmount()
+    delta = ingest(str(overlay.top / "upper"), store, below=below, prefix="user")
+    assert told(merge(below, delta)) == wanted
     store.close()
 
 
