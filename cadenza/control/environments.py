@@ -196,6 +196,8 @@ class Environments:
             if moved:
                 transaction.execute("environment_apps_move", (new.name, old.name))
                 transaction.execute("environment_secrets_move", (new.name, old.name))
+                transaction.execute("environment_images_move", (new.name, old.name))
+                transaction.execute("environment_publications_move", (new.name, old.name))
             if defaults:
                 transaction.execute("setting_put", ("default_environment", new.name))
 
@@ -234,6 +236,8 @@ class Environments:
                 transaction.execute("role_delete_environment", (gone.environment_id,))
                 transaction.execute("environment_apps_move", (gone.environment_id, gone.name))
                 transaction.execute("environment_secrets_drop", (gone.name,))
+                transaction.execute("environment_images_drop", (gone.name,))
+                transaction.execute("environment_publications_drop", (gone.name,))
 
             try:
                 await self._db.transaction(write)

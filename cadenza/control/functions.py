@@ -34,7 +34,7 @@ from cadenza.control.variants import (
 )
 from cadenza.observe.log import Log
 from cadenza.protocol.deployments import ROLLING
-from cadenza.protocol.objects import FunctionSpec
+from cadenza.protocol.objects import FunctionSpec, ImageSpec
 from cadenza.storage.db import Database, Transaction
 
 DECLARED, VARIANT, PINNED = "", "variant", "pinned"
@@ -148,11 +148,19 @@ def plan(
 
 def stripped(spec: FunctionSpec) -> FunctionSpec:
     """A spec as it is kept: its image is built, so what only a build needs is left out."""
-    steps = tuple(
-        replace(one, secrets={}, secret_refs=(), force=False) if one.secrets or one.secret_refs or one.force else one
-        for one in spec.image.steps
-    )
-    return spec if steps == spec.image.steps else replace(spec, image=replace(spec.image, steps=steps))
+    image = _stripped(spec.image)
+    return spec if image is spec.image else replace(spec, image=image)
+
+
+def _stripped(image: ImageSpec) -> ImageSpec:
+    steps = []
+    for one in image.steps:
+        images = tuple(_stripped(below) for below in one.images)
+        if one.secrets or one.secret_refs or one.force or any(new is not old for new, old in zip(images, one.images)):
+            one = replace(one, secrets={}, secret_refs=(), force=False, images=images)
+        steps.append(one)
+    same = all(new is old for new, old in zip(steps, image.steps))
+    return image if same else replace(image, steps=tuple(steps))
 
 
 class Functions:

@@ -21,10 +21,13 @@ from cadenza.protocol.table import METHODS
 OWN = frozenset(("account", "environment", "role", "user", "token", "workspace", "secret"))
 """Nouns whose handlers ask `Access` themselves, for every request."""
 ANYWHERE = frozenset(
-    ("object.missing", "object.put", "image.build", "image.list", "server.status", "metric.schema")
+    (
+        "object.missing", "object.put", "image.build", "image.list", "image.log", "image.remove", "server.status",
+        "metric.schema",
+    )
 )  # fmt: skip
 """Rows about nothing in an environment: who may do as much in any environment may do them."""
-WORKSPACE = frozenset(("server.keep", "server.stop", "secret.rekey"))
+WORKSPACE = frozenset(("server.keep", "server.stop", "secret.rekey", "image.collect"))
 """Rows about everything: for owners and managers."""
 EVERYWHERE = frozenset(("app.list", "container.list", "schedule.list"))
 """Rows where no environment means all that the caller may see; their replies are cut down to those."""

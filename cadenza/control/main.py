@@ -16,8 +16,8 @@ from cadenza.base.errors import ConflictError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.control.access import Access
 from cadenza.control import (
-    apps, budgets, containers, deployments, environments, explain, functions, graph, images, invocations, logs, lookups,
-    members, objects, schedules, scaling, secrets, tokens,
+    apps, budgets, containers, deployments, environments, explain, functions, graph, images, invocations, keeping, logs,
+    lookups, members, names, objects, schedules, scaling, secrets, tokens,
 )  # fmt: skip
 from cadenza.control.blobs import Blobs
 from cadenza.control.calls import Calls
@@ -95,6 +95,7 @@ class ControlPlane:
         await parts.members.start(own_name())
         parts.access.workspace = parts.access.directory.users[SELF_ID].name
         await parts.secrets.start()
+        await parts.names.start()
         await parts.budgets.load()
         await parts.apps.start()  # first: containers of functions that are known may be kept
         await parts.scaling.start()
@@ -135,6 +136,7 @@ class ControlPlane:
         await parts.rpc.close()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=5.0)
+        await parts.keeping.close()
         await parts.schedules.close()
         parts.budgets.close()
         await parts.calls.stop()
@@ -173,6 +175,7 @@ class ControlPlane:
         while True:
             for step in (
                 self._note_activity, parts.apps.tick, parts.blobs.expire, parts.tokens.tick, parts.observing.tick,
+                parts.keeping.tick,
             ):  # fmt: skip
                 await _guarded(step)
             if self._clock.monotonic() - swept_at >= SWEEP_EVERY_S and (self._sweeper is None or self._sweeper.done()):
@@ -397,13 +400,25 @@ class _Parts:
             self._app_of_container,
             lambda name: [one.function_id for one in self.functions.variants(name)],
         )
+        self.names = names.Names(
+            db, clock, self.access, lambda image_id: image_id in {one.image_id for one in node().images()}
+        )
+        self.environments.on_delete(self.names.environment_deleted)
+        self.environments.on_rename(self.names.environment_renamed)
+        self.images = images.Images(node, store.missing, self.secrets.filled, self.secrets.values, self.names)
+        self.keeping = keeping.Keeping(
+            node, db, clock, self.images, self.names, lambda: keeping.in_force(self.apps),
+            lambda: keeping.running(self.calls, self.functions), config.image_retention_days,
+        )  # fmt: skip
         table: dict[str, Any] = {
             **apps.handlers(self.apps),
             **deployments.handlers(self.deployments),
             **lookups.handlers(lookups.Lookups(self.apps, self.deployments, self.calls)),
             **invocations.handlers(self.invocations),
             **containers.handlers(containers.Containers(self.calls, node, lambda word: self.apps.find(word).app_id)),
-            **images.handlers(images.Images(node, store.missing, self.secrets.filled)),
+            **images.handlers(self.images),
+            **names.handlers(self.names),
+            **keeping.handlers(self.keeping),
             **objects.handlers(objects.Objects(store, self.blobs)),
             **logs.handlers(self.logs),
             **self.observing.handlers(),

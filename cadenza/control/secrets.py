@@ -230,22 +230,39 @@ class Secrets:
             self.variables(spec)
 
     async def filled(self, image: ImageSpec, wanted: str, caller: Caller) -> ImageSpec:
-        """An image's recipe for the one who builds it, with the values of its steps' stored secrets.
+        """An image's recipe for the one who builds it, with the values of its steps' stored secrets, and of those of
+        the images that they read.
 
         Errors as `keep`.
         """
-        if not any(step.secret_refs for step in image.steps):
+        if not any(step.secret_refs for step in image.all_steps()):
             return image
         environment = self._access.environment(caller, wanted, READ)
         await self._unlock()
+        return await self._filled(image, environment, caller)
+
+    async def _filled(self, image: ImageSpec, environment: str, caller: Caller) -> ImageSpec:
         steps = []
         for step in image.steps:
-            values: dict[str, str] = {}
-            for ref in step.secret_refs:
-                known = ref if ref.values else (await self.refs([ref], environment, caller))[0]
-                values.update(self._values(known))
-            steps.append(replace(step, secrets={**values, **step.secrets}, secret_refs=()))
-        return ImageSpec(tuple(steps))
+            values = await self._values_of(step.secret_refs, environment, caller)
+            images = tuple([await self._filled(one, environment, caller) for one in step.images])
+            steps.append(replace(step, secrets={**values, **step.secrets}, secret_refs=(), images=images))
+        return replace(image, steps=tuple(steps))
+
+    async def values(self, refs: Iterable[SecretRef], wanted: str, caller: Caller) -> dict[str, str]:
+        """The variables of secrets, for something that the caller asks the server to do with them. Errors as `keep`."""
+        if not (refs := tuple(refs)):
+            return {}
+        environment = self._access.environment(caller, wanted, READ)
+        await self._unlock()
+        return await self._values_of(refs, environment, caller)
+
+    async def _values_of(self, refs: Iterable[SecretRef], environment: str, caller: Caller) -> dict[str, str]:
+        values: dict[str, str] = {}
+        for ref in refs:
+            known = ref if ref.values else (await self.refs([ref], environment, caller))[0]
+            values.update(self._values(known))
+        return values
 
     async def sweep(self, named: set[str]) -> int:
         """Remove nameless secrets that ``named`` does not hold and that nobody has declared for `KEPT_S`. How many."""

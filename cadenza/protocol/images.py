@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from cadenza.protocol.method import CLIENT, READ, Empty, Method
-from cadenza.protocol.nodes import BuildLine, ImageInfo
+from cadenza.protocol.method import ADMIN, CLIENT, READ, Empty, Method
+from cadenza.protocol.nodes import BuildLine, ImageDetail, ImageInfo, ImageLogLine
 from cadenza.protocol.objects import ImageSpec, SecretRef
 
 
@@ -35,7 +35,8 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageFind:
-    """An image by ``image_id``, or by ``name`` as ``[environment/]name[:tag]``. NotFoundError when there is none."""
+    """An image by ``image_id`` or a prefix that no other has, or by ``name`` as ``[environment/]name[:tag]``.
+    NotFoundError when there is none, InvalidError when a prefix fits several."""
 
     image_id: str = ""
     name: str = ""
@@ -89,13 +90,6 @@ class ImageLogQuery:
     layers: int = 1
     entries: int = 0
     """Only so many lines, the last; 0: all."""
-
-
-@dataclass(frozen=True)
-class ImageLogLine:
-    text: str
-    time: float = 0.0
-    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,4 +148,14 @@ class Collected:
 ROWS = (
     Method("image.build", ImageBuild, ImageBuilt, stream="down", callers=(CLIENT,)),
     Method("image.list", Empty, Images, callers=(CLIENT,), needs=READ),
+    Method("image.find", ImageFind, ImageInfo, callers=(CLIENT,), needs=READ),
+    Method("image.inspect", ImageFind, ImageDetail, callers=(CLIENT,), needs=READ),
+    Method("image.log", ImageLogQuery, ImageLog, callers=(CLIENT,), needs=READ),
+    Method("image.publish", ImagePublish, ImageName, callers=(CLIENT,)),
+    Method("image.names", ImageNameList, ImageNames, callers=(CLIENT,), needs=READ),
+    Method("image.unpublish", ImageNameRef, Empty, callers=(CLIENT,)),
+    Method("image.history", ImageNameRef, ImageNames, callers=(CLIENT,), needs=READ),
+    Method("image.remove", ImageRemove, Empty, callers=(CLIENT,)),
+    Method("image.push", ImagePush, ImagePushed, stream="down", callers=(CLIENT,)),
+    Method("image.collect", ImageCollect, Collected, callers=(CLIENT,), needs=ADMIN),
 )

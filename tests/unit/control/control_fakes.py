@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any, Callable, Optional, Sequence
 
-from cadenza.base.errors import ImageBuildError, NotFoundError, ResourceExhaustedError
+from cadenza.base.errors import ImageBuildError, NotFoundError, PermissionDeniedError, ResourceExhaustedError
 from cadenza.base.resources import Resources
 from cadenza.protocol.calls import FAILURE, REVOKED, SUCCESS, TERMINATED, Attempt, AttemptOutput, BlobRef, GeneratorItem
 from cadenza.protocol.frame import PROTOCOL, Decoder, encode
@@ -17,14 +17,19 @@ from cadenza.protocol.nodes import (
     READY,
     BuildLine,
     BuildOrder,
+    CollectOrder,
+    CollectReport,
     ContainerReport,
     Control,
     Desired,
     Exec,
+    ImageDetail,
     ImageInfo,
+    ImageLogLine,
     LogChunk,
     NodeInfo,
     NodeReport,
+    PushOrder,
 )
 
 Head = dict[str, Any]
@@ -80,6 +85,10 @@ class FakeNode:
         self.command: FakeExec
         self.there = [FunctionSpec("f").image.image_id()]
         """Images that were built before."""
+        self.used_at: dict[str, float] = {}
+        self.orders: list[CollectOrder] = []
+        self.pushed: list[PushOrder] = []
+        self.pushing = asyncio.Event()
         self.building = 0
         self.go = asyncio.Event()
         self.go.set()
@@ -158,7 +167,37 @@ class FakeNode:
             self.building -= 1
 
     def images(self) -> list[ImageInfo]:
-        return [ImageInfo(one, 1, 1.0, 1.0) for one in (*self.there, *self.built)]
+        return [ImageInfo(one, 1, 1.0, self.used_at.get(one, 1.0)) for one in (*self.there, *self.built)]
+
+    async def image(self, image_id: str) -> ImageDetail:
+        found = next((one for one in self.images() if one.image_id == image_id), None)
+        if found is None:
+            raise NotFoundError(f"no image {image_id}")
+        return ImageDetail(found)
+
+    async def image_log(self, image_id: str, layers: int) -> list[ImageLogLine]:
+        return [ImageLogLine(f"{image_id} {number}", float(number)) for number in range(layers or 9)]
+
+    async def collect(self, order: CollectOrder) -> CollectReport:
+        self.orders.append(order)
+        if not order.dry_run:
+            self.there = [one for one in self.there if one not in order.images]
+            self.built = [one for one in self.built if one not in order.images]
+        return CollectReport(order.images, 3, 300, 5, 500)
+
+    async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:
+        self.pushed.append(order)
+        if order.ref.startswith("hang"):
+            self.pushing.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.pushing.clear()
+        for number in range(3):
+            progress(f"layer {number}")
+        if order.ref.startswith("refused"):
+            raise PermissionDeniedError("the registry refuses")
+        return "sha256:" + "0" * 64
 
     async def exec(
         self, container_id: str, argv: Sequence[str], pty: bool, output: Callable[[int, bytes], None], rows: int = 0,
