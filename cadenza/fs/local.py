@@ -319,17 +319,23 @@ class Local:
         return object_key("objects", digest)
 
     def everything(self, folder: str) -> Iterator[tuple[str, bytes, os.stat_result]]:
-        """``(name below home, digest, status)`` of each object, tree or list. They may go meanwhile."""
-        root = os.path.join(self.home, folder)
-        for inside in sorted(os.listdir(root)) if folder == "objects" else [""]:
-            with os.scandir(os.path.join(root, inside)) as entries:
-                for entry in entries:
-                    try:
-                        digest = bytes.fromhex(inside + entry.name)
-                        if len(digest) == DIGEST_BYTES:
-                            yield f"{folder}/{os.path.join(inside, entry.name)}", digest, entry.stat()
-                    except (ValueError, FileNotFoundError):
-                        continue
+        """``(name below home, digest, status)`` of each object, tree or list. They may go meanwhile.
+
+        ``folder``: ``objects`` or one of its directories, ``trees`` or ``lists``.
+        """
+        if folder == "objects":
+            for number in range(256):
+                yield from self.everything(f"objects/{number:02x}")
+            return
+        start = folder.partition("/")[2]
+        with os.scandir(os.path.join(self.home, folder)) as entries:
+            for entry in entries:
+                try:
+                    digest = bytes.fromhex(start + entry.name)
+                    if len(digest) == DIGEST_BYTES:
+                        yield f"{folder}/{entry.name}", digest, entry.stat()
+                except (ValueError, FileNotFoundError):
+                    continue
 
     # Pins.
 

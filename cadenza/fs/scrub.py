@@ -5,10 +5,11 @@ What is not is set aside (``tmp/corrupt-...``), fetched again where a tier has i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Iterator, Literal, Optional, Protocol
 
 from blake3 import blake3
 
@@ -19,6 +20,9 @@ from cadenza.observe.log import Log
 
 READ_BYTES = 4 << 20
 Verdict = Literal["whole", "repaired", "lost", "absent"]
+EVERY_S = 600.0
+ROUND_BYTES = 32 << 20
+"""Every `EVERY_S`: 4.6 GB a day."""
 _CURSOR = "scrubbed"
 _log = Log("cadenza.fs.scrub")
 
@@ -73,10 +77,12 @@ def scrub(local: Local, fetcher: Fetcher, limit_bytes: int) -> Scrubbed:
     return done
 
 
-def sorted_objects(local: Local, after: str) -> list[tuple[str, bytes, os.stat_result]]:
-    """Objects whose names are after this one, by name."""
-    found = [one for one in local.everything("objects") if one[0] > after]
-    return sorted(found, key=lambda one: one[0])
+def sorted_objects(local: Local, after: str) -> Iterator[tuple[str, bytes, os.stat_result]]:
+    """Objects whose names are after this one, by name; only directories that are reached are looked into."""
+    for folder in (f"objects/{number:02x}" for number in range(256)):
+        if folder >= after[: len(folder)]:
+            found = [one for one in local.everything(folder) if one[0] > after]
+            yield from sorted(found, key=lambda one: one[0])
 
 
 def is_whole(path: str, digest: bytes) -> bool:
@@ -158,3 +164,41 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+class Scrubs(Protocol):
+    """What a scrubber works on: a `cadenza.fs.store.Store`."""
+
+    def scrub(self, limit_bytes: int) -> Scrubbed: ...
+
+
+class Scrubber:
+    """Scrubs a little now and then, in the event loop in which it was opened: a full disk in weeks, unnoticed."""
+
+    def __init__(self, store: Scrubs, every_s: float = EVERY_S, round_bytes: int = ROUND_BYTES) -> None:
+        self._store = store
+        self._every_s = every_s
+        self._round_bytes = round_bytes
+        self._task: Optional[asyncio.Task[None]] = None
+
+    def open(self) -> None:
+        """Begin."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """End, once the round under way has."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            round_ = asyncio.ensure_future(asyncio.to_thread(self._store.scrub, self._round_bytes))
+            try:
+                await asyncio.shield(round_)
+            except asyncio.CancelledError:
+                await asyncio.wait([round_])
+                raise
+            except (Error, OSError) as error:
+                _log.warning("store.scrub_stopped", why=str(error))

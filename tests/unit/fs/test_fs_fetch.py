@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -19,6 +20,7 @@ from cadenza.base.errors import DataLossError, NotFoundError, ResourceExhaustedE
 from cadenza.fs import fetch as fetching
 from cadenza.fs import tree
 from cadenza.fs.local import object_key
+from cadenza.fs.scrub import Scrubbed, Scrubber
 from cadenza.fs.store import Store
 from cadenza.fs.tiers import Flights, Tier
 from cadenza.fs.tree import CHUNKED_BYTES, Node
@@ -345,6 +347,31 @@ def test_scrubbing_goes_round_in_parts(tmp_path: Path) -> None:
     assert [lost for one in rounds for lost in one.lost] == [bad.hex()]
     assert store.scrub(1 << 30).lost == [] and not store.has(bad)
     store.close()
+
+
+def test_a_scrubber_goes_on_after_a_fault_and_ends_between_rounds() -> None:
+    rounds: list[int] = []
+    done = threading.Event()
+
+    class Faulty:
+        def scrub(self, limit_bytes: int) -> Scrubbed:
+            rounds.append(limit_bytes)
+            if len(rounds) == 1:
+                raise OSError(errno.EIO, "a bad disk")
+            if len(rounds) == 3:
+                done.set()
+                time.sleep(0.2)
+                rounds.append(-1)
+            return Scrubbed()
+
+    async def run() -> None:
+        scrubber = Scrubber(Faulty(), every_s=0.01, round_bytes=7)
+        scrubber.open()
+        await asyncio.to_thread(done.wait, 5)
+        await scrubber.close()
+
+    asyncio.run(run())
+    assert rounds == [7, 7, 7, -1]
 
 
 def test_records_in_the_remote(place: Place) -> None:
