@@ -10,8 +10,8 @@ from cadenza.fs.chunk import Chunk
 
 AHEAD_CHUNKS = 8
 """How many chunks a reader from front to back may have fetched before it asks for them."""
-SURE_CHUNKS = 4
-"""So many are guessed to come when so many came; less is not worth the guess."""
+SURE_CHUNKS = 2
+"""So many neighbours in a row are no accident."""
 
 
 class Ranges:
@@ -27,7 +27,7 @@ class Ranges:
         self._here = bytearray(len(chunks))
         self._next = 0
         """The chunk after the last one that a reader from front to back has touched."""
-        self._run = 1
+        self._run = 0
 
     @property
     def whole(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import mmap
 import os
 import random
 import shutil
@@ -259,6 +260,48 @@ def test_what_is_missing_comes_when_it_is_opened(make_stage: Callable[..., Stage
     time.sleep(0.6)
     assert stage.lazy.served == before
     assert stage.lazy.served["errors"] == 0
+
+
+def test_every_way_to_a_file_finds_what_is_missing(make_stage: Callable[..., Stage]) -> None:
+    true = Path("/bin/true").read_bytes()
+    names = ("read", "append", "cut", "cut by name", "copied up by mode", "mapped", "linked", "moved", "by descriptor")
+    content = {name: f"{name} {{}}\n".encode() * 9 for name in names}
+    stage = make_stage({**content, "script": b"#!/bin/sh\necho $((6*7))\n", "program": true})
+    lower = stage.show()
+    upper, work, merged = (stage.root / name for name in ("upper", "work", "writable"))
+    for one in (upper, work, merged):
+        one.mkdir()
+    lowers = stage.mounts.lowers([stage.digest])
+    layers = "::".join([":".join(lowers.layers), *lowers.data])
+    options = f"lowerdir={layers},upperdir={upper},workdir={work},redirect_dir=on,metacopy=on,index=off,xino=auto"
+    kernel.mount("overlay", str(merged), "overlay", 0, options)
+    stage._closing.append(lambda: kernel.umount(str(merged)))
+    for name in ("script", "program"):
+        (merged / name).chmod(0o755)
+    assert subprocess.run([merged / "script"], capture_output=True, check=True).stdout == b"42\n"
+    subprocess.run([merged / "program"], check=True)
+    with open(merged / "append", "ab") as file:
+        file.write(b"more")
+    assert (merged / "append").read_bytes() == content["append"] + b"more"
+    with open(merged / "cut", "wb") as file:
+        file.write(b"new")
+    assert (merged / "cut").read_bytes() == b"new"
+    os.truncate(merged / "cut by name", 5)
+    assert (merged / "cut by name").read_bytes() == content["cut by name"][:5]
+    (merged / "copied up by mode").chmod(0o600)
+    assert (merged / "copied up by mode").read_bytes() == content["copied up by mode"]
+    with open(merged / "mapped", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped[:] == content["mapped"]
+    os.link(merged / "linked", merged / "link")
+    assert (merged / "link").read_bytes() == content["linked"]
+    (merged / "moved").rename(merged / "elsewhere")
+    assert (merged / "elsewhere").read_bytes() == content["moved"]
+    fd = os.open(merged / "by descriptor", os.O_PATH)
+    assert Path(f"/proc/self/fd/{fd}").read_bytes() == content["by descriptor"]
+    os.close(fd)
+    for name, value in content.items():
+        assert (lower / name).read_bytes() == value
+    assert stage.served("errors") == 0
 
 
 def test_a_package_is_imported(make_stage: Callable[..., Stage]) -> None:
