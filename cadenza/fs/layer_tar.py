@@ -426,7 +426,7 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
             while piece := reader.read(OUT_BYTES):
                 yield piece
     except zstandard.ZstdError:
-        raise TarError("its zstd stream is damaged") from None
+        raise TarError(f"its zstd stream is damaged, or needs a window above {WINDOW_BYTES >> 20} MiB") from None
 
 
 def hashed(chunks: Iterable[bytes], update: Callable[[bytes], object]) -> Iterator[bytes]:

@@ -132,6 +132,12 @@ def fits(platform: str, wanted: str) -> bool:
 def read_config(body: bytes) -> ImageConfig:
     """An image's configuration. ManifestError when it is none."""
     document = _object(_load(body), "has a configuration that is no JSON object")
+    try:
+        whole = json.dumps(document, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise ManifestError("has a configuration with characters that are none") from None
+    if b"\\u0000" in whole:
+        raise ManifestError("has a configuration with a zero byte in it")
     inner = _object(document.get("config") or {}, "has a configuration that cannot be read")
     rootfs = _object(document.get("rootfs") or {}, "has a configuration that cannot be read")
     parts = [document.get("os"), document.get("architecture"), document.get("variant")]

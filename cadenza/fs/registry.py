@@ -33,6 +33,8 @@ from cadenza.fs.registry_auth import (
 REDIRECTS = 5
 AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 """Answers after which the same request may work."""
+PROBE_S = 5.0
+"""A registry on this machine that has not answered by HTTPS in this time is asked by HTTP."""
 ERROR_BYTES = 64 << 10
 TOKEN_BYTES = 1 << 20
 READ_BYTES = 1 << 20
@@ -247,7 +249,8 @@ class Registry:
         """HTTPS where a registry on this machine speaks it, else HTTP."""
         assert self._session is not None
         try:
-            async with self._session.get(f"https://{self._ref.host}/v2/", allow_redirects=False):
+            limit = aiohttp.ClientTimeout(total=PROBE_S)
+            async with self._session.get(f"https://{self._ref.host}/v2/", allow_redirects=False, timeout=limit):
                 return "https"
         except aiohttp.ClientConnectorCertificateError:
             return "https"
@@ -394,7 +397,10 @@ class Registry:
             return self._token
 
     async def _bearer(self, challenge: Challenge, what: str) -> Token:
-        realm = URL(challenge.parameters["realm"])
+        try:
+            realm = URL(challenge.parameters["realm"])
+        except ValueError:
+            raise RegistryError(f"{what}: the registry does not say where one logs in") from None
         if realm.scheme != "https" and not (realm.scheme == "http" and self._scheme == "http"):
             raise RegistryError(f"{what}: the registry sends logins to an address without HTTPS, which is refused")
         scope = challenge.parameters.get("scope") or f"repository:{self._ref.repository}:{self._actions}"

@@ -495,6 +495,13 @@ def test_a_manifest_and_a_configuration_made_here_are_read_again() -> None:
     layer = Descriptor(f"{manifest.OCI_LAYER}+gzip", "sha256:" + "2" * 64, 9)
     about = Descriptor(manifest.OCI_CONFIG, "sha256:" + "3" * 64, 8)
     assert manifest.read_manifest(manifest.make_manifest(about, [layer]), "") == Manifest(about, (layer,))
-    for wrong in (b"[]", b"{", b'{"config": 5}', b'{"rootfs": {"diff_ids": ["x"]}}'):
+    for wrong in (
+        b"[]",
+        b"{",
+        b'{"config": 5}',
+        b'{"rootfs": {"diff_ids": ["x"]}}',
+        b'{"config": {"Env": ["A=\\u0000"]}}',
+        b'{"config": {"User": "\\ud800"}}',
+    ):
         with pytest.raises(ManifestError):
             manifest.read_config(wrong)
