@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Awaitable, Container, Optional, Sequence
 from cadenza.agent import rootfs
 from cadenza.agent.gpus import Card
 from cadenza.agent.starts import Start
-from cadenza.base.errors import Error, InvalidError
+from cadenza.base.errors import Error
 from cadenza.base.resources import Gpu
 from cadenza.fs.mount import Lowers
 from cadenza.runtime.driver import Driver
@@ -43,13 +43,7 @@ class Belongings:
         self.lease = await self._site.networks.take()
 
     async def borrow(self, image_id: str) -> Lowers:
-        """The image, which stays on this machine until all is given back. InvalidError: it cannot run functions."""
-        image = self._site.store.image(image_id)
-        if image is not None and not image.python:
-            raise InvalidError(
-                f"the image {image_id} has no Python, which functions need: give it one by add_python='3.12', or by a "
-                "build step that installs it"
-            )
+        """The image, which stays on this machine until all is given back."""
         lowers = await self._site.store.lend(image_id)
         self._image_id = image_id
         return lowers

@@ -9,7 +9,9 @@ import socket
 from collections import Counter, deque
 from typing import Callable, Optional, Sequence
 
-from cadenza.agent import capacity, commands, container, files, gpus, pool, steps, support, surroundings, variables
+from cadenza.agent import (
+    capacity, commands, container, contents, files, gpus, imaging, pool, support, surroundings, variables,
+)  # fmt: skip
 from cadenza.agent.files import Layers
 from cadenza.agent.identities import Identities
 from cadenza.agent.lifecycle import Cell
@@ -19,14 +21,10 @@ from cadenza.base.config import Config, node_labels
 from cadenza.base.errors import ConflictError, Error, InvalidError, NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.base.resources import Resources
-from cadenza.fs.images import StepRun
 from cadenza.observe.log import Log
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import Attempt
-from cadenza.protocol.nodes import (
-    BuildLine, BuildOrder, CollectOrder, CollectReport, ContainerReport, ContainerSpec, Control, Desired, Exec,
-    ImageDetail, ImageInfo, ImageLogLine, NodeInfo, NodeReport, PushOrder,
-)  # fmt: skip
+from cadenza.protocol.nodes import ContainerReport, ContainerSpec, Control, Desired, Exec, NodeInfo, NodeReport
 from cadenza.runtime.choice import STANDARD
 from cadenza.runtime.driver import Driver, Mount, Stats
 
@@ -44,7 +42,7 @@ POOL_DELAY_S = 0.2
 POOL_CHECK_S = 20.0
 
 
-class Agent:
+class Agent(imaging.Imaging):
     """Implements `cadenza.protocol.nodes.Node` on this machine. All methods belong to one event loop's thread.
 
     ``around`` replaces the drivers, images and networks in tests; by default they are opened for ``config``.
@@ -227,8 +225,11 @@ class Agent:
     def _admit(self, spec: ContainerSpec) -> None:
         kind = pool.Kind(spec.image_id, spec.isolation)
         self._used[kind] = self.clock.monotonic()
-        if self.store.image(spec.image_id) is not None:
+        image = self.store.image(spec.image_id)
+        if image is not None:
             self.store.touch(spec.image_id, self.clock.now())
+            if why := contents.unfit(image):
+                return self._refuse(spec, nodes.INIT_FAILED, why)
         warm = self._match(spec, kind)
         if warm is not None:
             warm.adopt(spec)
@@ -236,14 +237,14 @@ class Agent:
         try:
             cell = Cell(self, spec.container_id, spec.image_id, spec.isolation, spec)
         except Error as error:
-            self._over[spec.container_id] = ContainerReport(
-                spec.container_id, nodes.GONE, nodes.RUNTIME_FAILED, f"it could not be started: {error}"
-            )
-            self._changed[spec.container_id] = None
-            return
+            return self._refuse(spec, nodes.RUNTIME_FAILED, f"it could not be started: {error}")
         self._cells[cell.cell_id] = self._wanted[spec.container_id] = cell
         self._queue.append(cell)
         self.changed(cell)
+
+    def _refuse(self, spec: ContainerSpec, reason: str, message: str) -> None:
+        self._over[spec.container_id] = ContainerReport(spec.container_id, nodes.GONE, reason, message)
+        self._changed[spec.container_id] = None
 
     def _match(self, spec: ContainerSpec, kind: pool.Kind) -> Optional[Cell]:
         """A warm container that fits: same image, isolation, network and disk, and files that need no layer."""
@@ -432,60 +433,6 @@ class Agent:
         cell = self._wanted.get(container_id)
         if cell is not None:
             cell.cancel(attempt_ids, revoke)
-
-    async def build(self, order: BuildOrder, progress: Callable[[BuildLine], None]) -> ImageInfo:
-        """Make an image, or return at once when it is there."""
-        info = await self.store.build(order, progress, self._run_step, self.control.object_path)
-        await self._compile(info)
-        return info
-
-    async def _compile(self, info: ImageInfo) -> None:
-        """Once for an image with another Python than the server's: the support library, or every runner would."""
-        if not info.python or not support.wants_bytecode(self.lib, info.python, info.image_id):
-            return
-        async with self._compiling:
-            if not support.wants_bytecode(self.lib, info.python, info.image_id):
-                return
-            try:
-                lowers = await self.store.lend(info.image_id)
-                try:
-                    code = await support.compile_in_image(
-                        self.lib, info.image_id, lowers, self.containers_dir, self._run_step
-                    )
-                finally:
-                    self.store.give_back(info.image_id)
-                if code != 0:
-                    self.trouble(f"byte code for Python {info.python} could not be made: exit code {code}")
-            except (Error, OSError) as error:
-                self.trouble(f"byte code for Python {info.python} could not be made: {error}")
-
-    async def _run_step(self, step: StepRun) -> int:
-        driver = self._around.build_driver()
-        means = steps.Means(
-            driver, self.containers_dir, self.identities(driver), self.cards, self.layers, self.lib,
-            self.control.object_path,
-        )  # fmt: skip
-        return await steps.run_step(step, self._ids.new("container"), means)
-
-    def images(self) -> list[ImageInfo]:
-        """The images of this machine."""
-        return self.store.images()
-
-    async def image(self, image_id: str) -> ImageDetail:
-        """All that is known of a built image."""
-        return await self.store.detail(image_id)
-
-    async def image_log(self, image_id: str, layers: int) -> list[ImageLogLine]:
-        """What the last steps of an image's build wrote."""
-        return await self.store.log(image_id, layers)
-
-    async def collect(self, order: CollectOrder) -> CollectReport:
-        """Forget images, and remove content that none has."""
-        return await self.store.collect(order)
-
-    async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:
-        """Send an image to a registry."""
-        return await self.store.push(order, progress)
 
     async def stats(self) -> dict[str, Stats]:
         """What each running container uses now, by container id."""
