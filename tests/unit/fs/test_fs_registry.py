@@ -8,6 +8,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import ssl
 import tarfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -133,14 +135,19 @@ class Fake:
 class Served:
     """An application on a free loopback port."""
 
-    def __init__(self, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
+    def __init__(
+        self,
+        handle: Callable[[web.Request], Awaitable[web.StreamResponse]],
+        context: Optional[ssl.SSLContext] = None,
+    ) -> None:
         self._handle = handle
+        self._context = context
 
     async def __aenter__(self) -> str:
         server = web.Server(self._handle)  # type: ignore[arg-type]
         self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._context)
         await site.start()
         return f"127.0.0.1:{self._runner.addresses[0][1]}"
 
@@ -581,12 +588,57 @@ def test_a_pull_that_is_cancelled_leaves_no_thread_writing(store: Store) -> None
     assert not list(Path(store.home, "tmp").glob("*/*"))
 
 
+def certificate(path: Path) -> tuple[str, str]:
+    """A certificate of its own authority for 127.0.0.1, and its key."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    day = datetime.timedelta(days=1)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (path / "key.pem").write_bytes(pem)
+    (path / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return str(path / "cert.pem"), str(path / "key.pem")
+
+
+def test_https_with_an_authority_of_ones_own(store: Store, tmp_path: Path) -> None:
+    """A certificate that is not trusted never leads to plain HTTP."""
+    fake = Fake()
+    fake.image(layer(a=b"1"))
+    cert, key = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+
+    async def go(environ: dict[str, str]) -> Pulled:
+        async with Served(fake.handle, context) as host:
+            return await pull(f"{host}/some/one:v1", store, {}, print, waits=QUICK, platform="linux/amd64",
+                              environ={"HOME": "/nonexistent", **environ})  # fmt: skip
+
+    with pytest.raises(ImageBuildError, match=r"certificate of 127\.0\.0\.1 is not trusted here.*SSL_CERT_FILE"):
+        asyncio.run(go({}))
+    assert not fake.seen
+    assert asyncio.run(go({"REQUESTS_CA_BUNDLE": cert}))
+    assert all(one.secure for one in fake.seen)
+    with pytest.raises(InvalidError, match="REQUESTS_CA_BUNDLE"):
+        asyncio.run(go({"REQUESTS_CA_BUNDLE": "/nonexistent"}))
+
+
 # Pushing.
 
 
 def some_tree(store: Store, size: int = 100) -> tree.Node:
-    import os
-
     draft = store.draft()
     draft.write(os.urandom(size))
     data, size = draft.commit()
