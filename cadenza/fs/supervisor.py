@@ -141,6 +141,8 @@ class Lazy:
     async def prefetch(self, wanted: Sequence[tuple[bytes, int]], wait: bool = False) -> int:
         """Fetch these, ``(Node.data, size)``, in this order when nobody waits for anything else.
 
+        Of objects above 64 MiB only what is needed to read them by range.
+
         With ``wait`` returns when all is here or has failed: how many failed. Else at once: 0.
         """
         waiting = []

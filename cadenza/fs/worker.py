@@ -364,14 +364,17 @@ class Worker:
         self._crew.ask(asked, keys)
 
     def prefetch(self, number: int, wanted: Sequence[tuple[bytes, int]]) -> None:
-        """Fetch these after whatever somebody waits for; then say ``done`` with this number."""
+        """Fetch these after whatever somebody waits for; then say ``done`` with this number.
+
+        Of objects that are read by range only their lists: a start reads little of most of them.
+        """
         keys: dict[bytes, None] = {}
         for data, size in wanted:
             digest = data[:32]
             if not self._store.has(digest):
-                keys[digest] = None
                 if len(data) > 32 and size >= 0:
                     self._data[digest] = (data, size)
+                keys[_LIST + digest if size > BIG_BYTES else digest] = None
         one = _Wanted(number, len(keys))
         if keys:
             self._crew.ask(one, list(keys))

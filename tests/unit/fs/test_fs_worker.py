@@ -250,6 +250,16 @@ def test_what_was_wanted_is_told_when_it_is_there(shelf: Shelf) -> None:
     assert {"t": "done", "number": 4, "wanted": 0, "failed": 0} in kernel.said
 
 
+def test_large_objects_are_not_fetched_whole_ahead_of_need(shelf: Shelf) -> None:
+    kernel = Kernel(shelf, mode=RETRY)
+    kernel.worker.prefetch(5, [(BIG + bytes(32), BIG_BYTES), (A, 7)])
+    until = time.monotonic() + 5
+    while {"t": "done", "number": 5, "wanted": 2, "failed": 0} not in kernel.said:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert shelf.fetched == [A] and not shelf.ranges
+
+
 def test_a_trial_needs_no_store(shelf: Shelf, tmp_path: Path) -> None:
     trial = Trial(A, str(tmp_path / "elsewhere/ab/rest"), b"trial")
     kernel = Kernel(shelf, mode=RETRY, trial=trial)
