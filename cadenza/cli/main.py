@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "app": ("cadenza.cli.apps:app", "Look at apps, read their logs, change which version runs, stop them."),
     "function": ("cadenza.cli.functions:function", "Look at functions, read their logs, change how they scale."),
     "container": ("cadenza.cli.containers:container", "Look at containers, enter them, stop them."),
-    "image": ("cadenza.cli.images:image", "Look at the images kept on this machine."),
+    "image": ("cadenza.cli.images:image", "Build images, bring them here, name them, look at them, remove them."),
     "schedule": ("cadenza.cli.schedules:schedule", "Look at what runs by itself; run it now, pause it."),
     "secret": ("cadenza.cli.secrets:secret", "Store sets of variables that functions see and nobody is shown."),
     "environment": ("cadenza.cli.environments:environment", "Make environments, and say who may do what in them."),

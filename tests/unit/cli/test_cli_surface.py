@@ -25,10 +25,6 @@ LATER = {
     "dict": "stored objects",
     "endpoint": "inference endpoints",
     "environment billing": "there is no billing",
-    "image build": "images of other builders",
-    "image logs": "logs of builds",
-    "image names": "published images",
-    "image pull": "registries",
     "nfs": "deprecated by Modal itself",
     "queue": "stored objects",
     "server": "servers: web functions",
@@ -43,7 +39,7 @@ LATER_OPTIONS = {
     ("shell", "--experimental-v2"): "hidden, of Modal's own service",
     ("token new", "--source"): "hidden, of Modal's own web page",
 }
-LEAST_COVERED = 61
+LEAST_COVERED = 67
 """How many commands were covered at the last count; it only grows."""
 
 
