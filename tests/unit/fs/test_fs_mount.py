@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterable
+from pathlib import Path
 
+import pytest
+
+from cadenza.fs.abilities import Abilities
 from cadenza.fs.links import key
-from cadenza.fs.mount import IDLE_S, KEPT, Lowers, idle
+from cadenza.fs.mount import IDLE_S, KEPT, Lowers, Mounts, idle
 from cadenza.fs.sparse import escaped
-from cadenza.fs.tree import Node
+from cadenza.fs.tree import Node, directory, files, put
 
 
 def test_layers_may_be_plain_directories() -> None:
@@ -53,3 +59,49 @@ def test_attributes_that_overlayfs_would_obey_are_escaped() -> None:
     assert escaped(b"user.overlay.redirect") == b"user.overlay.overlay.redirect"
     assert escaped(b"user.overlays") == b"user.overlays"
     assert escaped(b"security.capability") == b"security.capability"
+
+
+class Remote:
+    """A store that has a tree, and gets its content when it is told to."""
+
+    def __init__(self, home: str, tiers: bool) -> None:
+        self.home, self.objects, self.tiers = home, home + "/objects", tiers
+        self.fetched: list[bytes] = []
+
+    def path(self, digest: bytes) -> str:
+        return f"{self.objects}/{digest.hex()}"
+
+    def tree(self, digest: bytes) -> Node:
+        return put(directory(), b"/file", Node(stat.S_IFREG | 0o644, os.geteuid(), os.getegid(), 5, 1, b"d" * 32))
+
+    def put_tree(self, root: Node) -> bytes:
+        raise AssertionError
+
+    def fetch_all(self, nodes: Iterable[Node], at_once: int = 16) -> int:
+        os.makedirs(self.objects, exist_ok=True)
+        for one in nodes:
+            self.fetched.append(one.data)
+            Path(self.path(one.digest)).write_bytes(b"x")
+        return 1
+
+
+def test_without_a_lazy_mount_content_is_there_before_a_tree_is_shown(tmp_path: Path) -> None:
+    store = Remote(str(tmp_path), True)
+    mounts = Mounts(store, Abilities("links", prefix=b"user"))
+    lowers = mounts.lowers([bytes(32)])
+    assert store.fetched == [b"d" * 32] and lowers.data == ()
+    assert Path(lowers.layers[0], "file").read_bytes() == b"x"
+    mounts.lowers([bytes(32)])
+    assert len(store.fetched) == 1, "it is shown already"
+    mounts.close()
+
+
+def test_a_tree_that_cannot_be_made_leaves_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    store = Remote(str(tmp_path), False)
+    mounts = Mounts(store, Abilities("links", prefix=b"user"))
+    with pytest.raises(FileNotFoundError):
+        mounts.show(bytes(32))
+    assert os.listdir(tmp_path / "links") == ["variants"]
+    store.fetch_all(files(store.tree(bytes(32))))
+    assert Path(mounts.show(bytes(32)), "file").read_bytes() == b"x"
+    mounts.close()
