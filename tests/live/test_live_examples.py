@@ -51,6 +51,13 @@ def test_ten_beyond(home: Home) -> None:
         assert line in said, said
 
 
+def test_eleven_images(home: Home) -> None:
+    said = ran(home, "run", str(ROOT / "examples/11_images/images.py"))
+    assert "counting in English" in said
+    assert "good morning from example; site ['greeting', 'page.txt']; mounted ['page.txt']; model 5" in said
+    assert "published as example-base: True" in said
+
+
 def test_eight_schedules(home: Home) -> None:
     said = ran(home, "run", str(ROOT / "examples/08_schedules/schedules.py"))
     assert said.count("\ntick") >= 2, said
