@@ -14,7 +14,7 @@ say() { printf '\033[2m== %s\033[0m\n' "$*" >&2; }
 wanted="crun nftables iproute2 ca-certificates uidmap procps"
 command -v python3 >/dev/null 2>&1 || wanted="$wanted python3"
 python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted="$wanted python3-venv"
-[ $dev = 1 ] && wanted="$wanted runc bubblewrap gcc libc6-dev git attr erofs-utils docker-registry skopeo umoci zstd fuse3"
+[ $dev = 1 ] && wanted="$wanted runc bubblewrap gcc libc6-dev git attr erofs-utils skopeo umoci zstd fuse3"
 missing=""
 if command -v dpkg-query >/dev/null 2>&1; then
     for one in $wanted; do
@@ -40,6 +40,18 @@ fi
 if [ -n "$as_root" ] && [ -x scripts/install-runsc.sh ] && ! command -v runsc >/dev/null 2>&1; then
     say "installing gVisor (strong isolation)"
     scripts/install-runsc.sh >/dev/null 2>&1 || say "gVisor could not be installed: strong isolation is off (cadenza doctor says more)"
+fi
+
+# The tests' registry is unpacked, not installed: its package would start a service, now and at every boot.
+registry=.cache/docker-registry
+fetch_registry() {
+    (cd $registry && rm -f ./*.deb && apt-get download -qq docker-registry >/dev/null 2>&1 && dpkg-deb -x ./*.deb . && rm -f ./*.deb)
+}
+if [ $dev = 1 ] && ! command -v docker-registry >/dev/null 2>&1 && [ ! -x $registry/usr/bin/docker-registry ]; then
+    say "unpacking docker-registry (for the tests)"
+    mkdir -p $registry
+    fetch_registry || { [ -n "$as_root" ] && $as_root apt-get update -qq && fetch_registry; } \
+        || say "docker-registry could not be fetched: the live tests of registries will fail"
 fi
 
 # 2. uv: the one on PATH, else our own copy below .cache.
