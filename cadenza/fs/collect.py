@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Collection, Iterable, Optional, Sequence
 
 from cadenza.base.errors import ConflictError, DataLossError, Error, NotFoundError, ServiceError
+from cadenza.fs import partial as partials
 from cadenza.fs import tree as trees
 from cadenza.fs.fetch import Fetcher
 from cadenza.fs.local import Local, unpack_tree
@@ -29,6 +30,7 @@ YOUNG_S = 60.0
 REMOTE_GRACE_S = 86_400.0
 MARGIN_S = 2.0
 CORRUPT_KEPT_S = 7 * 86_400.0
+UNFINISHED = (".part", ".have")
 EVICT_TO = 0.9
 """An eviction for the limit's sake goes down to this part of it."""
 _log = Log("cadenza.fs.collect")
@@ -103,6 +105,9 @@ class Sweep:
         for name in self._derived():
             if self._remove(name):
                 self._swept.derived += 1
+        big = os.listdir(os.path.join(self._local.home, "big"))
+        for digest in {_digest_of(name) for name in big if name.endswith(UNFINISHED)} - self._named.objects:
+            self._remove_partial(digest)
         return self._swept
 
     def _keep(self, digest: bytes) -> None:
@@ -115,7 +120,7 @@ class Sweep:
 
     def _derived(self) -> Iterable[str]:
         for name in sorted(os.listdir(os.path.join(self._local.home, "big"))):
-            if _digest_of(name) not in self._named.objects:
+            if _digest_of(name) not in self._named.objects and not name.endswith(UNFINISHED):
                 yield f"big/{name}"
         folder = os.path.join(self._local.home, "erofs")
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
@@ -124,6 +129,15 @@ class Sweep:
         for name in sorted(os.listdir(os.path.join(self._local.home, "tmp"))):
             if name.startswith("corrupt-") and self._old(f"tmp/{name}", CORRUPT_KEPT_S):
                 yield f"tmp/{name}"
+
+    def _remove_partial(self, digest: bytes) -> None:
+        paths = [partials.part_path(self._local.home, digest), partials.have_path(self._local.home, digest)]
+        there = [os.path.relpath(one, self._local.home) for one in paths if os.path.exists(one)]
+        if there and all(self._old(one) for one in there):
+            self._swept.bytes += sum(_blocks(one) for one in paths)
+            self._swept.derived += len(there)
+            if not self._dry_run:
+                partials.remove(self._local.home, digest)
 
     def _limit(self, grace_s: float = GRACE_S) -> float:
         return min(self._local.clock() - grace_s, self._local.oldest_pin() - MARGIN_S)
@@ -216,6 +230,9 @@ def evict(
         for one in here:
             if one in there and freed < wanted_bytes:
                 freed += _evict_one(local, local.path(one))
+        for one in by_tree[number]:
+            if one in large and freed < wanted_bytes:
+                freed += _evict_partial(local, one)
     return freed
 
 
@@ -237,6 +254,26 @@ def _evict_one(local: Local, path: str) -> int:
         except FileNotFoundError:
             return 0
     return info.st_blocks * 512
+
+
+def _evict_partial(local: Local, digest: bytes) -> int:
+    """What is here of a large file that is not whole."""
+    path = partials.part_path(local.home, digest)
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        return 0
+    if info.st_mtime >= min(local.clock() - YOUNG_S, local.oldest_pin() - MARGIN_S):
+        return 0
+    partials.remove(local.home, digest)
+    return info.st_blocks * 512
+
+
+def _blocks(path: str) -> int:
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 @dataclass

@@ -16,7 +16,6 @@ from blake3 import blake3
 
 from cadenza.base.errors import DataLossError, Error, NotFoundError, ResourceExhaustedError, ServiceError
 from cadenza.fs import chunk as chunking
-from cadenza.fs import draft as drafts
 from cadenza.fs import partial as partials
 from cadenza.fs import tree as trees
 from cadenza.fs.chunk import Chunk
@@ -35,6 +34,8 @@ PATIENCE_S = 15.0
 """For so long `Fetcher.fetch_all` tries again what a tier that is down did not give."""
 TREE_FILE_BYTES = 1 << 30
 LIST_BYTES = 256 << 20
+TRIES = 3
+"""How often a large object is begun anew when what there was of it is removed under us."""
 IDLE_PARTIALS = 32
 """Large files of which so many are kept open while nobody reads them."""
 _log = Log("cadenza.fs.fetch")
@@ -64,7 +65,8 @@ class Fetcher:
             pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             for one in self._partials.values():
-                one.close()
+                if not one.users:  # else whoever uses it closes it
+                    one.close()
             self._partials.clear()
 
     def fetch(self, data: bytes, size: int = -1) -> str:
@@ -197,6 +199,13 @@ class Fetcher:
         return self._local.large(data) if size < 0 or size > CHUNKED_BYTES else None
 
     def _fetch_large(self, digest: bytes, size: int, list_digest: bytes) -> None:
+        for _ in range(TRIES):
+            if self._fill(digest, size, list_digest):
+                return
+        raise ServiceError(f"object {digest.hex()} was removed while it was fetched, {TRIES} times")
+
+    def _fill(self, digest: bytes, size: int, list_digest: bytes) -> bool:
+        """Whether it is here now; False: what there was of it was removed meanwhile."""
         partial = self._open(digest, size, list_digest)
         try:
             missing = partial.missing()
@@ -211,7 +220,7 @@ class Fetcher:
                         for one in futures:
                             one.cancel()
                         raise
-            self._complete(partial)
+            return self._complete(partial)
         except ResourceExhaustedError:
             partials.remove(self._local.home, digest)
             self._forget(partial)
@@ -265,13 +274,13 @@ class Fetcher:
 
         partial.put(index, self.tiers.ask("chunk", one.digest, get))
 
-    def _complete(self, partial: Partial) -> None:
-        """All chunks are here: look at the whole once, and give it its name."""
+    def _complete(self, partial: Partial) -> bool:
+        """All chunks are here: look at the whole once, and give it its name. False: it was removed meanwhile."""
         path = self._local.path(partial.digest)
         if os.path.exists(path):
             partials.remove(self._local.home, partial.digest)
             self._forget(partial)
-            return
+            return True
         hasher = blake3()
         at = 0
         while at < partial.size:
@@ -284,14 +293,9 @@ class Fetcher:
             partials.remove(self._local.home, partial.digest)
             self._forget(partial)
             raise DataLossError(f"object {partial.digest.hex()}: its chunks are whole, but do not make up this file")
-        with drafts.room(self._local.home):
-            try:
-                self._local.settle_in(partial.path, partial.fd, partial.digest, partial.size)
-            except FileNotFoundError:
-                if not os.path.exists(path):  # else another process gave it its name
-                    raise
-        partials.remove(self._local.home, partial.digest)
+        done = partial.finish() or os.path.exists(path)  # else another process gave it its name
         self._forget(partial)
+        return done
 
     def _check_room(self, wanted: int) -> None:
         found = os.statvfs(self._local.home)
@@ -320,6 +324,10 @@ class Fetcher:
     def _open(self, digest: bytes, size: int, list_digest: bytes) -> Partial:
         with self._lock:
             found = self._partials.get(digest)
+            if found is not None and not found.users and found.is_removed():
+                del self._partials[digest]
+                found.close()
+                found = None
             if found is not None:
                 found.users += 1
                 return found
@@ -329,7 +337,7 @@ class Fetcher:
         with self._lock:
             found = self._partials.get(digest)
             if found is None:
-                found = self._partials[digest] = Partial(self._local.home, digest, size, chunks)
+                found = self._partials[digest] = Partial(self._local, digest, size, chunks)
             found.users += 1
             return found
 

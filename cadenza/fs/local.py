@@ -357,7 +357,7 @@ class Local:
 
     def oldest_pin(self) -> float:
         """When the oldest open pin was opened; infinity without one."""
-        return min(self._pins.values(), default=float("inf"))
+        return min(list(self._pins.values()), default=float("inf"))  # a copy: others open pins meanwhile
 
 
 def name_of(digest: bytes) -> str:

@@ -135,10 +135,13 @@ def _remove_torn(local: Local, folder: str, since: float) -> int:
     for entry in list(os.scandir(root)):
         try:
             info = entry.stat(follow_symlinks=False)
+            if folder == "big" and entry.name.endswith((".part", ".have")):
+                _unlink(entry.path)  # of any age: what is written into a file need not move its time on at once
+                continue
             if max(info.st_mtime, info.st_ctime) < since or not entry.is_file(follow_symlinks=False):
                 continue
-            if folder == "erofs" or entry.name.endswith((".part", ".have")):
-                _unlink(entry.path)  # made or fetched again, which is cheaper than to look
+            if folder == "erofs":
+                _unlink(entry.path)  # made again, which is cheaper than to look
             elif not _reads(entry.path, folder):
                 _unlink(entry.path)
                 torn += 1

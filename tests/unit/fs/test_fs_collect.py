@@ -228,6 +228,22 @@ def test_large_files_are_evicted_when_their_lists_are_in_the_bucket(store: Store
     assert store.verify(large.data) == "whole"
 
 
+def test_large_files_that_are_here_in_part_are_evicted_too(store: Store, clock: Clock) -> None:
+    large = put(store, LARGE)
+    digest = put_tree(store, large)
+    store.push(digest)
+    os.unlink(store.path(large.data))
+    store.fetch_range(large.data, large.size, 0, 1, finish=False)
+    assert store.evict([digest], [], 1) == 0  # young
+    clock.now += 100
+    assert store.evict([digest], [digest], 1) == 0  # in use
+    assert store.usage() > 100_000
+    assert store.evict([digest], [], 1) > 100_000
+    assert store.usage() < 100_000 and not [one for one in os.listdir(f"{store.home}/big") if "." in one]
+    assert store.fetch_range(large.data, large.size, 5, 9, finish=False) == LARGE[5:14]
+    assert len([one for one in os.listdir(f"{store.home}/big") if "." in one]) == 2
+
+
 def test_the_limit_says_how_much(store: Store, clock: Clock) -> None:
     nodes = [put(store, os.urandom(100_000)) for _ in range(10)]
     trees = [put_tree(store, one) for one in nodes]
@@ -446,7 +462,9 @@ def test_after_a_loss_of_power_only_what_is_younger_is_checked(tmp_path: Path, b
     tear(store, f"big/{large.digest.hex()}")
     Path(home, "erofs").mkdir()
     Path(home, "erofs", "x.erofs").write_bytes(b"perhaps torn")
-    Path(home, "big", "ab.have").write_bytes(b"\1")
+    for ending in ("have", "part"):  # of any age
+        Path(home, "big", f"ab.{ending}").write_bytes(b"\1")
+        os.utime(Path(home, "big", f"ab.{ending}"), (1, 1))
     # The same boot: our process was killed, nothing is torn, nothing is read.
     os.close(store.drafts._lock_fd)
     Store(home).close()

@@ -20,7 +20,9 @@ from blake3 import blake3
 from cadenza.base.errors import DataLossError, NotFoundError, ResourceExhaustedError, ServiceError
 from cadenza.fs import fetch as fetching
 from cadenza.fs import tree
+from cadenza.fs import partial as partials
 from cadenza.fs.local import object_key
+from cadenza.fs.partial import Partial
 from cadenza.fs.scrub import Scrubbed, Scrubber
 from cadenza.fs.store import Store
 from cadenza.fs.tiers import Flights, Tier
@@ -286,6 +288,76 @@ def test_two_processes_fill_one_file(place: Place) -> None:
         list(pool.map(lambda store: store.fetch(place.large, len(LARGE)), (one, two)))
     assert one.verify(place.large) == "whole"
     assert leftovers(one) == []
+
+
+def test_a_part_that_is_removed_and_begun_by_another_is_not_taken_for_ours(place: Place) -> None:
+    one, two = place.store(), place.store()
+    size = len(LARGE)
+    one.fetch_range(place.large, size, 0, size, finish=False)  # all chunks are here, it has no name yet
+    partials.remove(one.home, place.large[:32])
+    two.fetch_range(place.large, size, 0, 1, finish=False)  # another process begins it, with one chunk
+    one.fetch(place.large, size)
+    assert one.verify(place.large) == "whole"
+    assert leftovers(one) == []
+
+
+def test_what_is_removed_under_a_fetch_is_begun_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = place.store()
+    real = Partial.finish
+    times = iter(range(10))
+
+    def finish(self: Partial) -> bool:
+        if next(times) < removals:
+            partials.remove(store.home, self.digest)
+        return real(self)
+
+    monkeypatch.setattr(Partial, "finish", finish)
+    removals = 1
+    store.fetch(place.large, len(LARGE))
+    assert store.verify(place.large) == "whole"
+    os.unlink(store.path(place.large))
+    removals = 10
+    with pytest.raises(ServiceError, match="removed while it was fetched"):
+        store.fetch(place.large, len(LARGE))
+
+
+def test_a_note_is_never_beside_another_part(place: Place) -> None:
+    """However openings and removals of several processes fall together."""
+    stores = [place.store() for _ in range(3)]
+    digest, size = place.large[:32], len(LARGE)
+    chunks = stores[0].chunks(place.large[32:])
+
+    def work(store: Store) -> None:
+        for turn in range(60):
+            one = Partial(store, digest, size, chunks)
+            one.put(turn % 2, LARGE[chunks[turn % 2].start : chunks[turn % 2].start + chunks[turn % 2].length])
+            one.close()
+            partials.remove(store.home, digest)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, stores))
+    last = Partial(stores[0], digest, size, chunks)
+    assert len(last.missing()) == len(chunks)
+    last.close()
+
+
+def test_chunks_that_are_written_are_marked_as_unsettled(place: Place) -> None:
+    store = place.store()
+    store.chunks(place.large[32:])
+    store.settle()
+    assert not [one for one in os.listdir(store.home) if one.startswith("unsettled-")]
+    store.fetch_range(place.large, len(LARGE), 0, 1, finish=False)
+    assert [one for one in os.listdir(store.home) if one.startswith("unsettled-")]
+
+
+def test_closing_leaves_files_that_are_in_use_open(place: Place) -> None:
+    store = place.store()
+    one = store.fetcher._open(place.large[:32], len(LARGE), place.large[32:])
+    store.fetcher.close()
+    assert one.read(0, 1) == b"\0"
+    store.fetcher._release(one)
+    with pytest.raises(OSError):
+        one.read(0, 1)
 
 
 def test_a_file_whose_chunks_are_another_file_is_refused(place: Place) -> None:
