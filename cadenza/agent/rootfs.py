@@ -24,13 +24,14 @@ Methods block for milliseconds; call them from a thread.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
 from typing import Optional
 
 from cadenza.agent import mounts
 from cadenza.base.config import MAX_SOCKET_PATH_BYTES
+from cadenza.fs.workplace import erase
 from cadenza.runtime import quota
 from cadenza.runtime.ids import IdRange
 
@@ -136,5 +137,6 @@ def remove(home: str) -> None:
 def _empty(home: str) -> None:
     for point in mounts.below(home):
         mounts.umount(point)
+    erase(home)
     if os.path.lexists(home):
-        shutil.rmtree(home)
+        raise OSError(errno.ENOTEMPTY, "not all of it could be removed", home)

@@ -6,14 +6,16 @@ import ctypes
 import errno
 import os
 import secrets
-import shutil
-import sys
+import stat
 from dataclasses import dataclass
 
 from cadenza.base.errors import ResourceExhaustedError
 
 NAME_BYTES = 6
 MNT_DETACH = 2
+DEEP = 64
+"""Directories below so many others are moved up before they are emptied: a program may nest thousands, whose paths no
+call takes, and each level that is open takes a descriptor."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +64,88 @@ def remove_tree(root: str) -> None:
     if not detach_below(root):
         return  # not ours to undo: leave it for the next start
     for _ in range(3):  # a dying process may still have put a file in
-        if sys.version_info >= (3, 12):
-            shutil.rmtree(root, onexc=_open_up)
-        else:
-            shutil.rmtree(root, onerror=_open_up)
+        erase(root)
         if not os.path.lexists(root):
             return
+
+
+def erase(path: str) -> None:
+    """Remove a file, or a directory with all below it however deep; what cannot go stays. Nothing may be mounted there.
+
+    It is for what a container's programs made: no link is followed, and no path is longer than one name.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    try:
+        above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    # Directories that are open: the descriptor, the name, and what is still to be removed in it.
+    stack: list[tuple[int, str, list[str]]] = [(above, "", [name])]
+    moved = 0
+    try:
+        while True:
+            at, name, names = stack[-1]
+            if names:
+                one = names.pop()
+                if not _is_directory(at, one):
+                    _unlink(at, one)
+                elif len(stack) > DEEP:
+                    top, _, waiting = stack[1]
+                    moved += 1
+                    fresh = f".{moved}.{secrets.token_hex(NAME_BYTES)}"
+                    try:
+                        os.chmod(one, 0o700, dir_fd=at)  # its ".." changes: without root that is a write to it
+                        os.rename(one, fresh, src_dir_fd=at, dst_dir_fd=top)
+                        waiting.append(fresh)
+                    except OSError:
+                        continue
+                else:
+                    fd = _enter(at, one)
+                    if fd >= 0:
+                        stack.append((fd, one, os.listdir(fd)))
+                continue
+            if len(stack) == 1:
+                return
+            stack.pop()
+            os.close(at)
+            try:
+                os.rmdir(name, dir_fd=stack[-1][0])
+            except OSError:
+                continue
+    finally:
+        for fd, _, _ in stack:
+            os.close(fd)
+
+
+def _is_directory(at: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def _unlink(at: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=at)
+    except OSError:
+        return
+
+
+def _enter(at: int, name: str) -> int:
+    """A directory, opened; below 0: it cannot be. Without root there may be some that even their owner cannot list."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        if os.geteuid() != 0 or os.stat(name, dir_fd=at, follow_symlinks=False).st_uid != 0:
+            os.chmod(name, 0o700, dir_fd=at)
+        return os.open(name, flags, dir_fd=at)
+    except OSError:
+        return -1
 
 
 def detach_below(root: str) -> bool:
     """Unmount all that is mounted at or below a path, now. Whether that worked."""
     libc = ctypes.CDLL(None, use_errno=True)
     return all(libc.umount2(os.fsencode(one), MNT_DETACH) == 0 for one in mounts_below(os.path.realpath(root)))
-
-
-def _open_up(function: object, path: str, error: object) -> None:
-    """A build without root may leave directories that even their owner cannot list."""
-    try:
-        os.chmod(os.path.dirname(path), 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
-        else:
-            os.unlink(path)
-    except OSError:
-        return
 
 
 def mounts_below(root: str) -> list[str]:

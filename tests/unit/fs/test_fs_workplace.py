@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cadenza.base.errors import ResourceExhaustedError
-from cadenza.fs.workplace import begin, empty, explain, mounts_below, remove_tree
+from cadenza.fs.workplace import DEEP, begin, empty, erase, explain, mounts_below, remove_tree
 
 
 @pytest.fixture
@@ -57,3 +57,39 @@ def test_removing_a_tree_never_reaches_through_a_mount(mounted: Path) -> None:
     subprocess.run(["mount", "--bind", str(precious), str(tree)], check=True)
     remove_tree(str(mounted / "tree"))
     assert (precious / "kept").read_text() == "x" and not (mounted / "tree").exists()
+
+
+def nested(top: Path, levels: int) -> None:
+    """A path that no call takes whole."""
+    top.mkdir()
+    at = os.open(top, os.O_RDONLY)
+    for number in range(levels):
+        os.mkdir("deeper", dir_fd=at)
+        os.close(os.open(f"file{number}", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+        below = os.open("deeper", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+
+
+@pytest.mark.parametrize("levels", [DEEP - 1, DEEP, DEEP + 1, 3000])
+def test_trees_of_any_depth_go(tmp_path: Path, levels: int) -> None:
+    nested(tmp_path / "tree", levels)
+    open_before = len(os.listdir("/proc/self/fd"))
+    remove_tree(str(tmp_path / "tree"))
+    assert not (tmp_path / "tree").exists()
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_what_is_erased_is_no_link_s_target(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "kept").write_text("x")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/link").symlink_to(precious)
+    Path(os.fsdecode(os.fsencode(tmp_path / "tree") + b"/\xff\n")).write_text("x")
+    erase(str(tmp_path / "tree"))
+    erase(str(tmp_path / "was never there"))
+    (tmp_path / "to").symlink_to(precious)
+    erase(str(tmp_path / "to"))
+    assert sorted(os.listdir(tmp_path)) == ["precious"] and (precious / "kept").read_text() == "x"
