@@ -6,7 +6,6 @@ All functions block for a short time; call them from a thread. They raise OSErro
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
 from contextlib import contextmanager
 from typing import Iterator, Optional, Sequence
@@ -21,7 +20,7 @@ _AT_FDCWD = -100
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
 
-_libc = ctypes.CDLL(ctypes.util.find_library("c") or "libc.so.6", use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True)  # what Python itself is linked with: looking for it would start programs
 
 
 def fault(path: str) -> OSError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -88,3 +90,11 @@ def test_every_reason_is_a_sentence_part(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("cadenza.fs.abilities.FUSE", str(tmp_path / "none"))
     found = detect(str(tmp_path), {})
     assert not found.fuse and found.reasons["fuse"] == "No such file or directory"
+
+
+def test_nothing_is_run_to_find_the_c_library() -> None:
+    program = (
+        "import sys; sys.addaudithook(lambda name, _: name in ('subprocess.Popen', 'os.posix_spawn', 'os.fork') "
+        "and sys.exit(name)); import cadenza.fs.kernel"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
