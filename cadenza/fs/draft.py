@@ -76,14 +76,16 @@ class Drafts:
             self.name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
             self.path = os.path.join(root, self.name)
             os.mkdir(self.path, 0o700)
-            self._lock_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._lock_fd = -1
             try:
+                self._lock_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.stat(self.path).st_ino == os.fstat(self._lock_fd).st_ino:
                     break
             except (BlockingIOError, FileNotFoundError):
-                pass  # another process took it for a dead one's between the two calls
-            os.close(self._lock_fd)
+                pass  # another process took it for a dead one's between two of the calls
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
         self._numbers = itertools.count()
 
     def new(self) -> str:

@@ -217,6 +217,25 @@ def test_the_dead_leave_no_drafts(store: Store) -> None:
     assert store.has(mine.commit()[0])
 
 
+def test_a_directory_of_drafts_that_is_taken_for_a_dead_ones_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.mkdir
+    taken = []
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        real(path, mode)
+        if not taken:
+            taken.append(path)
+            os.rmdir(path)
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    found = draft.Drafts(str(tmp_path / "tmp"))
+    assert found.path != taken[0] and os.path.isdir(found.path)
+    found.close()
+
+
 def test_what_is_asked_for_counts_as_used(tmp_path: Path) -> None:
     now = [1_000_000.0]
     store = Store(str(tmp_path / "s"), clock=lambda: now[0])
