@@ -6,6 +6,7 @@ What is not is set aside (``tmp/corrupt-...``), fetched again where a tier has i
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ Verdict = Literal["whole", "repaired", "lost", "absent"]
 EVERY_S = 600.0
 ROUND_BYTES = 32 << 20
 """Every `EVERY_S`: 4.6 GB a day."""
+_UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ)
 _CURSOR = "scrubbed"
 _log = Log("cadenza.fs.scrub")
 
@@ -86,14 +88,16 @@ def sorted_objects(local: Local, after: str) -> Iterator[tuple[str, bytes, os.st
 
 
 def is_whole(path: str, digest: bytes) -> bool:
-    """Whether a file's content has this BLAKE3. A disk that cannot read it says no."""
+    """Whether a file's content has this BLAKE3. A disk that cannot read it says no; OSError when it was not asked."""
     hasher = blake3()
-    with open(path, "rb", buffering=0) as file:
-        try:
+    try:
+        with open(path, "rb", buffering=0) as file:
             while part := file.read(READ_BYTES):
                 hasher.update(part)
-        except OSError:
-            return False
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise  # too many open files, for example, say nothing about this one
+        return False
     return hasher.digest() == digest
 
 

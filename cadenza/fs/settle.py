@@ -54,16 +54,22 @@ class Marker:
         self._begun = 0
         self._ended = 0
         self._set = False
+        self._since = 0.0
 
     def __enter__(self) -> None:
         """Within the block a file is renamed into place."""
         with self._count:
             self._begun += 1
-        if not self._set:
-            with self._lock:
-                if not self._set:
-                    self._write(self._clock())
-                    self._set = True
+        try:
+            now = self._clock()
+            if not self._set or now < self._since:  # the clock was set back: what comes now would look older
+                with self._lock:
+                    if not self._set or now < self._since:
+                        self._write(now)
+                        self._set = True
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         with self._count:
@@ -128,6 +134,7 @@ class Marker:
         finally:
             os.close(fd)
         os.rename(draft, self._path)
+        self._since = since
         folder = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)

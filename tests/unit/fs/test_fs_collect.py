@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ from typing import Any, Iterator, Optional
 
 import pytest
 
-from cadenza.base.errors import ConflictError, DataLossError, ServiceError
+from cadenza.base.errors import ConflictError, DataLossError, ResourceExhaustedError, ServiceError
 from cadenza.fs import collect, push as pushing, settle, tree
 from cadenza.fs.collect import GRACE_S
 from cadenza.fs.local import object_key
@@ -440,6 +441,30 @@ def tear(store: Store, name: str, content: bytes = b"") -> None:
     path = Path(store.home, name)
     os.chmod(path, 0o644)
     path.write_bytes(content)
+
+
+def test_a_clock_that_is_set_back_moves_the_marker(store: Store, clock: Clock) -> None:
+    put(store, b"one")
+    (name,) = marker(store)
+    first = json.loads(Path(store.home, name).read_bytes())["since"]
+    clock.now -= 5000
+    put(store, b"two")
+    assert json.loads(Path(store.home, name).read_bytes())["since"] == first - 5000
+
+
+def test_a_marker_that_could_not_be_written_is_no_reason_to_keep_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(settle.Marker, "_write", full)
+        with pytest.raises(ResourceExhaustedError):
+            put(store, b"one")
+    put(store, b"one")
+    store.settle()
+    assert marker(store) == []
 
 
 def test_after_a_loss_of_power_only_what_is_younger_is_checked(tmp_path: Path, bucket: Counting) -> None:

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from cadenza.base.errors import DataLossError, NotFoundError, ResourceExhaustedError, ServiceError
 from cadenza.fs import fetch as fetching
-from cadenza.fs import tree
+from cadenza.fs import scrub, tree
 from cadenza.fs import partial as partials
 from cadenza.fs.local import object_key
 from cadenza.fs.partial import Partial
@@ -406,6 +406,25 @@ def test_a_corrupt_object_is_repaired_or_taken_away(place: Place) -> None:
     assert store.verify(place.large[:32]) == "lost"
     assert not store.has(place.large)
     assert [one for one in os.listdir(f"{store.home}/tmp") if one.startswith("corrupt-objects-")]
+
+
+@pytest.mark.parametrize(("number", "found"), [(errno.EIO, "repaired"), (errno.EMFILE, "")])
+def test_only_a_disk_that_cannot_read_an_object_condemns_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, number: int, found: str
+) -> None:
+    store = place.store()
+    path = store.fetch(place.small, 5)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(scrub, "open", broken, raising=False)
+    if found:
+        assert store.verify(place.small) == found
+    else:
+        with pytest.raises(OSError, match="Too many"):
+            store.verify(place.small)
+        assert os.path.exists(path) and not [one for one in os.listdir(f"{store.home}/tmp") if "corrupt" in one]
 
 
 def test_scrubbing_goes_round_in_parts(tmp_path: Path) -> None:
