@@ -92,6 +92,7 @@ class Node:
         loop.run(self.lazy.open())
         self.mounts = Mounts(self.store, detect(str(root)), self.lazy.mountpoint)
         lowers = self.mounts.lowers([tree])
+        self.lazy.show(tree)
         self.merged = root / "merged"
         self.merged.mkdir()
         lower = "::".join([":".join(lowers.layers), *lowers.data])
@@ -146,7 +147,7 @@ def main() -> None:
     try:
         source = root / "source"
         source.mkdir()
-        if given.directory:
+        if given.directory:  # with its byte code, as pip leaves it
             shutil.copytree(given.directory, source, symlinks=True, dirs_exist_ok=True)
         else:
             import numpy
@@ -154,8 +155,8 @@ def main() -> None:
             package = Path(numpy.__file__).parent
             for one in (package, package.parent / "numpy.libs"):
                 shutil.copytree(one, source / one.name, symlinks=True)
-        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-        compileall.compile_dir(str(source), quiet=2, workers=2, invalidation_mode=mode)
+            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            compileall.compile_dir(str(source), quiet=2, workers=2, invalidation_mode=mode)
         builder = Store(str(root / "builder"), open_bucket(f"file://{root}/remote"))
         tree = builder.put_tree(ingest(str(source), builder, delta=False))
         builder.push(tree)

@@ -287,6 +287,7 @@ class ImageStore:
         loan.trees.add(tree)
         try:
             if self._lazy is not None:
+                self._lazy.show(tree)
                 wanted = await asyncio.to_thread(self._traces.wanted, tree)
                 if wanted:
                     await self._lazy.prefetch(wanted)

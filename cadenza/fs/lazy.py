@@ -66,6 +66,8 @@ def _listen(link: Link, worker: Worker) -> None:
         header, payload = found
         if header["t"] == "prefetch":
             worker.prefetch(header["number"], unpack_wanted(payload))
+        elif header["t"] == "tree":
+            worker.show(bytes.fromhex(header["digest"]))
 
 
 def open_tiers(start: Mapping[str, Any]) -> Store:

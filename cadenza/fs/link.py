@@ -13,6 +13,9 @@ RETRY, PASSTHROUGH, CACHED = "retry", "passthrough", "cached"
 MODES = (RETRY, PASSTHROUGH, CACHED)
 """How content that has come reaches the reader, the best first: docs/formats/lazy.md, "Ways"."""
 
+KNOWN_TREES = 4
+"""Of so many trees, the latest that containers were given, a worker knows which files lie beside each other."""
+
 
 class Link:
     """The socket to the supervisor: frames of docs/formats/wire.md. Sending is thread-safe."""

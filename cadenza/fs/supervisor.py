@@ -21,7 +21,7 @@ from cadenza.base.config import Config
 from cadenza.base.errors import Error, ServiceError
 from cadenza.fs import fuse, kernel
 from cadenza.fs.fuse import Terms
-from cadenza.fs.link import MODES, RETRY, pack_wanted
+from cadenza.fs.link import KNOWN_TREES, MODES, RETRY, pack_wanted
 from cadenza.observe.log import Log
 from cadenza.protocol import frame
 
@@ -95,6 +95,7 @@ class Lazy:
         self._restarts = 0
         self._numbers = itertools.count(1)
         self._prefetches: dict[int, tuple[bytes, asyncio.Future[int]]] = {}
+        self._trees: dict[bytes, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
 
@@ -154,6 +155,14 @@ class Lazy:
             waiting.append(done)
             self._send(whole)
         return sum([await one for one in waiting]) if wait else 0
+
+    def show(self, tree: bytes) -> None:
+        """A container is about to read this tree: the worker then knows what lies beside what is asked for."""
+        self._trees.pop(tree, None)
+        self._trees[tree] = None
+        while len(self._trees) > KNOWN_TREES:
+            del self._trees[next(iter(self._trees))]
+        self._send(frame.encode({"t": "tree", "digest": tree.hex()}))
 
     # The mount.
 
@@ -228,6 +237,8 @@ class Lazy:
         trial = {key: self._trial[key] for key in ("digest", "path", "content")} if self._trial else None
         first = {"t": "start", "mode": mode, "terms": terms, "trial": trial, "wait_s": self._wait_s, "home": self._home}
         self._send(frame.encode({**self._settings, **first}))
+        for tree in self._trees:
+            self._send(frame.encode({"t": "tree", "digest": tree.hex()}))
         for whole, _ in self._prefetches.values():
             self._send(whole)
         dead = asyncio.create_task(self._process.wait())

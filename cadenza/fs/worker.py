@@ -23,7 +23,9 @@ from cadenza.fs.crew import Crew
 from cadenza.fs.errands import FOREVER, Waiter
 from cadenza.fs.fuse import Request, Terms
 from cadenza.fs.link import PASSTHROUGH, RETRY
+from cadenza.fs.neighbours import Shown
 from cadenza.fs.ranges import Ranges
+from cadenza.fs.tree import Node
 from cadenza.observe.log import Log
 
 BIG_BYTES = 64 << 20
@@ -66,6 +68,7 @@ class Source(Protocol):
     def has(self, digest: bytes) -> bool: ...
     def large(self, digest: bytes) -> Optional[tuple[int, bytes]]: ...
     def chunks(self, list_digest: bytes) -> Sequence[Chunk]: ...
+    def tree(self, digest: bytes) -> Node: ...
     def fetch(self, data: bytes, size: int = -1) -> str: ...
     def fetch_range(self, data: bytes, size: int, start: int, length: int, *, finish: bool = True) -> bytes: ...
 
@@ -132,6 +135,7 @@ class Worker:
         self._names: dict[int, bytes] = {}
         self._data: dict[bytes, tuple[bytes, int]] = {}
         self._ranges: dict[bytes, Ranges] = {}
+        self._shown = Shown(store.tree)
         self._down: Optional[tuple[float, float]] = None
         """Since when the store does not answer, and when that was last seen."""
         self._logged: dict[str, tuple[float, int]] = {}
@@ -214,6 +218,8 @@ class Worker:
                 self._give(request, digest, size)
             else:
                 self._ask(request, [digest], lambda one: self._landed(one, digest), max(size, 0))
+                if self._shown:
+                    self._crew.call(lambda: self._ahead_of(digest))
         else:
             self._reply(request, error=errno.ENOENT)
 
@@ -380,6 +386,14 @@ class Worker:
             self._crew.ask(one, list(keys))
         else:
             self._over(one)
+
+    def show(self, tree: bytes) -> None:
+        """A container has this tree: when files of it are missing, others beside them are fetched ahead of need."""
+        self._shown.add(tree)
+
+    def _ahead_of(self, digest: bytes) -> None:
+        """This is missing: what lies beside it will be wanted too."""
+        self._crew.ahead([one for one in self._shown.beside(digest) if not self._store.has(one)])
 
     def _over(self, one: Waiter[bytes]) -> None:
         if isinstance(one, _Wanted):

@@ -15,13 +15,15 @@ from typing import Any, Optional
 
 import pytest
 
-from cadenza.base.errors import DataLossError, ResourceExhaustedError, ServiceError
+from cadenza.base.errors import DataLossError, NotFoundError, ResourceExhaustedError, ServiceError
 from cadenza.fs import fuse, worker
 from cadenza.fs.chunk import Chunk
 from cadenza.fs.link import CACHED, RETRY
+from cadenza.fs.tree import Node, directory
 from cadenza.fs.worker import Trial, Worker
 
 A = bytes.fromhex("ab" + 31 * "01")
+B, C, TREE = (bytes.fromhex("ab" + 31 * one) for one in ("02", "03", "04"))
 BIG = bytes.fromhex("cd" + 31 * "02")
 MIB = 1 << 20
 BIG_BYTES = worker.BIG_BYTES + MIB
@@ -53,6 +55,15 @@ class Shelf:
 
     def chunks(self, list_digest: bytes) -> Sequence[Chunk]:
         return [Chunk(bytes(32), number * MIB, MIB) for number in range(BIG_BYTES // MIB)]
+
+    def tree(self, digest: bytes) -> Node:
+        if digest != TREE:
+            raise NotFoundError("no such tree")
+        folder = directory()
+        assert folder.children is not None
+        for number, one in enumerate((A, B, C)):
+            folder.children[b"module_%d.py" % number] = Node(0o100644, size=1000, data=one)
+        return folder
 
     def fetch(self, data: bytes, size: int = -1) -> str:
         self.fetched.append(data)
@@ -130,6 +141,20 @@ def test_what_is_here_is_stale_at_once(shelf: Shelf) -> None:
     unique = kernel.lookup(A)
     assert kernel.hear() == (unique, errno.ESTALE, b"")
     assert not shelf.fetched
+
+
+def test_what_lies_beside_what_is_missing_comes_too(shelf: Shelf) -> None:
+    kernel = Kernel(shelf, mode=RETRY)
+    shelf.fetch(C)
+    shelf.fetched.clear()
+    kernel.worker.show(bytes(32))  # a tree that cannot be had is passed over
+    kernel.worker.show(TREE)
+    unique = kernel.lookup(A)
+    assert kernel.hear() == (unique, errno.ESTALE, b"")
+    deadline = time.monotonic() + 10
+    while not shelf.has(B) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(shelf.fetched) == [A, B]
 
 
 def test_what_is_missing_is_fetched_and_then_stale(shelf: Shelf) -> None:
