@@ -85,7 +85,8 @@ class Bases:
         add_python: Optional[str] = None,
         **kwargs: Any,
     ) -> Image:
-        """`from_registry` with a secret that holds AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_ROLE_ARN."""
+        """`from_registry` with a secret that holds AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. AWS_ROLE_ARN alone is
+        refused when the image is built: nobody here could vouch for it."""
         return _registry("from_aws_ecr", tag, secret, AWS, setup_dockerfile_commands, force_build, add_python, kwargs)
 
     @staticmethod
