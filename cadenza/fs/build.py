@@ -15,6 +15,7 @@ from cadenza.fs import caches, copies, debian, downloads, edit, host, inside, re
 from cadenza.fs import tree as trees
 from cadenza.fs.apt import host_logins
 from cadenza.fs.bases import Bases
+from cadenza.fs.delta import diff
 from cadenza.fs.ingest import ingest
 from cadenza.fs.mount import Mounts
 from cadenza.fs.step import Bind, Emit, Ground, Lines, RunStep, StepRun, measure
@@ -167,7 +168,9 @@ class Builder:
         for one in layer.copies:
             if one.url:
                 emit("log", f"fetching {recipe.shown(one.url)}")
-                fetched[one.url] = await asyncio.to_thread(downloads.fetch, one.url, self._store, self._environ)
+                fetched[one.url] = await asyncio.to_thread(
+                    downloads.fetch, one.url, self._store, self._environ, layer.timeout_s
+                )
 
         def change() -> Node:
             before = root = ground.whole()
@@ -183,7 +186,9 @@ class Builder:
                 context = copies.files_tree(layer.files, content) if layer.files else trees.directory()
                 for one in layer.copies:
                     root = self._copy(root, context, one, order, fetched)
-            return edit.difference(before, root)
+            found = diff(before, root)
+            trees.validate(found, delta=True)  # what a recipe or an archive names, no kernel has looked at
+            return found
 
         return await asyncio.to_thread(change)
 
@@ -204,21 +209,19 @@ class Builder:
         if one.url:
             name, (data, size) = fetched[one.url]
             node = Node(stat.S_IFREG | 0o600, size=size, data=data)
-            context = trees.put(trees.directory(), b"/" + name.encode(), node)
-            return copies.put_copies(root, context, ["/" + name], one.target, manner)
+            return copies.put_found(root, [(name.encode(), node)], one.target, manner)
         if one.texts:
-            context = trees.directory()
+            found = []
             for name, text in one.texts:
-                draft = self._store.draft()
-                draft.write(text.encode())
-                data, size = draft.commit()
-                context = trees.put(context, b"/" + name.encode(), Node(stat.S_IFREG | 0o644, size=size, data=data))
-            return copies.put_copies(root, context, ["/" + name for name, _ in one.texts], one.target, manner)
+                with self._store.draft() as draft:
+                    draft.write(text.encode())
+                    data, size = draft.commit()
+                found.append((name.encode(), Node(stat.S_IFREG | 0o644, size=size, data=data)))
+            return copies.put_found(root, found, one.target, manner)
         if one.image is not None:
             context = self._store.tree(order.image_tree(one.image))
         if one.unpack:
-            context, sources = downloads.unpacked(context, one.sources, self._store)
-            return copies.put_copies(root, context, sources, one.target, manner)
+            return copies.put_found(root, downloads.unpacked(context, one.sources, self._store), one.target, manner)
         return copies.put_copies(root, context, one.sources, one.target, manner)
 
     def _read(self, node: Node) -> bytes:
@@ -286,7 +289,7 @@ class Builder:
             path = order.object_path(one.digest)
             if path is None:
                 raise NotFoundError(f"the content of {one.path} was not uploaded ({one.digest[:12]})")
-            target = upper + inside.resolve(root, one.path.encode()).decode()
+            target = upper + os.fsdecode(trees.resolve(root, os.fsencode(one.path)))
             os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
             shutil.copyfile(path, target)
             os.chmod(target, one.mode & 0o7777)

@@ -9,12 +9,11 @@ import fnmatch
 import re
 import stat
 from dataclasses import dataclass
-from typing import Callable, Iterable, Optional
+from typing import Callable, Iterable, Optional, Sequence
 
 from cadenza.base.errors import InvalidError
 from cadenza.fs.edit import Edit
-from cadenza.fs.inside import resolve
-from cadenza.fs.tree import Node, copy, directory, find
+from cadenza.fs.tree import Node, copy, directory, find, resolve
 from cadenza.protocol.objects import FileEntry
 
 Found = tuple[bytes, int]
@@ -25,7 +24,7 @@ def files_tree(files: Iterable[FileEntry], content: Callable[[FileEntry], Found]
     """Files of a step as a tree of their own: the context of COPY."""
     edit = Edit(directory())
     for one in files:
-        edit.put(one.path.encode(), _file(one, content(one)))
+        edit.put(_bytes(one.path), _file(one, content(one)))
     return edit.root
 
 
@@ -33,14 +32,14 @@ def put_files(root: Node, files: Iterable[FileEntry], content: Callable[[FileEnt
     """The tree with each file at its path. InvalidError when a directory is there."""
     edit = Edit(root)
     for one in files:
-        edit.put(one.path.encode(), _file(one, content(one)))
+        edit.put(_bytes(one.path), _file(one, content(one)))
     return edit.root
 
 
 def put_directory(root: Node, path: str) -> Node:
     """The tree with a directory at this path."""
     edit = Edit(root)
-    edit.make_directory(path.encode())
+    edit.make_directory(_bytes(path))
     return edit.root
 
 
@@ -59,15 +58,25 @@ class Manner:
 
 def put_copies(root: Node, source: Node, patterns: Iterable[str], target: str, manner: Manner) -> Node:
     """The tree with what the patterns match in ``source`` at ``target``. InvalidError when one matches nothing."""
+    return put_found(root, matched(source, patterns), target, manner)
+
+
+def matched(source: Node, patterns: Iterable[str]) -> list[tuple[bytes, Node]]:
+    """``(name, node)`` of what the patterns match. InvalidError when one matches nothing."""
     found: list[tuple[bytes, Node]] = []
     for one in patterns:
-        matched = match(source, one)
-        if not matched:
+        here = match(source, one)
+        if not here:
             raise InvalidError(f"COPY: there is no {one.lstrip('/') or '/'!r} to copy")
-        found += matched
+        found += here
+    return found
+
+
+def put_found(root: Node, found: Sequence[tuple[bytes, Node]], target: str, manner: Manner) -> Node:
+    """The tree with these at ``target``: files by their names, of directories what is in them."""
     edit = Edit(root)
     into = target.endswith("/") or len(found) > 1
-    path = target.encode().rstrip(b"/") or b"/"
+    path = _bytes(target).rstrip(b"/") or b"/"
     there = find(root, resolve(root, path))
     for name, node in found:
         if node.children is not None:
@@ -77,6 +86,11 @@ def put_copies(root: Node, source: Node, patterns: Iterable[str], target: str, m
         else:
             _leaf(edit, path, node, manner)
     return edit.root
+
+
+def _bytes(path: str) -> bytes:
+    """A path as the tree has it: names that are no UTF-8 come with surrogates, as `os.fsdecode` makes them."""
+    return path.encode(errors="surrogateescape")
 
 
 def match(source: Node, pattern: str) -> list[tuple[bytes, Node]]:
@@ -92,7 +106,7 @@ def match(source: Node, pattern: str) -> list[tuple[bytes, Node]]:
             at = find(source, real)
             if at is None or at.children is None:
                 continue
-            names = [part.encode()] if not any(one in part for one in "*?[\\") else _globbed(at.children, part)
+            names = [_bytes(part)] if not any(one in part for one in "*?[\\") else _globbed(at.children, part)
             for name in names:
                 if name in at.children:
                     lower.append((name, at.children[name]))
@@ -128,19 +142,22 @@ def _leaf(edit: Edit, path: bytes, node: Node, manner: Manner) -> None:
 
 def _merge(edit: Edit, path: bytes, node: Node, manner: Manner) -> None:
     """What is in a directory goes into another."""
-    made = _changed(node, Manner(manner.owner))
-    fresh = find(edit.root, resolve(edit.root, path)) is None
-    here = edit.make_directory(path, 0o755, *(manner.owner or (0, 0)))
-    if fresh:
-        edit.set_attributes(here, made)
-    for name, child in sorted((node.children or {}).items()):
-        below = here.rstrip(b"/") + b"/" + name
-        if child.children is not None:
+    waiting = [(path, node)]
+    while waiting:
+        path, node = waiting.pop()
+        made = _changed(node, Manner(manner.owner))
+        fresh = find(edit.root, resolve(edit.root, path)) is None
+        here = edit.make_directory(path, 0o755, *(manner.owner or (0, 0)))
+        if fresh:
+            edit.set_attributes(here, made)
+        for name, child in sorted((node.children or {}).items(), reverse=True):
+            below = here.rstrip(b"/") + b"/" + name
+            if child.children is None:
+                _leaf(edit, below, child, manner)
+                continue
             there = find(edit.root, resolve(edit.root, below))
             if there is not None and not there.is_dir:
                 raise InvalidError(
                     f"COPY: {below.decode(errors='replace')} is a file in the image, and not in the source"
                 )
-            _merge(edit, below, child, manner)
-        else:
-            _leaf(edit, below, child, manner)
+            waiting.append((below, child))

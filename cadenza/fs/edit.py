@@ -1,4 +1,4 @@
-"""Changing a tree: files and directories put through links of the tree, and what differs between two trees. Pure."""
+"""Changing a tree: files and directories put through links of the tree. Pure. What differs then: `cadenza.fs.delta`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Optional
 
 from cadenza.base.errors import InvalidError
 from cadenza.fs import finish
-from cadenza.fs.inside import at, resolve
-from cadenza.fs.tree import OPAQUE, Node, copy, directory, find, whiteout
+from cadenza.fs.inside import at
+from cadenza.fs.tree import Node, copy, directory, find, resolve
 
 
 class Edit:
@@ -112,25 +112,3 @@ def with_mount_points(root: Node) -> Node:
             edit = edit or Edit(root)
             edit.put(path, Node(stat.S_IFREG | 0o644), follow=False)
     return root if edit is None else edit.root
-
-
-def difference(before: Node, after: Node) -> Node:
-    """The delta that makes ``after`` of ``before``: what the two share as objects is left out."""
-    found = copy(after)
-    assert before.children is not None and after.children is not None
-    found.children = {}
-    for name, node in after.children.items():
-        old = before.children.get(name)
-        if old is node:
-            continue
-        if node.children is not None and old is not None and old.children is not None:
-            found.children[name] = difference(old, node)
-        elif node.children is not None and old is not None:
-            found.children[name] = copy(node)
-            found.children[name].flags |= OPAQUE
-        else:
-            found.children[name] = node
-    for name in before.children:
-        if name not in after.children:
-            found.children[name] = whiteout()
-    return found

@@ -6,42 +6,12 @@ import re
 from typing import Callable, Optional
 
 from cadenza.base.errors import InvalidError
-from cadenza.fs.tree import Node, find
+from cadenza.fs.tree import MAX_ID, Node, find, resolve
 
-MAX_LINKS = 40
 PASSWD, GROUP = b"/etc/passwd", b"/etc/group"
 ReadFile = Callable[[Node], bytes]
 """Gives a regular file's content."""
 _PYTHON = re.compile(rb"python(3\.\d{1,2}t?)")
-
-
-def resolve(root: Node, path: bytes, last: bool = True) -> bytes:
-    """The path with every link on its way followed, within the tree; of its end too, if ``last``.
-
-    What does not exist stays as it is written. InvalidError when links go in a circle.
-    """
-    rest = [one for one in path.split(b"/") if one]
-    done: list[bytes] = []
-    links = 0
-    while rest:
-        part = rest.pop(0)
-        if part == b".":
-            continue
-        if part == b"..":
-            done = done[:-1]
-            continue
-        here = b"/" + b"/".join([*done, part])
-        found = find(root, here)
-        if found is not None and found.is_link and (rest or last):
-            links += 1
-            if links > MAX_LINKS:
-                raise InvalidError(f"links in the image go in a circle at {here.decode(errors='replace')}")
-            if found.data.startswith(b"/"):
-                done = []
-            rest = [one for one in found.data.split(b"/") if one] + rest
-        else:
-            done.append(part)
-    return b"/" + b"/".join(done)
 
 
 def at(root: Node, path: bytes) -> Optional[Node]:
@@ -57,9 +27,9 @@ def owner(root: Node, wanted: str, read: ReadFile) -> tuple[int, int]:
     user, colon, group = wanted.partition(":")
     row = _entry(root, PASSWD, user, read)
     if row is not None and len(row) >= 4:
-        uid, gid = int(row[2]), int(row[3])
-    elif user.isdigit():
-        uid, gid = int(user), 0
+        uid, gid = _number(row[2]), _number(row[3])
+    elif _is_number(user):
+        uid, gid = _number(user), 0
     elif not user:
         uid, gid = 0, 0
     else:
@@ -67,12 +37,23 @@ def owner(root: Node, wanted: str, read: ReadFile) -> tuple[int, int]:
     if colon and group:
         entry = _entry(root, GROUP, group, read)
         if entry is not None and len(entry) >= 3:
-            gid = int(entry[2])
-        elif group.isdigit():
-            gid = int(group)
+            gid = _number(entry[2])
+        elif _is_number(group):
+            gid = _number(group)
         else:
             raise InvalidError(f"there is no group {group!r} in the image's /etc/group")
     return uid, gid
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isascii() and text.strip().isdecimal()
+
+
+def _number(text: str) -> int:
+    """A user's or a group's. InvalidError for what can be none: the image's files say what they like."""
+    if not _is_number(text) or int(text[:20]) >= MAX_ID:
+        raise InvalidError(f"{text[:40]!r} is no number that a user or a group can have")
+    return int(text)
 
 
 def home(root: Node, user: str, read: ReadFile) -> str:
@@ -87,7 +68,7 @@ def _entry(root: Node, path: bytes, wanted: str, read: ReadFile) -> Optional[lis
     if node is None or not node.is_file or not node.size:
         return None
     rows = [line.split(":") for line in read(node).decode(errors="replace").splitlines()]
-    rows = [one for one in rows if len(one) >= 3 and one[2].strip().isdigit()]
+    rows = [one for one in rows if len(one) >= 3 and _is_number(one[2])]
     for index in (0, 2):
         for row in rows:
             if row[index] == wanted:
@@ -104,7 +85,10 @@ def python(root: Node, path: str) -> tuple[str, str]:
         if not folder.startswith("/"):
             continue
         here = folder.encode().rstrip(b"/") + b"/python3"
-        real = resolve(root, here)
+        try:
+            real = resolve(root, here)
+        except InvalidError:
+            continue  # links in a circle: no interpreter is there
         found = find(root, real)
         if found is not None and found.is_file and found.mode & 0o111:
             version = _PYTHON.fullmatch(real.rpartition(b"/")[2])

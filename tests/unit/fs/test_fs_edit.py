@@ -10,9 +10,10 @@ import pytest
 from cadenza.base.errors import InvalidError
 from cadenza.fs import finish
 from cadenza.fs.copies import Manner, files_tree, match, put_copies, put_directory, put_files
-from cadenza.fs.edit import Edit, difference, with_mount_points
-from cadenza.fs.inside import at, home, owner, python, resolve
-from cadenza.fs.tree import Node, directory, encode, find, merge, put, walk
+from cadenza.fs.delta import diff
+from cadenza.fs.edit import Edit, with_mount_points
+from cadenza.fs.inside import at, home, owner, python
+from cadenza.fs.tree import Node, directory, encode, find, merge, put, resolve, walk
 from cadenza.protocol.objects import FileEntry
 
 CONTENTS: dict[bytes, bytes] = {}
@@ -103,10 +104,10 @@ def test_the_difference_is_what_an_overlay_needs(seed: int) -> None:
                 )
         except InvalidError:
             continue  # a file or a circle is in the way
-    delta = difference(BASE, edit.root)
+    delta = diff(BASE, edit.root)
     assert encode(merge(BASE, delta)) == encode(edit.root)
     assert at(delta, b"/var/run") is None and find(delta, b"/etc/motd") is None
-    assert [path for path, _ in walk(difference(BASE, BASE))] == [b""]
+    assert [path for path, _ in walk(diff(BASE, BASE))] == [b""]
 
 
 def test_mount_points_are_added_once() -> None:
@@ -152,7 +153,7 @@ SOURCE = files_tree(
 
 def copied(*sources: str, target: str, onto: Node = BASE, manner: Manner = Manner()) -> list[str]:
     made = put_copies(onto, SOURCE, sources, target, manner)
-    return sorted(path.decode() for path, node in walk(difference(onto, made)) if not node.is_dir)
+    return sorted(path.decode() for path, node in walk(diff(onto, made)) if not node.is_dir)
 
 
 @pytest.mark.parametrize(
@@ -180,3 +181,26 @@ def test_copies_take_owner_and_mode_and_miss_nothing() -> None:
     with pytest.raises(InvalidError, match="no 'nothing'"):
         copied("/nothing", target="/srv")
     assert [name for name, _ in match(SOURCE, "/app/m*")] == [b"main.py"]
+
+
+def test_deep_trees_are_copied_and_names_of_any_bytes_are_kept() -> None:
+    deep = files_tree([FileEntry("/d" * 1500 + "/file", "f", 1)], lambda entry: (b"f" * 32, 1))
+    made = put_copies(directory(), deep, ["/"], "/", Manner())
+    assert encode(made) == encode(deep) and encode(merge(directory(), diff(directory(), made))) == encode(made)
+    odd = put_files(BASE, [FileEntry("/srv/\udcff\n", "f", 1)], lambda entry: (b"f" * 32, 1))
+    assert find(odd, b"/srv/\xff\n") is not None
+    assert find(put_copies(directory(), odd, ["/srv/\udcff*"], "/to/", Manner()), b"/to/\xff\n") is not None
+
+
+@pytest.mark.parametrize("row", ["me:x:²:8::/:", "me:x:99999999999:8::/:", "me:x:7:none::/:", "me:x:7:-8::/:"])
+def test_users_of_an_image_with_strange_numbers_are_refused(row: str) -> None:
+    root = tree(**{"/etc/passwd": file(row + "\n")})
+    with pytest.raises(InvalidError):
+        owner(root, "me", read)
+    with pytest.raises(InvalidError):
+        owner(root, "7:²", read)
+
+
+def test_links_in_a_circle_are_no_interpreter() -> None:
+    root = tree(**{"/a/python3": link("python3"), "/b/python3": link("python3.11"), "/b/python3.11": file(mode=0o755)})
+    assert python(root, "/a:/b") == ("/b/python3", "3.11")
