@@ -74,6 +74,11 @@ class Imaging:
         )  # fmt: skip
         return await steps.run_step(step, self._ids.new("container"), means)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not as it should be with images, a sentence each."""
+        return self.store.notes if isinstance(self.store, ImageStore) else ()
+
     def images(self) -> list[ImageInfo]:
         """The images of this machine."""
         return self.store.images()

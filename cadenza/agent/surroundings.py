@@ -110,6 +110,8 @@ async def clean(around: Surroundings, containers_dir: str) -> list[str]:
         except OSError as error:
             said.append(f"the directory of container {name} could not be removed: {error}")
     await asyncio.to_thread(around.store.cleanup)
+    if isinstance(around.store, ImageStore):
+        around.store.open()
     return said
 
 

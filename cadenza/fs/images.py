@@ -17,6 +17,7 @@ from cadenza.fs import caches, edit, inventory, recipe, workplace
 from cadenza.fs.bases import Bases, to_config
 from cadenza.fs.build import Builder, Order, with_image
 from cadenza.fs.mount import Lowers, Mounts
+from cadenza.fs.outgoing import Outgoing
 from cadenza.fs.records import Believer, ImageRecord, write
 from cadenza.fs.runs import Run, Runs, Wishes
 from cadenza.fs.step import Bind, Emit, RunStep, StepRun, measure
@@ -89,6 +90,7 @@ class ImageStore:
             store, mounts, self._cache, os.environ if environ is None else environ, self._clock, self._bases
         )
         self._runs = Runs(store, self._builder, self._logs, self._clock, self._believer)
+        self._outgoing = Outgoing(store, lambda: self._records, self._runs.find)
         self._later: set[asyncio.Task[None]] = set()
         self._touched: dict[str, float] = {}
         self._lent: dict[str, Loan] = {}
@@ -196,24 +198,11 @@ class ImageStore:
                 record.boot = ""
                 await asyncio.to_thread(self._save, record)
             await asyncio.to_thread(self._store.settle)
-            await self._push_all(record)
+            self._outgoing.add(record.info.image_id)
         except (OSError, Error) as error:
             _log.warning("images.unsettled", image=record.info.image_id, why=str(error))
             return
         self._evict()
-
-    async def _push_all(self, record: ImageRecord) -> None:
-        """Give the bucket what was built: other machines find it there, each step by itself."""
-        if self._store.remote is None:
-            return
-        for key in record.steps:
-            made = await asyncio.to_thread(self._runs.find, key)
-            if made is not None:
-                await asyncio.to_thread(self._store.push, made.digest)
-                await asyncio.to_thread(self._store.put_record, "steps", key, write(made, settled=True), remote=True)
-        await asyncio.to_thread(self._store.push, record.tree)
-        name = record.info.image_id
-        await asyncio.to_thread(self._store.put_record, "images", name, write(record, settled=True), remote=True)
 
     def _evict(self) -> None:
         """Keep the limit of this disk, now and then: what was used longest ago goes, if the bucket has it."""
@@ -239,6 +228,22 @@ class ImageStore:
         """Wait until what was built is surely on disk, and what was removed is gone."""
         while self._later:
             await asyncio.gather(*self._later, return_exceptions=True)
+        await self._outgoing.close()
+
+    def open(self) -> None:
+        """Begin to send the bucket what waits. In the loop, after `cleanup`."""
+        for record in self._records.values():
+            if record.boot:  # a server was killed before it was surely on disk
+                self._keep(self._settle(record))
+        self._outgoing.open()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not as it should be, a sentence each."""
+        count, why = self._outgoing.left
+        if not count or not why:
+            return ()
+        return (f"{count} image{'s wait' if count > 1 else ' waits'} to be sent to the store: {why}",)
 
     # --- what is there ---
 
@@ -266,6 +271,7 @@ class ImageStore:
         record.source = record.source or "the store"
         self._records[image_id] = record
         await asyncio.to_thread(self._save, record)
+        await asyncio.to_thread(self._outgoing.came, image_id, record.info.tree)
         return True
 
     async def _find(self, image_id: str) -> ImageRecord:

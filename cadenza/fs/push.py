@@ -216,10 +216,13 @@ def digests_below(bucket: Bucket, prefix: str) -> Iterator[tuple[str, bytes, tup
 
 
 def _generation(bucket: Bucket) -> bytes:
+    """What notes of this bucket hang on. A bucket has one from its first push on: one that was emptied, or another that
+    takes its address, is not taken for it."""
     try:
         return bucket.get(COLLECTED, 4096)
     except NotFoundError:
-        return b"never"
+        bucket.put_if_absent(COLLECTED, os.urandom(16))
+        return bucket.get(COLLECTED, 4096)
 
 
 def _collecting(bucket: Bucket, wait_s: float) -> bool:

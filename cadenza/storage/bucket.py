@@ -143,7 +143,7 @@ class Bucket:
     def __init__(self, store: Any, url: str, *, readable_only: bool = False) -> None:
         self.url = url
         self._store = store
-        self._readable_only = readable_only
+        self.read_only = readable_only
 
     def get(self, key: str, limit_bytes: int = 1 << 40) -> bytes:
         """The value. NotFoundError when there is none; DataLossError when it is longer than the limit."""
@@ -277,7 +277,7 @@ class Bucket:
             self._fail(error, key)
 
     def _writable(self) -> None:
-        if self._readable_only:
+        if self.read_only:
             raise InvalidError(f"{self.url}: content is only read from an http address")
 
     def _fail(self, error: Exception, key: str) -> NoReturn:
