@@ -82,7 +82,8 @@ class Image(Bases, PythonPackages, Object):
         secrets: Secrets = None,
         gpu: Gpu = None,
     ) -> Image:
-        """Install Debian packages. Their order does not matter."""
+        """Install Debian packages; their order does not matter. ``secrets`` and ``env`` are seen by this step alone.
+        InvalidError for flags."""
         names = recipe.flatten("apt_install", packages)
         if not names:
             return self
@@ -98,7 +99,7 @@ class Image(Bases, PythonPackages, Object):
         gpu: Gpu = None,
         force_build: bool = False,
     ) -> Image:
-        """Run shell commands, one after the other, as one step."""
+        """Run shell commands, one after the other, as one step: what the first that fails leaves is not kept."""
         lines = recipe.flatten("run_commands", commands)
         if volumes:
             raise unbuilt("run_commands(volumes=...)", "leave volumes out")
@@ -158,7 +159,8 @@ class Image(Bases, PythonPackages, Object):
     ) -> Image:
         """Run a function in a container of the image so far, and keep what it leaves in the filesystem. It runs again
         when its source, the values of the globals that it uses or its arguments change; what the functions that it
-        calls do is not looked at. InvalidError for lambdas, generators, and functions that cannot be imported."""
+        calls do is not looked at. ``cpu`` in cores, ``memory`` in MiB, ``timeout`` in seconds; the arguments have 2 MiB
+        at most. InvalidError for lambdas, generators, and functions that cannot be imported."""
         from cadenza.sdk import build_function
 
         where = "run_function"
@@ -173,7 +175,7 @@ class Image(Bases, PythonPackages, Object):
     # --- settings ---
 
     def env(self, vars: Mapping[str, str]) -> Image:
-        """Set environment variables, for later steps and in the container."""
+        """Set environment variables, for later steps and in the container. InvalidError for what is not text."""
         return self._add(recipe.env(vars))
 
     def workdir(self, path: Union[str, PurePosixPath]) -> Image:
@@ -197,7 +199,8 @@ class Image(Bases, PythonPackages, Object):
     def add_local_file(
         self, local_path: Union[str, Path], remote_path: Union[str, PurePosixPath], *, copy: bool = False
     ) -> Image:
-        """Add one file. A ``remote_path`` with a slash at its end is a directory. ``copy=True`` makes it a layer."""
+        """Add one file. ``remote_path`` is absolute; with a slash at its end it is a directory. ``copy=True`` makes it
+        a layer; without, it comes in when a container starts, and no build step may follow. InvalidError."""
         target = recipe.absolute("add_local_file", remote_path)
         return self._add(recipe.local_file(os.path.abspath(local_path), target, copy))
 
@@ -209,13 +212,14 @@ class Image(Bases, PythonPackages, Object):
         copy: bool = False,
         ignore: Ignore = [],  # noqa: B006  (never changed; part of the signature)
     ) -> Image:
-        """Add the files of a directory, without those that ``ignore`` names. ``copy=True`` makes them a layer."""
+        """Add the files of a directory, without those that ``ignore`` names. ``copy`` as for `add_local_file`."""
         target = recipe.absolute("add_local_dir", remote_path)
         as_predicate(ignore)
         return self._add(recipe.local_dir(os.path.abspath(local_path), target, copy, ignore))
 
     def add_local_python_source(self, *modules: str, copy: bool = False, ignore: Ignore = NON_PYTHON_FILES) -> Image:
-        """Add modules and packages that can be imported here, so that they can be imported there."""
+        """Add modules and packages that can be imported here, so that they can be imported there: below /root, their
+        .py files unless ``ignore`` says otherwise. ``copy`` as for `add_local_file`."""
         if not all(isinstance(one, str) and one for one in modules):
             raise InvalidError('add_local_python_source takes names of modules, such as "my_package"')
         for one in modules:
@@ -268,7 +272,8 @@ class Image(Bases, PythonPackages, Object):
 
     @_dual.method
     async def build(self, app: Optional[App] = None) -> Image:
-        """Build it now, and show the build where output is enabled. ImageBuildError if a step fails."""
+        """Build it now, and show the build where output is enabled. ImageBuildError if a step fails, RemoteError if a
+        registry or another server does, ResourceExhaustedError if the disk is full."""
         client = app._client if app is not None else None
         await self._find(client or await self._any_client())
         return self

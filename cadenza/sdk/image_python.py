@@ -65,7 +65,8 @@ class PythonPackages:
         secrets: Secrets = None,
         gpu: Gpu = None,
     ) -> Image:
-        """Install Python packages with uv, and those that the files ``requirements`` list."""
+        """Install Python packages with uv, and those that the files ``requirements`` list. ``uv_version``: another uv
+        than this machine's, which is fetched."""
         names = recipe.flatten("uv_pip_install", packages)
         recipe.check_no_flags("uv_pip_install", names)
         if isinstance(requirements, str) or not isinstance(requirements, (list, tuple, type(None))):

@@ -58,6 +58,15 @@ def test_eleven_images(home: Home) -> None:
     assert "published as example-base: True" in said
 
 
+def test_twelve_dockerfile(home: Home) -> None:
+    said = ran(home, "run", str(ROOT / "examples/12_dockerfile/dockerfile.py"), "--language", "german")
+    assert "built and named: im-" in said
+    assert "found by its name: True" in said
+    shown = ran(home, "image", "inspect", "words:german")
+    assert "COPY --from=parts /about/ /about/" in shown and "/data" in shown
+    ran(home, "image", "build", str(ROOT / "examples/12_dockerfile"), "--name", "words")
+
+
 def test_eight_schedules(home: Home) -> None:
     said = ran(home, "run", str(ROOT / "examples/08_schedules/schedules.py"))
     assert said.count("\ntick") >= 2, said
