@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, Callable, Mapping, Sequence
 
 from cadenza import runner
@@ -37,20 +38,33 @@ def isolated_config(
     mounts: Sequence[Mount],
     id_base: int = 0,
     gpus: tuple[str, ...] = (),
+    entrypoint: Sequence[str] = (),
+    workdir: str = "",
 ) -> ContainerConfig:
-    """A runner in a container with a root file system of its own."""
+    """A runner in a container with a root file system of its own. ``entrypoint``: the image's, which starts in its
+    ``workdir``, gets the runner's command as arguments, and is to become it (semantics.md 13.2)."""
     support = [Mount(lib, variables.LIB, read_only=True), Mount(paths.run, variables.SUPPORT, read_only=True)]
     return ContainerConfig(
         container_id=cell_id,
         rootfs=paths.rootfs,
-        argv=tuple(runner.command("python3", variables.LIB)),
+        argv=(*entrypoint, *runner.command("python3", variables.LIB)),
         env=variables.base(image_env),
-        cwd="/",
+        cwd=(workdir or "/") if entrypoint else "/",
         mounts=(*support, *mounts),
         limits=limits,
         netns=netns,
         id_base=id_base,
         gpus=gpus,
+    )
+
+
+def entrypoint_hint(entrypoint: Sequence[str]) -> str:
+    """What to say when the runner of a container never came: the image's ENTRYPOINT may have kept it."""
+    if not entrypoint:
+        return ""
+    return (
+        f'the image\'s ENTRYPOINT {shlex.join(entrypoint)} did not start it: it must end in exec "$@", or be left out '
+        "by Image.entrypoint([])"
     )
 
 

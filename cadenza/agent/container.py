@@ -228,6 +228,8 @@ class Life:
     told: bool = False
     """Whether somebody asked for its end."""
     bye: bool = False
+    hint: str = ""
+    """What may be the cause where its runner never comes; for people."""
     changes: list[tuple[str, float]] = field(default_factory=list)
     """The states entered, each with its `now`."""
 
@@ -250,7 +252,8 @@ def apply(life: Life, event: Event, now: float) -> list[Command]:
     if isinstance(event, Stop):
         return _stop(life, event, now)
     if isinstance(event, Broken):
-        return _end(life, nodes.RUNTIME_FAILED, event.message, now)
+        hint = life.hint if life.state == CREATING else ""
+        return _end(life, nodes.RUNTIME_FAILED, _join(event.message, hint), now)
     if isinstance(event, Disconnected):
         return _disconnected(life, now)
     if isinstance(event, Bye):
@@ -372,6 +375,7 @@ def _tick(life: Life, now: float) -> list[Command]:
     if life.state in STARTING and now >= _started(life, now) + life.startup_s and not life.generic:
         what = "its module or an enter hook still ran" if life.state == ATTACHING else life.state
         text = f"it was not ready within its startup timeout of {life.startup_s:g} s ({what})"
+        text = _join(text, life.hint if life.state in (CREATING, BOOTING) else "")
         return _end(life, nodes.START_TIMEOUT, text, now)
     if life.generic:
         return _end(life, nodes.RUNTIME_FAILED, f"a warm container did not come up ({life.state})", now)
@@ -411,7 +415,7 @@ def _verdict(life: Life, event: Exited) -> tuple[str, str]:
         return nodes.STOPPED, ""
     text = _join(exit_text(event.code), event.detail)
     if life.state in (CREATING, BOOTING):
-        return nodes.RUNTIME_FAILED, f"its runner ended before it was up: {text}"
+        return nodes.RUNTIME_FAILED, _join(f"its runner ended before it was up: {text}", life.hint)
     if life.state == ATTACHING:
         return nodes.CRASHED, f"it ended while its function was imported or entered: {text}"
     return nodes.CRASHED, f"it ended unexpectedly: {text}"

@@ -79,6 +79,7 @@ class Cell(bridge.Host):
         self.owned = Belongings(site, cell_id, self.driver)
         self.paths = self.owned.paths
         self._loop = asyncio.get_running_loop()
+        self._begun_at = self._loop.time()
 
     # --- the rules and their performance ---
 
@@ -138,7 +139,7 @@ class Cell(bridge.Host):
         except (Error, OSError) as error:
             detail = error.detail if isinstance(error, RuntimeFault) else ""
             self.site.trouble(f"container {self.cell_id}: {error} {detail}".strip())
-            self.dispatch(container.Broken(f"it could not be started: {error}"))
+            self.dispatch(container.Broken(f"it could not be started: {self._unfetched() or error}"))
         except Exception as error:
             self.site.fault(f"container {self.cell_id}", error)
             self.dispatch(container.Broken("a fault of the server; its log has the rest"))
@@ -201,20 +202,22 @@ class Cell(bridge.Host):
     def _config(self) -> ContainerConfig:
         site = self.site
         image = site.store.image(self.image_id)
-        env = image.env if image is not None else {}
+        env, workdir = (image.env, image.workdir) if image is not None else ({}, "")
         lib = site.library(self.image_id)
         most = attachment.limits(self.spec.function.resources if self.spec is not None else Resources(cpu_milli=1000))
         if not self.isolated:
             path = os.environ.get("PATH", variables.DEFAULT_PATH)
+            env = {**env, **gpus.variables(self.owned.cards)}
             python = site.python(self.image_id)
-            mine = {**env, **gpus.variables(self.owned.cards)}
-            return attachment.bare_config(self.cell_id, self.paths, lib, mine, most, python, path)
-        netns, mounts = "", []
-        if self.owned.lease is not None:
-            netns, mounts = self.owned.lease.path, site.name_mounts()
+            return attachment.bare_config(self.cell_id, self.paths, lib, env, most, python, path)
+        lease = self.owned.lease
+        netns, mounts = (lease.path, site.name_mounts()) if lease is not None else ("", [])
         id_base = self.owned.ids.base if self.owned.ids is not None else 0
-        cards = gpus.devices(self.owned.cards)
-        return attachment.isolated_config(self.cell_id, self.paths, lib, env, most, netns, mounts, id_base, cards)
+        entry, cards = site.entrypoint(self.image_id), gpus.devices(self.owned.cards)
+        self.life.hint = attachment.entrypoint_hint(entry)
+        return attachment.isolated_config(
+            self.cell_id, self.paths, lib, env, most, netns, mounts, id_base, cards, entry, workdir
+        )
 
     async def _create(self) -> None:
         self._pipes = [Pipe(lambda data: self._raw(1, data)), Pipe(lambda data: self._raw(2, data))]
@@ -332,6 +335,8 @@ class Cell(bridge.Host):
         self.dispatch(container.Ready())
 
     def said_failed(self, failed: bridge.Failed, error: bytes) -> None:
+        if why := self._unfetched():
+            self.say(why)  # what user code saw is an OSError, or a module that is not there
         self.dispatch(container.Failed(failed.where, failed.text, error))
 
     def gave_outputs(self, outputs: Sequence[AttemptOutput]) -> None:
@@ -474,8 +479,15 @@ class Cell(bridge.Host):
             more = "raise it with memory=(request, limit)"
             return f"out of memory: it used more than its limit of {mib} MiB, and was killed; {more}"
         if self.life.state in (container.CREATING, container.BOOTING):
+            if why := self._unfetched():
+                return why
             return self._pipes[1].tail.decode(errors="replace").strip()[-500:] if self._pipes else ""
         return ""
+
+    def _unfetched(self) -> str:
+        """Whether files of its image were not to be had since its begin, and why."""
+        store = self.site.store
+        return store.unfetched(self.image_id, self._begun_at) if isinstance(store, ImageStore) else ""
 
     async def _remove(self) -> None:
         """Nothing goes in or out any more, and all that was made is taken away."""

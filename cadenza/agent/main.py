@@ -12,6 +12,7 @@ from typing import Callable, Optional, Sequence
 from cadenza.agent import (
     capacity, commands, container, contents, files, gpus, imaging, pool, support, surroundings, variables,
 )  # fmt: skip
+from cadenza.agent.bare import BareImages
 from cadenza.agent.files import Layers
 from cadenza.agent.identities import Identities
 from cadenza.agent.lifecycle import Cell
@@ -294,6 +295,10 @@ class Agent(imaging.Imaging):
     def python(self, image_id: str) -> str:
         """The host's Python for a container without a root file system."""
         return self._around.python(image_id)
+
+    def entrypoint(self, image_id: str) -> tuple[str, ...]:
+        """The program of an image under which its containers' runner is started."""
+        return () if isinstance(self.store, BareImages) else self.store.settings(image_id).entrypoint
 
     def library(self, image_id: str) -> str:
         """The support library for containers of an image, where they reach it."""

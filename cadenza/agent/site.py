@@ -51,6 +51,9 @@ class Site(Protocol):
     def python(self, image_id: str) -> str:
         """The host's Python for a container without a root file system."""
 
+    def entrypoint(self, image_id: str) -> tuple[str, ...]:
+        """The program of an image under which its containers' runner is started."""
+
     def library(self, image_id: str) -> str:
         """The support library for containers of an image, where they reach it."""
 

@@ -15,6 +15,7 @@ from cadenza.base.config import Config
 from cadenza.base.errors import NotFoundError
 from cadenza.base.ids import IdSource
 from cadenza.fs.mount import Lowers
+from cadenza.fs.recipe import Settings
 from cadenza.protocol import nodes
 from cadenza.protocol.calls import Attempt
 from cadenza.protocol.frame import PROTOCOL, Decoder, encode
@@ -137,6 +138,9 @@ class FakeStore:
 
     def image(self, image_id: str) -> Optional[ImageInfo]:
         return ImageInfo(image_id, 1, 0.0, 0.0, env={"FROM_IMAGE": "1"}, workdir="/work", python="3.11")
+
+    def settings(self, image_id: str) -> Settings:
+        return Settings()
 
     def images(self) -> list[ImageInfo]:
         return []

@@ -131,6 +131,20 @@ def test_why_it_is_gone(events: tuple[c.Event, ...], exited: c.Exited, reason: s
     assert words in life.message
 
 
+def test_where_the_runner_never_came_the_hint_is_said() -> None:
+    for events, last in (
+        (START[:3], c.Exited(0)), (START[:2], c.Broken("no such program")), (START[:3], c.Tick()),
+    ):  # fmt: skip
+        life = grown(*events, startup_s=60.0)
+        life.hint = "its ENTRYPOINT"
+        apply(life, last, 100.0)
+        assert life.message.endswith("; its ENTRYPOINT")
+    life = grown(*START[:4])
+    life.hint = "its ENTRYPOINT"
+    apply(life, c.Exited(1), 9.0)
+    assert "ENTRYPOINT" not in life.message, "the runner came"
+
+
 def test_a_runner_that_said_bye_or_hung_up_does_not_linger() -> None:
     for event, reason in ((c.Bye(), nodes.EXITED), (c.Disconnected(), nodes.CRASHED)):
         life = grown(*START, event)

@@ -72,6 +72,7 @@ def test_containers_get_devices_and_processes_variables(tmp_path: Path, monkeypa
     paths = rootfs.Paths(str(tmp_path))
     config = attachment.isolated_config("ta-1", paths, "/lib", {}, Limits(), "", (), 0, names)
     assert config.gpus == names
+    assert config.argv[0] == "python3" and config.cwd == "/"
     assert gpus.variables(mine) == {"NVIDIA_VISIBLE_DEVICES": "0,2", "CUDA_VISIBLE_DEVICES": "0,2"}
     hidden = {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": ""}
     assert gpus.variables([]) == hidden, "a process without gpu= sees none"
