@@ -17,7 +17,7 @@ from cadenza.fs.apt import host_logins
 from cadenza.fs.bases import Bases
 from cadenza.fs.delta import diff
 from cadenza.fs.ingest import ingest
-from cadenza.fs.mount import Mounts
+from cadenza.fs.mount import Lowers, Mounts
 from cadenza.fs.step import Bind, Emit, Ground, Lines, RunStep, StepRun, measure
 from cadenza.fs.store import Store
 from cadenza.fs.tree import Node
@@ -37,6 +37,7 @@ class Outcome:
     size: int
     entries: int
     source: str = ""
+    blobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,11 @@ class Builder:
             # Even when this task is cancelled, the leftovers go before anyone hears of it.
             await asyncio.shield(asyncio.to_thread(place.drop))
 
-    def _keep(self, delta: Node, settings: recipe.Settings, source: str = "") -> Outcome:
+    def _keep(
+        self, delta: Node, settings: recipe.Settings, source: str = "", blobs: tuple[str, ...] = ()
+    ) -> Outcome:
         size, entries = measure(delta)
-        return Outcome(self._store.put_tree(delta), settings, size, entries, source)
+        return Outcome(self._store.put_tree(delta), settings, size, entries, source, blobs)
 
     def _ingest(self, place: Workplace, ground: Ground) -> Node:
         return ingest(place.upper, self._store, below=ground.whole())
@@ -129,7 +132,7 @@ class Builder:
         root = await asyncio.to_thread(edit.with_mount_points, root)
         if not settings.version:
             settings = await self._find_python(root, settings, order)
-        return await asyncio.to_thread(self._keep, root, settings, made.source)
+        return await asyncio.to_thread(self._keep, root, settings, made.source, made.blobs)
 
     async def _ask_version(self, root: Node, python: str, settings: recipe.Settings, order: Order) -> str:
         """The version of an interpreter whose name does not tell it: it is asked in a container."""
@@ -138,7 +141,7 @@ class Builder:
         place = await asyncio.to_thread(workplace.begin, self.work)
         said = bytearray()
         try:
-            lowers = await asyncio.to_thread(self._mounts.lowers, below.mounted())
+            lowers = await asyncio.to_thread(self._lowers, below, place)
             code = "import sys; sys.stdout.write('%d.%d' % sys.version_info[:2])"
             run = StepRun(
                 order.image_id, lowers, place.upper, place.work, (python, "-I", "-c", code), settings.env, "/",
@@ -243,7 +246,7 @@ class Builder:
         binds = await asyncio.to_thread(self._binds, found, place)
         hidden = [*layer.secrets.values()]
         lines = Lines(lambda text: emit("log", text), hidden)
-        lowers = await asyncio.to_thread(self._mounts.lowers, await asyncio.to_thread(ground.mounted))
+        lowers = await asyncio.to_thread(self._lowers, ground, place)
         root = await asyncio.to_thread(ground.whole)
         user, home = (0, 0), ""
         if layer.user:
@@ -257,7 +260,15 @@ class Builder:
         )  # fmt: skip
 
         async def call(argv: tuple[str, ...], run: StepRun) -> int:
-            code = await order.run_step(replace(run, argv=argv))
+            try:
+                code = await order.run_step(replace(run, argv=argv))
+            except TimeoutError:
+                raise
+            except OSError as error:
+                first = recipe.APT in layer.caches or argv in layer.commands[:1]  # others may be made by those before
+                if first and error.errno is None and not inside.has_program(root, argv[0], env["PATH"], layer.cwd):
+                    raise ImageBuildError(_missing(layer, argv[0]), order.image_id) from error
+                raise
             lines.close()
             return code
 
@@ -280,6 +291,12 @@ class Builder:
         if code:
             what = f"was ended by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
             raise ImageBuildError(_failure(layer, what, lines), order.image_id)
+
+    def _lowers(self, ground: Ground, place: Workplace) -> Lowers:
+        """What the step is made on, mounted until its place is dropped."""
+        mounted = ground.mounted()
+        place.held.enter_context(self._mounts.hold(mounted))
+        return self._mounts.lowers(mounted)
 
     def _prepare(self, upper: str, root: Node, layer: recipe.Layer, order: Order) -> None:
         """The upper's root looks as the image's; files that commands want are put there. Their folders are ours."""
@@ -402,6 +419,18 @@ def _interpreter(layer: recipe.Layer, settings: recipe.Settings) -> str:
         if "--python" in argv[:-1]:
             return argv[argv.index("--python") + 1]
     return settings.python
+
+
+def _missing(layer: recipe.Layer, program: str) -> str:
+    if recipe.APT in layer.caches:
+        return (
+            f"{layer.text}: the image has no {program}, which images made from Debian and Ubuntu have: install "
+            "packages by run_commands with the image's own tool, such as apk add"
+        )
+    text = f"the step {layer.text[:500]!r} needs {program}, which is no program in the image"
+    if program in ("/bin/sh", "/bin/bash"):
+        text += ": one without a shell takes files and settings alone; Image.shell([...]) names another shell"
+    return text
 
 
 def _failure(layer: recipe.Layer, what: str, lines: Lines) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Callable, Optional
 
@@ -94,6 +95,16 @@ def python(root: Node, path: str) -> tuple[str, str]:
             version = _PYTHON.fullmatch(real.rpartition(b"/")[2])
             return here.decode(), version[1].decode() if version else _beside(root, real)
     return "", ""
+
+
+def has_program(root: Node, name: str, path: str, directory: str) -> bool:
+    """Whether a command's first word names a file of the image, as a runtime looks for it."""
+    folders = [directory] if "/" in name else path.split(":")
+    for folder in folders:
+        found = at(root, posixpath.join(folder or directory, name).encode())
+        if found is not None and found.is_file and found.mode & 0o111:
+            return True
+    return False
 
 
 def _beside(root: Node, real: bytes) -> str:
