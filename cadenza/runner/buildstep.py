@@ -44,7 +44,7 @@ def _settle() -> None:
     sys.dont_write_bytecode = True
     sys.modules["__main__"] = ModuleType("__main__")
     sys.meta_path[:0] = [surroundings.Alias(), surroundings.Bundled(lib)]
-    context.become(context.Container("build"))
+    context.become(context.Container(context.BUILD))
 
 
 def _run(directory: str) -> Any:

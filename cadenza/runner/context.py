@@ -39,6 +39,8 @@ class Container:
         self.is_container = True
 
 
+BUILD = "build"
+"""The id of the container in which a step of an image's build runs a function."""
 LAYOUT = "CADENZA_LAYOUT"
 """The variable by which processes that user code starts know the app's functions."""
 

@@ -28,7 +28,8 @@ DEFAULT_SUPPORT = "/.cadenza/run"
 REPEATABLE = frozenset(
     {
         "app.get", "app.list", "app.heartbeat", "app.finish", "app.stop",
-        "object.missing", "object.put", "image.list",
+        "object.missing", "object.put",
+        "image.list", "image.find", "image.inspect", "image.log", "image.names", "image.history",
         "call.get", "call.outputs", "call.info", "call.cancel",
         "function.get", "function.find", "function.stats", "function.bind", "function.settings", "function.scale",
         "call.graph",
@@ -165,6 +166,14 @@ class Client:
                     f"Could not connect to the Cadenza server at {path}, the socket of this container: "
                     f"{error.strerror or error}. The server may have gone; the container ends soon."
                 ) from None
+        from cadenza.runner import context
+
+        here = context.current()
+        if here is not None and here.container_id == context.BUILD and not self._server_url:
+            raise ConnectionError(
+                "There is no Cadenza server for a function that runs while an image is built (run_function): pass it "
+                "what it needs as arguments, and keep what needs the server out of its module's top level"
+            )
         from dataclasses import replace
 
         from cadenza.base import config as configuration

@@ -433,3 +433,14 @@ def test_in_a_container_the_support_socket_is_used_and_nothing_is_started(tmp_pa
     Client().hello()
     server.close()
     assert not embedded._children
+
+
+def test_a_function_of_a_build_has_no_server_and_starts_none(monkeypatch):
+    """semantics.md 13.3: `run_function` runs where the image is built."""
+    from cadenza.runner import context
+
+    monkeypatch.setattr(context, "_container", context.Container(context.BUILD))
+    one = Client()
+    with pytest.raises(ConnectionError, match="run_function"):
+        one.hello()
+    one.close()
