@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -58,28 +57,24 @@ class Home:
         return path.read_text(errors="replace") if path.exists() else ""
 
 
+def has_images(data: Path) -> bool:
+    """Whether an image was built in this data directory."""
+    return any((data / "store/images").glob("im-*"))
+
+
 def share_images(source: Path, target: Path) -> None:
     """Give ``target``, a data directory where no server has run yet, the images that ``source`` has by now.
 
-    Layers are never written again once they have their name, and their records are replaced whole: so the files of
-    layers are hard links (copies on another disk), the records copies, and a server may go on working in ``source``.
+    Content is never written again once it has its name, and records are replaced whole: so content is hard links
+    (copies on another disk), records are copies, and a server may go on working in ``source``. What names comes before
+    what it names: all that a copied record needs was there when it was written.
     """
-    target.mkdir(parents=True, mode=0o700)
-    how = "-al" if target.stat().st_dev == source.stat().st_dev else "-a"
-    records = []
-    for path in (source / "images/images").glob("im-*"):
-        text = path.read_text()
-        names = [(layer["name"], layer["digest"]) for layer in json.loads(text)["layers"]]
-        records.append((path.name, text, names))
-    for kind in ("layers", "steps", "images"):
-        (target / "images" / kind).mkdir(parents=True)
-    for image_id, text, names in records:
-        for name, digest in names:
-            if not (target / "images/layers" / name).exists():
-                shutil.copy(source / "images/steps" / digest, target / "images/steps" / digest)
-                link = ["cp", how, str(source / "images/layers" / name), str(target / "images/layers")]
-                subprocess.run(link, check=True)
-        (target / "images/images" / image_id).write_text(text)
+    (target / "store").mkdir(parents=True, mode=0o755)
+    target.chmod(0o700)
+    link = "-al" if target.stat().st_dev == source.stat().st_dev else "-a"
+    for kind in ("images", "steps", "trees", "lists", "big", "erofs", "objects"):
+        how = "-a" if kind in ("images", "steps") else link
+        subprocess.run(["cp", how, str(source / "store" / kind), str(target / "store")], check=True)
 
 
 def residue(path: Path) -> dict[str, list[str]]:
@@ -111,8 +106,8 @@ def make_home() -> Iterator[Callable[..., Home]]:
     def make(**settings: str) -> Home:
         path = Path(tempfile.mkdtemp(prefix="cadenza-live-", dir="/tmp"))
         home = Home(path, **settings)
-        built = [one for one in made if any((one.path / "data/images/images").glob("im-*"))]
-        # Without isolation a program could write to the files of a layer.
+        built = [one for one in made if has_images(one.path / "data")]
+        # Without isolation a program could write to the files of an image.
         if built and "CADENZA_DATA_DIR" not in settings and settings.get("CADENZA_RUNTIME") != "process":
             share_images(built[0].path / "data", path / "data")
         made.append(home)

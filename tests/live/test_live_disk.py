@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import share_images
+from conftest import has_images, share_images
 
 pytestmark = [
     pytest.mark.timeout(200),
@@ -69,10 +69,10 @@ class Disk:
 @pytest.fixture(scope="module")
 def disk_home(make_home: Any, home: Any) -> Iterator[tuple[Any, Disk]]:
     """A home whose data is on a small disk with the base image on it."""
-    if not any((home.path / "data/images/images").glob("im-*")):
+    if not has_images(home.path / "data"):
         assert home.cadenza("run", home.program("inc.py", INC)).returncode == 0
     source = home.path / "data"
-    used = int(subprocess.check_output(["du", "-sk", str(source / "images")]).split()[0]) << 10
+    used = int(subprocess.check_output(["du", "-skx", str(source / "store")]).split()[0]) << 10
     small = make_home(CADENZA_DATA_DIR="")
     disk = Disk(small.path / "disk")
     disk.path.mkdir()
