@@ -216,6 +216,8 @@ def _profile(path: Path, environ: Mapping[str, str], faults: list[str]) -> dict[
         faults.append(f"{path}: {error}")
         return {}
     profiles = {name: table for name, table in document.items() if isinstance(table, dict)}
+    if loose := sorted(document.keys() - profiles.keys()):
+        faults.append(f"{path}: {', '.join(loose)}: settings belong to a profile; put a line [default] above them")
     wanted = environ.get("CADENZA_PROFILE") or environ.get("MODAL_PROFILE")
     if wanted:
         if wanted not in profiles:

@@ -59,6 +59,11 @@ def test_a_file_that_does_not_parse(tmp_path) -> None:
         load(write(tmp_path, "[default\n"))
 
 
+def test_settings_above_all_profiles_are_not_passed_over(tmp_path) -> None:
+    with pytest.raises(InvalidError, match=r"peers, store: settings belong to a profile; put a line \[default\]"):
+        load(write(tmp_path, 'store = "file:///bucket"\npeers = ""\n[default]\nloglevel = "INFO"\n'))
+
+
 def test_a_profile_that_is_not_there(tmp_path) -> None:
     with pytest.raises(InvalidError, match="no profile 'mine'; there are default"):
         load({**write(tmp_path, "[default]\n"), "CADENZA_PROFILE": "mine"})
