@@ -11,6 +11,7 @@ from cadenza.agent.gpus import Card
 from cadenza.agent.starts import Start
 from cadenza.base.errors import Error
 from cadenza.base.resources import Gpu
+from cadenza.fs.images import ImageStore
 from cadenza.fs.mount import Lowers
 from cadenza.runtime.driver import Driver
 from cadenza.runtime.ids import ID_COUNT, IdRange
@@ -27,6 +28,7 @@ class Belongings:
         self.lease: Optional[Namespace] = None
         self.ids: Optional[IdRange] = None
         self.cards: list[Card] = []
+        self._begun_at = asyncio.get_running_loop().time()
         self._image_id = ""
         """The image that is lent to it."""
         self._start: Optional[Start] = None
@@ -47,6 +49,11 @@ class Belongings:
         lowers = await self._site.store.lend(image_id)
         self._image_id = image_id
         return lowers
+
+    def unfetched(self) -> str:
+        """Why files of its image were not to be had since its start began; empty: they were."""
+        store = self._site.store
+        return store.unfetched(self._image_id, self._begun_at) if isinstance(store, ImageStore) else ""
 
     async def mount(self, lowers: Lowers) -> None:
         """Its root, of the image that it borrowed and what is above that."""

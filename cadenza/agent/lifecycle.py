@@ -79,7 +79,6 @@ class Cell(bridge.Host):
         self.owned = Belongings(site, cell_id, self.driver)
         self.paths = self.owned.paths
         self._loop = asyncio.get_running_loop()
-        self._begun_at = self._loop.time()
 
     # --- the rules and their performance ---
 
@@ -139,7 +138,7 @@ class Cell(bridge.Host):
         except (Error, OSError) as error:
             detail = error.detail if isinstance(error, RuntimeFault) else ""
             self.site.trouble(f"container {self.cell_id}: {error} {detail}".strip())
-            self.dispatch(container.Broken(f"it could not be started: {self._unfetched() or error}"))
+            self.dispatch(container.Broken(f"it could not be started: {self.owned.unfetched() or error}"))
         except Exception as error:
             self.site.fault(f"container {self.cell_id}", error)
             self.dispatch(container.Broken("a fault of the server; its log has the rest"))
@@ -335,7 +334,7 @@ class Cell(bridge.Host):
         self.dispatch(container.Ready())
 
     def said_failed(self, failed: bridge.Failed, error: bytes) -> None:
-        if why := self._unfetched():
+        if why := self.owned.unfetched():
             self.say(why)  # what user code saw is an OSError, or a module that is not there
         self.dispatch(container.Failed(failed.where, failed.text, error))
 
@@ -479,15 +478,9 @@ class Cell(bridge.Host):
             more = "raise it with memory=(request, limit)"
             return f"out of memory: it used more than its limit of {mib} MiB, and was killed; {more}"
         if self.life.state in (container.CREATING, container.BOOTING):
-            if why := self._unfetched():
-                return why
-            return self._pipes[1].tail.decode(errors="replace").strip()[-500:] if self._pipes else ""
+            said = self._pipes[1].tail.decode(errors="replace").strip()[-500:] if self._pipes else ""
+            return self.owned.unfetched() or said
         return ""
-
-    def _unfetched(self) -> str:
-        """Whether files of its image were not to be had since its begin, and why."""
-        store = self.site.store
-        return store.unfetched(self.image_id, self._begun_at) if isinstance(store, ImageStore) else ""
 
     async def _remove(self) -> None:
         """Nothing goes in or out any more, and all that was made is taken away."""

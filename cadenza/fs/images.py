@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock, SystemClock
-from cadenza.base.errors import Error, ImageBuildError, NotFoundError
+from cadenza.base.errors import DataLossError, Error, ImageBuildError, NotFoundError, ServiceError
 from cadenza.fs import caches, edit, inventory, recipe, workplace
 from cadenza.fs.bases import Bases, to_config
 from cadenza.fs.build import Builder, Order, with_image
@@ -299,9 +299,22 @@ class ImageStore:
                     await self._lazy.prefetch(wanted)
             self._evict()
             return await asyncio.to_thread(self._mounts.lowers, [tree])
-        except BaseException:
+        except BaseException as error:
             self.give_back(image_id)
+            if isinstance(error, (NotFoundError, DataLossError, ServiceError)) and self._store.tiers:
+                what = f"the image {image_id} cannot be fetched from {self._place}: {error}"
+                raise type(error)(what) from error
             raise
+
+    def unfetched(self, image_id: str, since: float) -> str:
+        """Why files of an image could not be read since then (the loop's clock), as a sentence; empty: they could."""
+        why = self._lazy.failed_since(since) if self._lazy is not None else ""
+        return f"files of the image {image_id} cannot be fetched from {self._place}: {why}" if why else ""
+
+    @property
+    def _place(self) -> str:
+        remote, peers = self._store.remote, self._store.tiers.peers
+        return remote.url if remote is not None else ", ".join(one.bucket.url for one in peers)
 
     def give_back(self, image_id: str) -> None:
         """A container's root is gone."""

@@ -94,6 +94,8 @@ class Lazy:
         self._earlier: dict[str, int] = {}
         self._restarts = 0
         self._numbers = itertools.count(1)
+        self._failed: tuple[float, str] = (-1.0, "")
+        """When a reader was last told EIO, on the loop's clock, and why."""
         self._prefetches: dict[int, tuple[bytes, asyncio.Future[int]]] = {}
         self._trees: dict[bytes, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,6 +107,10 @@ class Lazy:
         keys = {**self._earlier, **self._counts}
         found = {key: self._earlier.get(key, 0) + self._counts.get(key, 0) for key in keys}
         return {**found, "restarts": self._restarts}
+
+    def failed_since(self, at: float) -> str:
+        """Why a reader did not get content after ``at`` (the loop's clock); empty: none was told so."""
+        return self._failed[1] if self._failed[0] >= at else ""
 
     async def open(self) -> None:
         """Mount, start the worker, try what works. ServiceError: nothing does, and why."""
@@ -313,6 +319,8 @@ class Lazy:
             self.terms = Terms(**said)
         elif kind == "served":
             self._counts = said
+        elif kind == "failed":
+            self._failed = (asyncio.get_running_loop().time(), said["why"])
         elif kind == "log":
             logging.getLogger(said["logger"]).log(said["level"], "%s", said["line"])
         elif kind == "done":

@@ -20,6 +20,7 @@ REST_S = 1.0
 MAX_REST_S = {"peer": 60.0, "remote": 4.0}
 PEER_LIMITS = {"connect_timeout": "1s", "read_timeout": "3s", "timeout": "20s", "max_retries": "0"}
 """A peer saves time or it is of no use."""
+WRONG_S = 1.0
 _log = Log("cadenza.fs.tiers")
 
 
@@ -33,6 +34,8 @@ class Tier:
         self._lock = threading.Lock()
         self._failures = 0
         self._rests_until = 0.0
+        self._wrong = 0
+        self._wrong_at = -WRONG_S
         self.fault = ""
         """The sentence of its last failure; empty when it works."""
 
@@ -65,6 +68,16 @@ class Tier:
             self.fault = fault
         if first:
             _log.warning("store.down", url=self.bucket.url, why=fault)
+
+    def wrong(self, what: str, why: str) -> None:
+        """It gave something else than what it was asked for. At most one line for the log in `WRONG_S`."""
+        now = self._clock()
+        with self._lock:
+            if now < self._wrong_at + WRONG_S:
+                self._wrong += 1
+                return
+            self._wrong_at, left_out, self._wrong = now, self._wrong, 0
+        _log.error("store.wrong", what=what, url=self.bucket.url, why=why, left_out=left_out)
 
     def _rest_s(self) -> float:
         return min(REST_S * 2.0 ** min(max(self._failures - 1, 0), 10), MAX_REST_S[self.kind])
@@ -108,7 +121,7 @@ class Tiers:
             except DataLossError as error:
                 tier.worked()
                 wrong.append(tier.bucket.url)
-                _log.error("store.wrong", what=name, url=tier.bucket.url, why=str(error))
+                tier.wrong(name, str(error))
             except ServiceError as error:
                 tier.failed(str(error))
                 down.append(str(error))
@@ -121,7 +134,8 @@ class Tiers:
             raise DataLossError(f"{name} is corrupt in {' and in '.join(wrong)}, and nobody else has it")
         if down:
             raise ServiceError(f"{name} cannot be had now: {down[0]}")
-        raise NotFoundError(f"{name} is not in the store")
+        where = self.remote.bucket.url if self.remote is not None else "any peer's store"
+        raise NotFoundError(f"{name} is not in {where}")
 
 
 def open_peers(addresses: str, key: str) -> list[Bucket]:

@@ -42,6 +42,7 @@ FORGET_S = 60.0
 """An outage that nobody noticed for so long may be over."""
 DOUBT_S = 0.05
 """How often a reader with a signal pending is looked at: it may be killed later."""
+TOLD_S = 0.05
 LOG_S = 1.0
 """At most one line of a kind in this time."""
 
@@ -132,6 +133,7 @@ class Worker:
         self._doubted: set[int] = set()
         self._reported = dict(self.served)
         self._reported_at = 0.0
+        self._told_at = 0.0
         self._names: dict[int, bytes] = {}
         self._data: dict[bytes, tuple[bytes, int]] = {}
         self._ranges: dict[bytes, Ranges] = {}
@@ -185,6 +187,7 @@ class Worker:
 
     def _fail(self, request: Request, error: Exception) -> None:
         self._count(errors=1)
+        self._tell(f"{error}" or type(error).__name__)  # first: who gets the error may end of it
         full = isinstance(error, ResourceExhaustedError) or getattr(error, "errno", 0) == errno.ENOSPC
         if request.opcode not in fuse.NO_REPLY:
             self._reply(request, error=errno.ENOSPC if full else errno.EIO)
@@ -411,7 +414,7 @@ class Worker:
     def _late(self, one: Waiter[bytes]) -> None:
         assert isinstance(one, _Asked)
         self._forget(one)
-        self._fail(one.request, TimeoutError(f"nothing came for {self._wait_s:g} s"))
+        self._fail(one.request, TimeoutError(f"nothing came within {self._wait_s:g} seconds"))
 
     def _ended(self, key: bytes, heard: bool, fault: Optional[Exception]) -> None:
         if fault is not None and not heard:
@@ -492,6 +495,13 @@ class Worker:
             self._reported, self._reported_at = dict(self.served), now
             self._report({"t": "served", **self._reported})
         return due
+
+    def _tell(self, why: str) -> None:
+        """Let the supervisor know what could not be had: who starts containers says it to people."""
+        now = time.monotonic()
+        if now >= self._told_at + TOLD_S:
+            self._told_at = now
+            self._report({"t": "failed", "why": why})
 
     def _say(self, event: str, why: str, where: str = "") -> None:
         """A line for the log; of each kind one in `LOG_S`, which says how many were left out."""

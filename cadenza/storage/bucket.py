@@ -304,5 +304,7 @@ def _reason(error: Exception, text: str) -> str:
         return "has a name that nobody knows"
     if message := re.search(r'message: "([^"]{1,80})"', text):
         return f"cannot be reached: {message[1].lower()}"
+    if "error sending request" in text:
+        return "cannot be reached: the connection was closed before an answer came"
     first = re.sub(r"\b[a-z0-9]+://\S+", "...", text.partition("\n")[0])
     return f"fails: {first[:160]}"
