@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Sequence
 
-from cadenza.base.errors import ServiceError
+from cadenza.base.errors import InvalidError, ServiceError
 from cadenza.base.resources import GPU_TYPES, Gpu
 from cadenza.runtime import cdi
 
@@ -83,13 +83,17 @@ class Cards:
         return dict(Counter(one.type for one in self._cards))
 
     def take(self, cell_id: str, wishes: Sequence[Gpu]) -> list[Card]:
-        """Cards for a container. ServiceError when others have them."""
+        """Cards for a container. ServiceError when others have them, InvalidError when there are not so many."""
         taken = {one.index for cards in self._taken.values() for one in cards}
         mine: list[Card] = []
         for wish in wishes:
             kind = wish.type.rstrip("!+")
             free = [one for one in self._cards if one.index not in taken and kind in (one.type.rstrip("!+"), "ANY")]
             if len(free) < wish.count:
+                here = sum(kind in (one.type.rstrip("!+"), "ANY") for one in self._cards)
+                if here < wish.count:
+                    has = ", ".join(f"{count} of type {name}" for name, count in self.types.items()) or "none"
+                    raise InvalidError(f"gpu={wish.type}:{wish.count} was wanted, and of GPUs this machine has {has}")
                 raise ServiceError(f"{wish.count} GPUs of type {wish.type} were wanted, and {len(free)} are free here")
             mine += free[: wish.count]
             taken |= {one.index for one in mine}

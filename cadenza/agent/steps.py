@@ -96,6 +96,8 @@ async def run_step(step: StepRun, cell_id: str, means: Means) -> int:
             await driver.signal(cell_id, signal.SIGKILL)
             raise builtins.TimeoutError(f"the step ran longer than {step.timeout_s:g} s") from None
         await asyncio.wait([asyncio.ensure_future(one.drained.wait()) for one in pipes], timeout=LAST_WORDS_LIMIT_S)
+        if ended.oom and ended.code:
+            step.output(_out_of_memory(step))
         if ended.fault:
             raise OSError(f"the runtime broke down: {ended.fault}")
         return ended.code
@@ -105,6 +107,12 @@ async def run_step(step: StepRun, cell_id: str, means: Means) -> int:
         await asyncio.shield(_undo(driver, cell_id, paths, identities, ids))
         if cards and means.cards is not None:
             means.cards.give_back(cell_id)
+
+
+def _out_of_memory(step: StepRun) -> bytes:
+    limit = step.resources.memory_limit_mib if step.resources is not None else 0
+    more = f"its limit of {limit} MiB: raise it with memory=(request, limit)" if limit else "what the machine has"
+    return f"out of memory: the step used more than {more}\n".encode()
 
 
 def _limits(step: StepRun) -> Limits:

@@ -97,9 +97,7 @@ class Builder:
             # Even when this task is cancelled, the leftovers go before anyone hears of it.
             await asyncio.shield(asyncio.to_thread(place.drop))
 
-    def _keep(
-        self, delta: Node, settings: recipe.Settings, source: str = "", blobs: tuple[str, ...] = ()
-    ) -> Outcome:
+    def _keep(self, delta: Node, settings: recipe.Settings, source: str = "", blobs: tuple[str, ...] = ()) -> Outcome:
         size, entries = measure(delta)
         return Outcome(self._store.put_tree(delta), settings, size, entries, source, blobs)
 
@@ -428,6 +426,8 @@ def _missing(layer: recipe.Layer, program: str) -> str:
             "packages by run_commands with the image's own tool, such as apk add"
         )
     text = f"the step {layer.text[:500]!r} needs {program}, which is no program in the image"
+    if layer.kind == "micromamba":
+        text += ": begin with Image.micromamba()"
     if program in ("/bin/sh", "/bin/bash"):
         text += ": one without a shell takes files and settings alone; Image.shell([...]) names another shell"
     return text

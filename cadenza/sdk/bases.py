@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cadenza.sdk.patterns import Ignore
     from cadenza.sdk.recipe import Gpu, Made
 
-PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
+PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t", "3.15", "3.15t")
 REGISTRY, AWS, GCP = "registry", "AWS", "Google Cloud"
 REGISTRY_KEYS = {
     REGISTRY: ("REGISTRY_USERNAME", "REGISTRY_PASSWORD"),

@@ -180,7 +180,7 @@ class Image(Bases, PythonPackages, Object):
 
     def workdir(self, path: Union[str, PurePosixPath]) -> Image:
         """Set the working directory of later steps and of the container."""
-        return self._add(recipe.setting("workdir", [os.fspath(path)]))
+        return self._add(recipe.setting("workdir", [recipe.path("workdir", "path", path)]))
 
     def entrypoint(self, entrypoint_commands: Sequence[str]) -> Image:
         """Set the program under which the container's command runs; ``[]`` for none."""
@@ -202,7 +202,9 @@ class Image(Bases, PythonPackages, Object):
         """Add one file. ``remote_path`` is absolute; with a slash at its end it is a directory. ``copy=True`` makes it
         a layer; without, it comes in when a container starts, and no build step may follow. InvalidError."""
         target = recipe.absolute("add_local_file", remote_path)
-        return self._add(recipe.local_file(os.path.abspath(local_path), target, copy))
+        return self._add(
+            recipe.local_file(os.path.abspath(recipe.path("add_local_file", "local_path", local_path)), target, copy)
+        )
 
     def add_local_dir(
         self,
@@ -215,7 +217,11 @@ class Image(Bases, PythonPackages, Object):
         """Add the files of a directory, without those that ``ignore`` names. ``copy`` as for `add_local_file`."""
         target = recipe.absolute("add_local_dir", remote_path)
         as_predicate(ignore)
-        return self._add(recipe.local_dir(os.path.abspath(local_path), target, copy, ignore))
+        return self._add(
+            recipe.local_dir(
+                os.path.abspath(recipe.path("add_local_dir", "local_path", local_path)), target, copy, ignore
+            )
+        )
 
     def add_local_python_source(self, *modules: str, copy: bool = False, ignore: Ignore = NON_PYTHON_FILES) -> Image:
         """Add modules and packages that can be imported here, so that they can be imported there: below /root, their

@@ -204,14 +204,28 @@ def check_no_flags(where: str, names: Sequence[str]) -> None:
     for name in names:
         if not name.strip():
             raise InvalidError(f"{where}: a package's name is empty")
-        if name.lstrip().startswith("-"):
-            more = "" if where == "apt_install" else "; options go into extra_options"
-            raise InvalidError(f"{where}: {name!r} is an option and not a package{more}")
+        flags = [word for word in name.split() if word.startswith("-")]
+        if flags:
+            more = "; options go into extra_options" if where.endswith("pip_install") else ""
+            what = "is an option and not a package" if flags == [name.strip()] else f"holds an option, {flags[0]}"
+            raise InvalidError(f"{where}: {name!r} {what}{more}")
 
 
-def absolute(where: str, path: Union[str, PurePath]) -> str:
+def path(where: str, name: str, value: object) -> str:
+    """A path as text. InvalidError for what is none."""
+    try:
+        found = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        found = None
+    if not isinstance(found, str) or not found or "\0" in found:
+        shown = repr(value) if isinstance(value, (str, bytes)) else type(value).__name__
+        raise InvalidError(f"{where}: {name} must be a path, not {shown}")
+    return found
+
+
+def absolute(where: str, remote: Union[str, PurePath]) -> str:
     """A path in the container as text. InvalidError if it is relative."""
-    text = os.fspath(path)
+    text = path(where, "remote_path", remote)
     if not text.startswith("/"):
         raise InvalidError(f"{where}: remote_path must be absolute, such as /root/{text}; got {text!r}")
     clean = posixpath.normpath(text)

@@ -10,7 +10,7 @@ import pytest
 
 from cadenza.agent import attachment, gpus, rootfs
 from cadenza.agent.gpus import Card, Cards
-from cadenza.base.errors import ServiceError
+from cadenza.base.errors import InvalidError, ServiceError
 from cadenza.base.resources import Gpu
 from cadenza.runtime import cdi
 from cadenza.runtime.driver import Limits
@@ -56,6 +56,10 @@ def test_a_card_is_one_containers() -> None:
     assert [one.index for one in cards.take("ta-2", [Gpu("H100!", 1)])] == [1]
     with pytest.raises(ServiceError, match="1 GPUs of type H100 were wanted, and 0 are free"):
         cards.take("ta-3", [Gpu("H100", 1)])
+    with pytest.raises(InvalidError, match="L4:1 was wanted, and of GPUs this machine has 2 of type H100, 1 of type T4"):
+        cards.take("ta-3", [Gpu("L4", 1)])
+    with pytest.raises(InvalidError, match="has none"):
+        Cards().take("ta-3", [Gpu("ANY", 1)])
     assert [one.index for one in cards.take("ta-3", [Gpu("ANY", 1)])] == [2]
     cards.give_back("ta-1")
     assert [one.index for one in cards.take("ta-4", [Gpu("H100", 1)])] == [0]

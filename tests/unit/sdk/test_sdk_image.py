@@ -267,3 +267,30 @@ def test_imports_counts_in_the_container_that_uses_the_image(imports_first: bool
             program()
     finally:
         context.become(None)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda b: b.pip_install("numpy --pre"),
+            r"'numpy --pre' holds an option, --pre; options go into extra_options",
+        ),
+        (lambda b: b.uv_pip_install("--pre"), r"'--pre' is an option and not a package; options go into extra_options"),
+        (lambda b: b.apt_install("-y"), r"'-y' is an option and not a package$"),
+        (lambda b: b.workdir(3), r"workdir: path must be a path, not int"),
+        (lambda b: b.workdir(b"/x"), r"workdir: path must be a path, not b'/x'"),
+        (lambda b: b.workdir(""), r"workdir: path must be a path, not ''"),
+        (lambda b: b.add_local_file(3, "/x"), r"add_local_file: local_path must be a path, not int"),
+        (lambda b: b.add_local_dir(".", None), r"add_local_dir: remote_path must be a path, not NoneType"),
+    ],
+)
+def test_wrong_use_is_said_where_it_is(make, words):
+    """semantics.md 13.3: flags go into extra_options; wrong types are InvalidErrors."""
+    with pytest.raises(InvalidError, match=words):
+        make(Image.debian_slim("3.11"))
+
+
+def test_python_without_a_global_lock_is_a_version_too():
+    """semantics.md 13.1: 3.14t, 3.15t."""
+    assert resolved(Image.debian_slim("3.14t")).spec.steps[0].options["python"] == "3.14t"
