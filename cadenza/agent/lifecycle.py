@@ -23,7 +23,7 @@ from cadenza.protocol.calls import Attempt, AttemptOutput, GeneratorItem
 from cadenza.protocol.frame import FrameError
 from cadenza.protocol.nodes import ContainerReport, ContainerSpec, LogChunk
 from cadenza.protocol.objects import FileEntry
-from cadenza.runtime.driver import ContainerConfig, Driver, Exit, Limits, RuntimeFault, Stdio
+from cadenza.runtime.driver import ContainerConfig, Driver, Exit, RuntimeFault, Stdio
 
 LAST_WORDS_LIMIT_S = 0.5
 """How long after the end of the first process its pipes and its connection may still bring something."""
@@ -287,11 +287,8 @@ class Cell(bridge.Host):
         self.life.startup_s = spec.function.startup_timeout_s
         self.site.adopted(self)
         self.phases.adopt(spec)
-        self._task(self._limit(attachment.limits(spec.function.resources)))
+        self._task(self.driver.update(self.cell_id, attachment.limits(spec.function.resources)))
         self.dispatch(container.Adopt())
-
-    async def _limit(self, new: Limits) -> None:
-        await self.driver.update(self.cell_id, new)
 
     # --- what the runner says ---
 
