@@ -43,6 +43,8 @@ class Base:
     commands: tuple[tuple[str, ...], ...] = ()
     """To be run in a container of it before it is whole."""
     timings: dict[str, float] = field(default_factory=dict)
+    blobs: tuple[str, ...] = ()
+    """Of an image from a registry: the names of its layers' records in the store."""
 
 
 class Bases:
@@ -99,7 +101,8 @@ class Bases:
 
         pulled = await oci.pull(step.options["tag"], self._store, step.secrets, progress, platform=PLATFORM)
         reference = pulled.ref if "@" in pulled.ref else f"{pulled.ref}@{pulled.digest}"
-        return Base(pulled.tree, from_config(pulled.config), reference)
+        blobs = tuple(map(oci.record_name, (*pulled.layers, *pulled.config.diff_ids)))
+        return Base(pulled.tree, from_config(pulled.config), reference, blobs=blobs)
 
     async def _micromamba(self, step: ImageStep, place: Workplace, progress: Callable[[str], None]) -> Base:
         program = await asyncio.to_thread(self._mamba_program, progress)

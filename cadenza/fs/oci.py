@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Callable, Mapping, Optional
 
-from cadenza.base.errors import DataLossError, ImageBuildError, NotFoundError
+from cadenza.base.errors import DataLossError, ImageBuildError, NotFoundError, ServiceError
 from cadenza.fs import layer_delta, layer_tar, manifest, tree
 from cadenza.fs.feed import Feed, FeedClosed
 from cadenza.fs.layer_delta import LayerError, Limits
@@ -267,7 +267,7 @@ def _unpack(feed: Feed, layer: Descriptor, diff: str, store: Store, what: str) -
 def recall(store: Store, digests: tuple[str, ...]) -> Optional[Node]:
     """The delta tree of a layer that was read before, by the digest of its blob or its tar; None: not all is here."""
     for one in digests:
-        raw = store.get_local_record("layers", _record(one))
+        raw = store.get_local_record("layers", record_name(one))
         if raw is None:
             continue
         try:
@@ -275,7 +275,7 @@ def recall(store: Store, digests: tuple[str, ...]) -> Optional[Node]:
             if found["reading"] != READING:
                 continue
             delta = store.tree(bytes.fromhex(found["tree"]))
-        except (ValueError, KeyError, TypeError, NotFoundError, DataLossError):
+        except (ValueError, KeyError, TypeError, NotFoundError, DataLossError, ServiceError):
             continue
         if all(_here(store, node) for node in tree.files(delta)):
             return delta
@@ -290,8 +290,9 @@ def remember(store: Store, digests: tuple[str, ...], delta: Node) -> None:
     """Keep a layer's delta tree under the digests of its blob and its tar."""
     record = json.dumps({"reading": READING, "tree": store.put_tree(delta).hex()}).encode()
     for one in dict.fromkeys(digests):
-        store.put_local_record("layers", _record(one), record)
+        store.put_local_record("layers", record_name(one), record)
 
 
-def _record(digest: str) -> str:
+def record_name(digest: str) -> str:
+    """The name of a layer's record, by the digest of its blob or of its tar."""
     return digest.replace(":", "-")[:120]
