@@ -60,6 +60,7 @@ async def open_contents(config: Config) -> Contents:
     """The store of this data directory. InvalidError when an address, or the mode that is forced, cannot be."""
     store = await asyncio.to_thread(open_store, config)
     lazy: Optional[Lazy] = None
+    mounts: Optional[Mounts] = None
     warnings = []
     try:
         abilities = await asyncio.to_thread(detect, store.home)
@@ -83,6 +84,8 @@ async def open_contents(config: Config) -> Contents:
         scrubber = Scrubber(store)
         scrubber.open()
     except BaseException:
+        if mounts is not None:
+            await asyncio.to_thread(mounts.close)
         if lazy is not None:
             await lazy.close()
         await asyncio.to_thread(store.close)

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from typing import Any
 
 import pytest
 
+from cadenza.agent.contents import open_contents
 from cadenza.agent.rootfs import Paths
+from cadenza.base.config import load
+from cadenza.base.errors import ServiceError
 from cadenza.fs import ingest, kernel, tree
 from cadenza.fs.abilities import FORCED, detect
 from cadenza.fs.mount import Mounts
@@ -263,6 +267,16 @@ def test_a_recorder_does_nothing_where_it_may_not(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_server_that_cannot_start_leaves_no_mount(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environ = {"CADENZA_HOME": str(tmp_path), "CADENZA_PEER_ADDRESS": f"127.0.0.1:{taken.getsockname()[1]}"}
+        with pytest.raises(ServiceError, match="peer_address"):
+            asyncio.run(open_contents(load(environ)))
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_a_hundred_containers_of_a_tree_share_what_was_read(stage: Stage) -> None:
