@@ -67,11 +67,19 @@ class _Named:
 class Sweep:
     """One sweep over ``local``; ``named_trees`` stay, with all that they name."""
 
-    def __init__(self, local: Local, fetcher: Fetcher, named_trees: Iterable[bytes], dry_run: bool) -> None:
+    def __init__(
+        self,
+        local: Local,
+        fetcher: Fetcher,
+        named_trees: Iterable[bytes],
+        dry_run: bool,
+        horizon: Optional[float] = None,
+    ) -> None:
         self._local = local
         self._fetcher = fetcher
         self._given = set(named_trees)
         self._dry_run = dry_run
+        self._horizon = horizon
         self._named = _Named()
         self._swept = Swept()
 
@@ -140,6 +148,8 @@ class Sweep:
                 partials.remove(self._local.home, digest)
 
     def _limit(self, grace_s: float = GRACE_S) -> float:
+        if self._horizon is not None and grace_s == GRACE_S:
+            return min(self._horizon, self._local.oldest_pin() - MARGIN_S)
         return min(self._local.clock() - grace_s, self._local.oldest_pin() - MARGIN_S)
 
     def _old(self, name: str, grace_s: float = GRACE_S) -> bool:

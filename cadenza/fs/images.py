@@ -14,6 +14,7 @@ from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 from cadenza.base.clock import Clock, SystemClock
 from cadenza.base.errors import DataLossError, Error, ImageBuildError, NotFoundError, ServiceError
 from cadenza.fs import caches, edit, inventory, recipe, workplace
+from cadenza.fs import tree as trees
 from cadenza.fs.bases import Bases, to_config
 from cadenza.fs.build import Builder, Order, with_image
 from cadenza.fs.mount import Lowers, Mounts
@@ -210,19 +211,28 @@ class ImageStore:
         if not self._store.limit_bytes or now - self._evicted_at < EVICT_EVERY_S:
             return
         self._evicted_at = now
-        oldest = [one.tree for one in sorted(self._records.values(), key=lambda one: one.info.used_at)]
+        in_use = self._in_use
+        images = [one.tree for one in sorted(self._records.values(), key=lambda one: one.info.used_at)]
 
-        async def evict() -> None:
+        def evict() -> None:
+            if self._store.evict([*inventory.step_trees(self._store, self._believer), *images], in_use):
+                self._mounts.doubt(in_use)
+
+        async def go() -> None:
             try:
-                await asyncio.to_thread(self._store.evict, oldest, self._in_use)
+                await asyncio.to_thread(evict)
+                for one in self._in_use - in_use if self._lazy is None else ():
+                    # Somebody was given it while it may have lost content.
+                    root = await asyncio.to_thread(self._store.tree, one)
+                    await asyncio.to_thread(self._store.fetch_all, trees.files(root))
             except (OSError, Error) as error:
                 _log.warning("images.full", why=str(error))
 
-        self._keep(evict())
+        self._keep(go())
 
     @property
     def _in_use(self) -> set[bytes]:
-        return {tree for loan in self._lent.values() for tree in loan.trees}
+        return {tree for loan in self._lent.values() for tree in loan.trees} | self._mounts.held
 
     async def close(self) -> None:
         """Wait until what was built is surely on disk, and what was removed is gone."""
@@ -387,16 +397,18 @@ class ImageStore:
 
     async def collect(self, order: CollectOrder) -> CollectReport:
         """Forget images, and remove content that nothing names. Images that containers have stay, and are noted."""
+        horizon = self._store.horizon()
         notes = [f"{one} is in use by a container" for one in order.images if one in self._lent]
         gone = [one for one in order.images if one in self._records and one not in self._lent]
         kept = [one for name, one in self._records.items() if name not in gone]
+        going = [self._records[one] for one in gone]
         if not order.dry_run:
             for one in gone:
                 self.remove(one)
         since = self._clock.now() - self._retention_days * DAY_S
         report = await asyncio.to_thread(
             inventory.collect, self._store, self._mounts, self._logs, self._believer,
-            inventory.Kept(kept, self._in_use, since), order.dry_run,
+            inventory.Kept(kept, self._in_use, since, going, horizon), order.dry_run,
         )  # fmt: skip
         return replace(report, images=tuple(gone), notes=tuple(notes))
 

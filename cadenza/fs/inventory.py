@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Collection, Iterable, Sequence
+from typing import Collection, Iterable, Optional, Sequence
 
 from cadenza.base.errors import Error
 from cadenza.fs import tree as trees
@@ -37,6 +37,19 @@ def sizes(store: Store, tree: bytes, others: Iterable[bytes]) -> tuple[int, int]
     return local, sum(own[digest] for digest in shared)
 
 
+def step_trees(store: Store, believer: Believer) -> list[bytes]:
+    """The trees of this machine's steps, the least recently used first: what only steps have is missed least."""
+    used: list[tuple[float, bytes]] = []
+    for name in store.records("steps"):
+        made = believer.step(store.read(f"steps/{name}"))
+        try:
+            if made is not None:
+                used.append((os.stat(os.path.join(store.home, "steps", name)).st_mtime, made.digest))
+        except FileNotFoundError:
+            continue
+    return [digest for _, digest in sorted(used)]
+
+
 @dataclass(frozen=True)
 class Kept:
     """What a collection leaves."""
@@ -45,7 +58,11 @@ class Kept:
     trees: Collection[bytes]
     """In use by containers."""
     since: float
-    """Steps that were made or used after this time (epoch seconds) stay, whatever they belong to."""
+    """Steps that were made or used after this time (epoch seconds) stay, whatever they belong to; but not:"""
+    gone: Sequence[ImageRecord] = ()
+    """Images that are forgotten with this collection: what only they have goes, young or not."""
+    horizon: Optional[float] = None
+    """`cadenza.fs.store.Store.horizon`, of before all this was known."""
 
 
 def collect(
@@ -57,6 +74,9 @@ def collect(
     """
     named = {one.tree for one in kept.images} | set(kept.trees)
     keys = {key for one in kept.images for key in one.steps}
+    dropped = {key for one in kept.gone for key in one.steps} - keys
+    blobs: dict[bool, set[str]] = {True: set(), False: set()}
+    """Names of registries' layers that bases have: of those that go, and of those that stay."""
     for kind in ("steps", "layers"):
         for name in store.records(kind):
             path = os.path.join(store.home, kind, name)
@@ -65,6 +85,12 @@ def collect(
                 young = os.stat(path).st_mtime >= kept.since
             except FileNotFoundError:
                 continue
+            if kind == "steps":
+                found = believer.step(raw)
+                blobs[name in dropped].update(found.blobs if found is not None else ())
+                young = young and name not in dropped
+            else:
+                young = young and name not in blobs[True] - blobs[False]
             if kind == "steps" and (name in keys or young):
                 made = believer.step(raw)
                 if made is not None:
@@ -84,7 +110,7 @@ def collect(
             if name not in keys:
                 logs.remove(name)
         mounts.keep(named)
-    swept = store.sweep(named, dry_run=dry_run)
+    swept = store.sweep(named, dry_run=dry_run, horizon=kept.horizon)
     left = [status.st_blocks * 512 for _, _, status in store.everything("objects")]
     gone = swept.objects if dry_run else 0
     gone_bytes = swept.bytes if dry_run else 0

@@ -27,6 +27,8 @@ from cadenza.observe.log import Log
 
 TOUCH_S = 600.0
 """How stale the time of a file's last use may be."""
+TICK_S = 0.05
+"""How far the kernel's own clock may be behind."""
 COPY_BYTES = 1 << 20
 TREE_BYTES = 2 << 30
 """A tree whose encoding is larger is not believed."""
@@ -64,7 +66,8 @@ class Local:
     def __init__(self, home: str, clock: Optional[Callable[[], float]] = None) -> None:
         self.home = os.path.abspath(home)
         self.objects = os.path.join(self.home, "objects")
-        self.clock = clock or time.time
+        raw = clock or time.time
+        self.clock = _forward(raw)
         self.lock = threading.Lock()
         """Held between looking at a file's time and removing it, or moving its time on."""
         self._pins: dict[int, float] = {}
@@ -76,7 +79,7 @@ class Local:
                 for number in range(256):
                     _directory(os.path.join(self.objects, f"{number:02x}"))
             self.drafts = drafts.Drafts(os.path.join(self.home, "tmp"))
-        self.marker = Marker(self.home, self.drafts.name, self.clock)
+        self.marker = Marker(self.home, self.drafts.name, raw)
 
     def close(self) -> None:
         """Forget drafts. What was committed stays; call `settle` first where it must survive a loss of power."""
@@ -355,9 +358,29 @@ class Local:
         with self.lock:
             self._pins.pop(number, None)
 
+    def horizon(self) -> float:
+        """A time (epoch seconds): what is older, nobody of this process counts on, unless it is named by then.
+
+        Take it before asking what is named: what is put or asked for from now on is younger, or as old as a pin.
+        """
+        with self.lock:
+            return min(self.clock(), self.oldest_pin()) - TICK_S
+
     def oldest_pin(self) -> float:
         """When the oldest open pin was opened; infinity without one."""
         return min(list(self._pins.values()), default=float("inf"))  # a copy: others open pins meanwhile
+
+
+def _forward(clock: Callable[[], float]) -> Callable[[], float]:
+    """The clock, standing still while it is behind what it has shown: what is put later never looks older."""
+    latest = float("-inf")
+
+    def now() -> float:
+        nonlocal latest
+        latest = max(latest, clock())
+        return latest
+
+    return now
 
 
 def name_of(digest: bytes) -> str:

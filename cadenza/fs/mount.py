@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Collection, Iterable, Mapping, Optional, Protocol, Sequence, Union
+from typing import TYPE_CHECKING, Collection, Iterable, Iterator, Mapping, Optional, Protocol, Sequence, Union
 
 from cadenza.base.clock import Clock, SystemClock
 from cadenza.fs import kernel, loop
@@ -23,6 +25,8 @@ KEPT = 256
 """Trees that stay mounted however long nobody wants them."""
 IDLE_S = 600.0
 """Above `KEPT` those go that nobody wanted for so long."""
+LOCKS = 64
+"""Trees of equal numbers by their first byte are made one after the other."""
 
 
 class Content(Protocol):
@@ -58,13 +62,13 @@ class Lowers:
         return Lowers((*layers, *self.layers), self.data)
 
 
-def idle(used: Mapping[bytes, float], now: float) -> list[bytes]:
-    """Which of the mounted trees go: ``used`` says when each was wanted last. Pure."""
+def idle(used: Mapping[bytes, float], now: float, held: Collection[bytes] = ()) -> list[bytes]:
+    """Which of the mounted trees go: ``used`` says when each was wanted last; those that are ``held`` stay. Pure."""
     surplus = len(used) - KEPT
     if surplus <= 0:
         return []
     oldest = sorted(used, key=lambda one: used[one])[:surplus]
-    return [one for one in oldest if now - used[one] > IDLE_S]
+    return [one for one in oldest if now - used[one] > IDLE_S and one not in held]
 
 
 class Mounts:
@@ -83,8 +87,9 @@ class Mounts:
         self._images = os.path.join(store.home, "erofs")
         self._linked = os.path.join(store.home, "links")
         self._lock = threading.Lock()
-        self._making: dict[bytes, threading.Lock] = {}
+        self._making = tuple(threading.Lock() for _ in range(LOCKS))
         self._used: dict[bytes, float] = {}
+        self._held: Counter[bytes] = Counter()
         os.makedirs(self._images, exist_ok=True)
         os.makedirs(self._places, mode=0o755, exist_ok=True)
         self._clear()  # what a killed process left
@@ -103,9 +108,7 @@ class Mounts:
         NotFoundError: there is no such tree. OSError: it cannot be mounted, or the disk is full.
         """
         now = self._clock.monotonic()
-        with self._lock:
-            making = self._making.setdefault(tree, threading.Lock())
-        with making:
+        with self._turn(tree):
             with self._lock:
                 known = tree in self._used
                 if known:
@@ -115,7 +118,7 @@ class Mounts:
                 with self._lock:
                     self._used[tree] = now
         with self._lock:
-            going = idle(self._used, now)
+            going = idle(self._used, now, self._held)
         for one in going:
             self._hide(one)
         return self._place(tree)
@@ -135,14 +138,42 @@ class Mounts:
 
         return self._store.put_tree(flatten(self._store.tree(one) for one in reversed(trees)))
 
+    @contextmanager
+    def hold(self, trees: Sequence[bytes]) -> Iterator[None]:
+        """While this is open these trees stay as `lowers` gave them, whatever is forgotten or doubted."""
+        with self._lock:
+            self._held.update(trees)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= Counter(trees)
+
+    @property
+    def held(self) -> set[bytes]:
+        """The trees that somebody holds."""
+        with self._lock:
+            return set(self._held)
+
+    def doubt(self, kept: Collection[bytes]) -> None:
+        """Content was taken off this machine: without a lazy mount, trees but these are fetched whole again when they
+        are wanted next."""
+        if self.lazy or self.abilities.mode == "links":
+            return  # it is fetched when it is opened; or each tree has its content itself
+        with self._lock:
+            known = list(self._used)
+        for one in known:
+            if one not in kept:
+                self._hide(one)
+
     def forget(self, tree: bytes) -> None:
-        """Unmount a tree, if it is, and remove what was made of it.
+        """Unmount a tree, if it is and nobody holds it, and remove what was made of it.
 
         Containers that have it go on; but not in the mode ``links``, where nobody may have it.
         """
         self._hide(tree)
-        with self._lock:
-            self._making.pop(tree, None)
+        if tree in self.held:
+            return
         image = self._image(tree)
         for path in (image, image + ".sum"):
             if os.path.exists(path):
@@ -187,16 +218,18 @@ class Mounts:
         for name in os.listdir(self._places):
             os.rmdir(os.path.join(self._places, name))
 
+    def _turn(self, tree: bytes) -> threading.Lock:
+        return self._making[tree[0] % LOCKS]
+
     def _hide(self, tree: bytes) -> None:
-        with self._lock:
-            self._used.pop(tree, None)
-            making = self._making.setdefault(tree, threading.Lock())
-        if self.abilities.mode == "links":
-            return
         place = os.path.join(self._places, tree.hex())
-        with making:
-            if tree in self._used:
-                return  # wanted again meanwhile
+        with self._turn(tree):
+            with self._lock:
+                if tree in self._held:
+                    return
+                self._used.pop(tree, None)
+            if self.abilities.mode == "links":
+                return
             kernel.umount(place)
             if os.path.isdir(place):
                 os.rmdir(place)

@@ -34,6 +34,8 @@ class Made:
     """The boot in which it was made; empty once it is surely on disk."""
     source: str = ""
     """Of a base from a registry: its reference with the digest."""
+    blobs: tuple[str, ...] = ()
+    """Of a base from a registry: the names of its layers' records."""
 
     @property
     def digest(self) -> bytes:
@@ -75,7 +77,8 @@ class Believer:
         if value is None:
             return None
         try:
-            made = Made(**{**value, "settings": _settings(value["settings"])})
+            settings, blobs = _settings(value["settings"]), tuple(map(str, value.get("blobs", ())))
+            made = Made(**{**value, "settings": settings, "blobs": blobs})
         except (TypeError, KeyError, ValueError):
             return None
         return made if not made.boot or made.boot == self.boot else None

@@ -198,6 +198,7 @@ class Runs:
             made = Made(
                 layer.digest, outcome.tree.hex(), outcome.settings, layer.text, outcome.size, outcome.entries,
                 round(seconds, 3), self._clock.now(), self._believer.boot, outcome.source,
+                outcome.blobs,
             )  # fmt: skip
             if keep:
                 await asyncio.to_thread(self._store.put_local_record, "steps", layer.digest, write(made))

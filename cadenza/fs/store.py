@@ -103,9 +103,13 @@ class Store(Local):
             return 0
         return push.push(self.fetcher, self, self.remote, tree, progress)
 
-    def sweep(self, trees: Iterable[bytes], *, dry_run: bool = False) -> Swept:
-        """Remove what these trees do not name, of what is here; see `cadenza.fs.collect`."""
-        return collect.Sweep(self, self.fetcher, trees, dry_run).run()
+    def sweep(self, trees: Iterable[bytes], *, dry_run: bool = False, horizon: Optional[float] = None) -> Swept:
+        """Remove what these trees do not name, of what is here; see `cadenza.fs.collect`.
+
+        ``horizon``: only what is older goes, and all of it: the store's `horizon` from before the trees were looked up,
+        by a process that alone puts content here. Without it what is young stays.
+        """
+        return collect.Sweep(self, self.fetcher, trees, dry_run, horizon).run()
 
     def evict(self, trees: Sequence[bytes], in_use: Collection[bytes], wanted_bytes: int = 0) -> int:
         """Free room: content of ``trees``, the least recently used first, that the bucket has; bytes freed.

@@ -7,7 +7,8 @@ import errno
 import os
 import secrets
 import stat
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from cadenza.base.errors import ResourceExhaustedError
 
@@ -23,6 +24,8 @@ class Workplace:
     """Directories of one step, on the store's own file system."""
 
     root: str
+    held: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
+    """What the step counts on: closed when it is dropped."""
 
     @property
     def upper(self) -> str:
@@ -39,6 +42,7 @@ class Workplace:
 
     def drop(self) -> None:
         """Remove what a step leaves, whatever state it is in. Blocks."""
+        self.held.close()
         remove_tree(self.root)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,7 +20,7 @@ from cadenza.fs import tree as trees
 from cadenza.fs.images import ImageStore, Lowers, StepRun
 from cadenza.fs.store import Store
 from cadenza.fs.tree import Node
-from cadenza.protocol.nodes import BuildLine, BuildOrder
+from cadenza.protocol.nodes import BuildLine, BuildOrder, CollectOrder, CollectReport
 from cadenza.protocol.objects import FileEntry, ImageSpec, ImageStep
 
 BASE = ImageStep("base", options={"distribution": "debian_slim", "python": "3.11"})
@@ -65,6 +67,16 @@ class FakeMounts:
     def show(self, tree: bytes) -> str:
         self.store.tree(tree)
         return tree.hex()
+
+    def hold(self, found: Any) -> Any:
+        return contextlib.nullcontext()
+
+    @property
+    def held(self) -> set[bytes]:
+        return set()
+
+    def keep(self, found: Any) -> None:
+        return
 
     def lowers(self, found: Any) -> Lowers:
         return Lowers(tuple(self.show(one) for one in found), (self.store.objects,))
@@ -418,3 +430,62 @@ def test_uv_is_fetched_once_where_the_host_has_none(tmp_path: Path, monkeypatch:
         asyncio.run(store.build(BuildOrder(wanted.image_id(), wanted), lambda line: None, step, lambda digest: None))
     assert [one.argv[-1] for one in ran] == ["uv", "a", "b"]
     assert {one.target for one in ran[2].binds} >= {"/.cadenza/uv", "/.cadenza/cache/uv"}
+
+
+def on_disk(store: Images) -> int:
+    return sum(len(files) for _, _, files in os.walk(store.content.objects))
+
+
+def collect(store: Images, *gone: str) -> CollectReport:
+    return asyncio.run(store.collect(CollectOrder(gone)))
+
+
+def test_what_only_a_removed_image_had_goes_at_once(tmp_path: Path) -> None:
+    """`image rm` right after the build frees what no other image has; what others have, steps included, stays."""
+    store, steps = store_at(tmp_path), Steps()
+    first = asyncio.run(make(store, spec(run("a"), run("b")), steps))
+    second = asyncio.run(make(store, spec(run("a"), run("c")), steps))
+    time.sleep(0.06)
+    assert collect(store).objects == 0 and layers(tmp_path) == 4
+    before = on_disk(store)
+    report = collect(store, first)
+    assert report.images == (first,) and report.objects == before - on_disk(store) == 1 and layers(tmp_path) == 3
+    assert store.text(second, "/ran1") == "a" and store.text(second, "/ran3") == "c"
+    assert collect(store, second).kept_objects == on_disk(store) == layers(tmp_path) == 0
+    assert os.listdir(tmp_path / "store/trees") == []
+
+
+def test_a_collection_takes_nothing_from_a_build_or_from_what_it_made_meanwhile(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+
+    async def go() -> tuple[str, str]:
+        first = await make(store, spec(run("a")), steps)
+        time.sleep(0.06)
+        steps.wait = asyncio.Event()
+        building = asyncio.ensure_future(make(store, spec(run("a"), run("b")), steps))
+        while len(steps.runs) < 2:
+            await asyncio.sleep(0)
+        await store.collect(CollectOrder((first,)))  # its step is the build's ground
+        horizon = store.content.horizon()
+        steps.wait.set()
+        second = await building
+        store.content.sweep([], horizon=horizon)  # one that began before the image was known
+        return first, second
+
+    first, second = asyncio.run(go())
+    assert store.image(first) is None
+    assert store.text(second, "/ran1") == "a" and store.text(second, "/ran2") == "b"
+
+
+def test_a_clock_that_is_set_back_makes_nothing_old(tmp_path: Path) -> None:
+    now = [1000.0]
+    store = Store(str(tmp_path / "store"), clock=lambda: now[0])
+    with store.pin():
+        now[0] -= 500
+        with store.draft() as draft:
+            draft.write(b"x")
+            data, _ = draft.commit()
+        now[0] += 100
+        store.sweep([], horizon=store.horizon())
+        assert store.has(data)
+    store.close()

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,29 @@ def test_a_tree_that_cannot_be_made_leaves_nothing_and_is_tried_again(tmp_path: 
     store.fetch_all(files(store.tree(bytes(32))))
     assert Path(mounts.show(bytes(32)), "file").read_bytes() == b"x"
     mounts.close()
+
+
+class Plain(Mounts):
+    """Of directories, without a mount; says what was made."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store, Abilities("links"))
+        self.abilities = Abilities("erofs")
+        self.made: list[bytes] = []
+
+    def _make(self, tree: bytes, root: Node | None) -> None:
+        self.made.append(tree)
+
+
+def test_what_is_held_is_neither_hidden_nor_doubted(tmp_path: Path) -> None:
+    mounts = Plain(Remote(str(tmp_path), True))
+    with mounts.hold([b"a"]), mounts.hold([b"a", b"b"]):
+        mounts.lowers([b"a", b"b", b"c"])
+        mounts.doubt([])
+        mounts.forget(b"a")
+        mounts.lowers([b"a", b"b", b"c"])
+        assert mounts.made == [b"a", b"b", b"c", b"c"] and mounts.held == {b"a", b"b"}
+    mounts.doubt([b"b"])
+    mounts.lowers([b"a", b"b"])
+    assert mounts.made[4:] == [b"a"] and mounts.held == set()
+    assert idle({b"%d" % one: 0.0 for one in range(KEPT + 1)}, IDLE_S + 1, [b"0"]) == []
