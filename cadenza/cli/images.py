@@ -252,10 +252,11 @@ def rm(image_words: tuple[str, ...], force: bool, yes: bool, env: str | None) ->
 @image.command(help="Remove content that no image has; with --unused-days, images that nothing used for so long.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--unused-days", type=click.FloatRange(min=0), help="Also images that nothing uses or used for so long.")
+@click.option("--remote", is_flag=True, help="Also from the bucket: what no machine's images need.")
 @click.option("--json", "json_output", is_flag=True, help="Print JSON.")
-def gc(dry_run: bool, unused_days: float | None, json_output: bool) -> None:
+def gc(dry_run: bool, unused_days: float | None, remote: bool, json_output: bool) -> None:
     begun = time.monotonic()
-    done = ask("image.collect", images.ImageCollect(dry_run, -1.0 if unused_days is None else unused_days))
+    done = ask("image.collect", images.ImageCollect(dry_run, -1.0 if unused_days is None else unused_days, remote))
     if json_output:
         show.as_json(
             {

@@ -86,16 +86,17 @@ class Keeping:
         return Empty()
 
     async def collect(self, request: Request[ImageCollect]) -> Collected:
-        return await self._collect(request.body.unused_days, request.body.dry_run)
+        body = request.body
+        return await self._collect(body.unused_days, body.dry_run, body.remote)
 
-    async def _collect(self, unused_days: float, dry_run: bool) -> Collected:
+    async def _collect(self, unused_days: float, dry_run: bool, remote: bool = False) -> Collected:
         async with self._collecting:
             gone: tuple[str, ...] = ()
             if unused_days >= 0:
                 used = {*self._apps(), *self._containers(), *self._images.building}
                 used |= {one.image_id for one in self._names}
                 gone = unused(self._node().images(), used, self._clock.now() - unused_days * DAY_S)
-            done = await self._node().collect(CollectOrder(gone, dry_run))
+            done = await self._node().collect(CollectOrder(gone, dry_run, remote))
         return Collected(
             done.images, done.objects, done.size, done.kept_objects, done.kept_size, dry_run, tuple(done.notes)
         )

@@ -1,4 +1,4 @@
-"""Taking content away: what no tree names (`sweep`), what the bucket has too (`evict`), and the bucket's own garbage.
+"""Taking content away from this machine: what no tree names (`Sweep`), and what the bucket has too (`evict`).
 
 A sweep is safe beside builds: what was put or asked for in the last `GRACE_S`, or since the oldest open pin, stays, and
 so does all that a tree names that stays.
@@ -6,19 +6,16 @@ so does all that a tree names that stays.
 
 from __future__ import annotations
 
-import json
 import os
-import time
-import uuid
 from dataclasses import dataclass
 from typing import Collection, Iterable, Optional, Sequence
 
-from cadenza.base.errors import ConflictError, DataLossError, Error, NotFoundError, ServiceError
+from cadenza.base.errors import DataLossError, Error, NotFoundError, ServiceError
 from cadenza.fs import partial as partials
 from cadenza.fs import tree as trees
 from cadenza.fs.fetch import Fetcher
 from cadenza.fs.local import Local, unpack_tree
-from cadenza.fs.push import COLLECTED, COLLECTING, COLLECTING_S, digests_below, present, pushed_trees
+from cadenza.fs.push import present
 from cadenza.fs.tree import DIGEST_BYTES
 from cadenza.observe.log import Log
 from cadenza.storage.bucket import Bucket
@@ -27,7 +24,6 @@ GRACE_S = 3600.0
 """What was put or asked for less than this ago is not swept. Above `cadenza.fs.local.TOUCH_S` by far."""
 YOUNG_S = 60.0
 """What came less than this ago is not evicted: somebody waits for it."""
-REMOTE_GRACE_S = 86_400.0
 MARGIN_S = 2.0
 CORRUPT_KEPT_S = 7 * 86_400.0
 UNFINISHED = (".part", ".have")
@@ -48,7 +44,7 @@ class Swept:
     bytes: int = 0
 
 
-class _Named:
+class Named:
     """What some trees name."""
 
     def __init__(self) -> None:
@@ -80,7 +76,7 @@ class Sweep:
         self._given = set(named_trees)
         self._dry_run = dry_run
         self._horizon = horizon
-        self._named = _Named()
+        self._named = Named()
         self._swept = Swept()
 
     def run(self) -> Swept:
@@ -210,7 +206,11 @@ def evict(
         return 0
     kept: set[bytes] = set()
     for digest in in_use:
-        kept.update(node.data[:DIGEST_BYTES] for node in _files(fetcher, digest))
+        try:
+            kept.update(node.digest for node in trees.files(fetcher.tree(digest)))
+        except Error as error:
+            _log.warning("store.evict_stopped", why=f"what is in use cannot be told: {error}")
+            return 0
     # What a tree shares with one that was used later goes with the later one.
     last: dict[bytes, int] = {}
     large: dict[bytes, bytes] = {}
@@ -284,91 +284,3 @@ def _blocks(path: str) -> int:
         return os.stat(path).st_blocks * 512
     except FileNotFoundError:
         return 0
-
-
-@dataclass
-class Collected:
-    """What a collection removed from the bucket, or with ``dry_run`` would have."""
-
-    objects: int = 0
-    chunks: int = 0
-    lists: int = 0
-    trees: int = 0
-    bytes: int = 0
-
-
-def collect_remote(bucket: Bucket, fetcher: Fetcher, named_trees: Iterable[bytes], dry_run: bool = False) -> Collected:
-    """Remove from the bucket what neither ``named_trees`` nor trees younger than a day name, and is older than a day.
-
-    ``named_trees`` are those of all machines that use the bucket. ConflictError when another machine collects;
-    ServiceError, before anything is removed, when a tree that is named cannot be read.
-    """
-    now = time.time()
-    begun = time.monotonic()
-    if not dry_run:
-        _claim(bucket, now)
-    try:
-        if not dry_run:
-            # From here on no machine believes its notes of what the bucket has.
-            bucket.put(COLLECTED, uuid.uuid4().bytes)
-        named = _Named()
-        for digest in set(named_trees):
-            try:
-                named.add(digest, fetcher.tree(digest))
-            except NotFoundError:
-                _log.warning("store.tree_lost", tree=digest.hex())
-        found = Collected()
-        going: list[str] = []
-        for key, digest, at in pushed_trees(bucket):
-            if at < now - REMOTE_GRACE_S:
-                going.append(key)  # who sent it is dead
-            else:
-                named.add(digest, trees.decode(unpack_tree(digest, bucket.get(key))))
-        for key, digest, (size, at) in digests_below(bucket, "trees"):
-            if digest in named.trees:
-                continue
-            if at < now - REMOTE_GRACE_S:
-                going.append(key)
-                found.trees += 1
-                found.bytes += size
-            else:
-                named.add(digest, trees.decode(unpack_tree(digest, bucket.get(key))))
-        chunks: set[bytes] = set()
-        for digest in named.lists:
-            try:
-                chunks.update(one.digest for one in fetcher.chunks(digest))
-            except NotFoundError:
-                _log.warning("store.list_lost", list=digest.hex())
-        for folder, kept in (("lists", named.lists), ("objects", named.objects), ("chunks", chunks)):
-            for key, digest, (size, at) in digests_below(bucket, folder):
-                if digest not in kept and at < now - REMOTE_GRACE_S:
-                    going.append(key)
-                    setattr(found, folder, getattr(found, folder) + 1)
-                    found.bytes += size
-        if not dry_run:
-            for start in range(0, len(going), 500):
-                if time.monotonic() > begun + COLLECTING_S / 2:
-                    _log.warning("store.collect_late", left=len(going) - start)
-                    break  # others may think us dead: the rest goes next time
-                bucket.delete(going[start : start + 500])
-        return found
-    finally:
-        if not dry_run:
-            bucket.delete([COLLECTING])
-
-
-def _claim(bucket: Bucket, now: float) -> None:
-    value = json.dumps({"at": now}).encode()
-    if bucket.put_if_absent(COLLECTING, value):
-        return
-    try:
-        since = float(json.loads(bucket.get(COLLECTING, 4096))["at"])
-    except NotFoundError:
-        since = now
-    except (ValueError, KeyError, TypeError):
-        since = 0.0
-    if since >= now - COLLECTING_S:
-        raise ConflictError(f"{bucket.url} is being collected by another machine")
-    bucket.delete([COLLECTING])
-    if not bucket.put_if_absent(COLLECTING, value):
-        raise ConflictError(f"{bucket.url} is being collected by another machine")

@@ -410,6 +410,8 @@ class ImageStore:
             inventory.collect, self._store, self._mounts, self._logs, self._believer,
             inventory.Kept(kept, self._in_use, since, going, horizon), order.dry_run,
         )  # fmt: skip
+        kept_s = self._retention_days * DAY_S
+        notes += await asyncio.to_thread(inventory.collect_shared, self._store, kept, kept_s, order)
         return replace(report, images=tuple(gone), notes=tuple(notes))
 
     async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:

@@ -10,10 +10,13 @@ from typing import Collection, Iterable, Optional, Sequence
 from cadenza.base.errors import Error
 from cadenza.fs import tree as trees
 from cadenza.fs.mount import Mounts
-from cadenza.fs.records import Believer, ImageRecord
+from cadenza.fs.records import Believer, ImageRecord, write
 from cadenza.fs.steplogs import StepLogs
 from cadenza.fs.store import Store
-from cadenza.protocol.nodes import CollectReport
+from cadenza.observe.log import Log
+from cadenza.protocol.nodes import CollectOrder, CollectReport
+
+_log = Log("cadenza.fs.images")
 
 
 def contents(store: Store, tree: bytes) -> dict[bytes, int]:
@@ -98,9 +101,10 @@ def collect(
                 continue
             if kind == "layers" and young:
                 tree = _tree_of(raw)
-                if tree is not None:
+                if tree is not None and os.path.exists(os.path.join(store.home, "trees", tree.hex())):
                     named.add(tree)
-                continue
+                    continue
+                # Its tree is not here, or it names none: of no use, and no reason to end the collection.
             if not dry_run:
                 store.remove_local_record(kind, name)
                 if kind == "steps":
@@ -115,6 +119,30 @@ def collect(
     gone = swept.objects if dry_run else 0
     gone_bytes = swept.bytes if dry_run else 0
     return CollectReport((), swept.objects, swept.bytes, max(0, len(left) - gone), max(0, sum(left) - gone_bytes))
+
+
+def collect_shared(store: Store, images: Sequence[ImageRecord], kept_s: float, order: CollectOrder) -> list[str]:
+    """Tell the bucket which images this machine has; with ``order.remote`` remove from it what no machine has.
+
+    Sentences about it. The errors of `collect_bucket.collect` when that was ordered, none else.
+    """
+    if store.remote is None:
+        return ["No bucket is configured: there is nothing to remove but on this machine."] if order.remote else []
+    try:
+        if not order.dry_run:
+            store.mark({one.info.image_id: write(one, settled=True) for one in images if not one.boot})
+    except Error as error:
+        if order.remote:
+            raise
+        _log.warning("images.not_marked", why=str(error))
+    if not order.remote:
+        return []
+    found = store.collect_remote([one.tree for one in images], kept_s, dry_run=order.dry_run)
+    does = "Would remove" if order.dry_run else "Removed"
+    return [
+        f"{does} from {store.remote.url}: {found.objects} objects, {found.chunks} chunks, {found.lists} lists, "
+        f"{found.trees} trees, {found.records} records; {found.bytes} bytes."
+    ]
 
 
 def _tree_of(raw: bytes | None) -> bytes | None:

@@ -1,14 +1,13 @@
 """Giving a tree to the bucket: what it lacks, chunks and objects first, then lists, the tree last.
 
-Who finds a tree in the bucket finds all of it. A push and a collection (`cadenza.fs.collect`) of different machines
-keep out of each other's way by two keys: a push first writes ``pushing/<tree>`` (the tree itself) and then looks for
-``collecting``; a collection first writes ``collecting`` and then reads all of ``pushing/``. Whichever comes first, the
-other sees it.
+Who finds a tree in the bucket finds all of it. A push and a collection (`cadenza.fs.collect_bucket`) of different
+machines keep out of each other's way by two keys: a push first writes ``pushing/<tree>`` (the tree itself) and then
+looks for ``collecting``; a collection first writes ``collecting`` and then reads all of ``pushing/``. Whichever comes
+first, the other sees it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -36,6 +35,8 @@ COLLECTING_S = 3600.0
 """A collection that began longer ago is dead."""
 COLLECTING = "collecting"
 COLLECTED = "collected"
+CLOCK = "clock"
+"""A key that is written to learn the bucket's time."""
 _HEAD_BYTES = 64
 _log = Log("cadenza.fs.push")
 
@@ -225,17 +226,19 @@ def _generation(bucket: Bucket) -> bytes:
         return bucket.get(COLLECTED, 4096)
 
 
+def now_at(bucket: Bucket) -> float:
+    """The bucket's own time (epoch seconds), which all ages in it are told by: machines' clocks may be wrong."""
+    bucket.put(CLOCK, b"")
+    found = bucket.stat(CLOCK)
+    return found.at if found is not None else time.time()
+
+
 def _collecting(bucket: Bucket, wait_s: float) -> bool:
     """Whether a collection is under way, and still is after ``wait_s``."""
     until = time.monotonic() + wait_s
     while True:
-        try:
-            since = float(json.loads(bucket.get(COLLECTING, 4096))["at"])
-        except NotFoundError:
-            return False
-        except (ValueError, KeyError, TypeError):
-            since = 0.0
-        if since < time.time() - COLLECTING_S:
+        held = bucket.stat(COLLECTING)
+        if held is None or held.at < now_at(bucket) - COLLECTING_S:
             return False
         if time.monotonic() >= until:
             return True

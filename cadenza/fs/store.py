@@ -6,12 +6,13 @@ Blocking and thread-safe: call it in threads. The layout is docs/formats/store.m
 from __future__ import annotations
 
 import os
-from typing import Callable, Collection, Iterable, Optional, Sequence
+from typing import Callable, Collection, Iterable, Mapping, Optional, Sequence
 
 from cadenza.base.config import Config
-from cadenza.fs import collect, push, scrub
+from cadenza.fs import collect, collect_bucket, push, scrub
 from cadenza.fs.chunk import Chunk
-from cadenza.fs.collect import Collected, Swept
+from cadenza.fs.collect import Swept
+from cadenza.fs.collect_bucket import Collected
 from cadenza.fs.fetch import AT_ONCE, Fetcher
 from cadenza.fs.local import Local, record_key
 from cadenza.fs.tiers import Tiers, open_peers
@@ -122,11 +123,17 @@ class Store(Local):
                 wanted_bytes = used - int(self.limit_bytes * collect.EVICT_TO)
         return collect.evict(self, self.fetcher, self.remote, trees, in_use, wanted_bytes)
 
-    def collect_remote(self, trees: Iterable[bytes], *, dry_run: bool = False) -> Collected:
-        """Remove from the bucket what none of these trees names and is older than a day."""
+    def mark(self, records: Mapping[str, bytes]) -> int:
+        """Tell who collects the bucket that these images, by id, are this machine's; how many had to be told."""
+        if self.remote is None or self.remote.read_only:
+            return 0
+        return collect_bucket.mark(self.remote, records)
+
+    def collect_remote(self, ours: Iterable[bytes], kept_s: float, *, dry_run: bool = False) -> Collected:
+        """Remove from the bucket what no record in it names, and records of no machine; see `collect_bucket`."""
         if self.remote is None:
             return Collected()
-        return collect.collect_remote(self.remote, self.fetcher, trees, dry_run)
+        return collect_bucket.collect(self.remote, self.fetcher, ours, kept_s, dry_run)
 
     def verify(self, digest: bytes) -> scrub.Verdict:
         """Whether the object here is what its name says; if not it is set aside, and fetched again where that goes."""

@@ -109,10 +109,11 @@ class ImageRemove:
 @dataclass(frozen=True)
 class ImageCollect:
     """Remove what nothing names. ``unused_days``: also images that no app, name or container has had for so long; below
-    0: none."""
+    0: none. ``remote``: also from the bucket that machines share, what none of them has."""
 
     dry_run: bool = False
     unused_days: float = -1.0
+    remote: bool = False
 
 
 @dataclass(frozen=True)

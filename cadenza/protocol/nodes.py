@@ -232,10 +232,14 @@ class ImageDetail:
 
 @dataclass(frozen=True)
 class CollectOrder:
-    """Remove content that no image names. ``images``: forget these too. ``dry_run``: only say what would go."""
+    """Remove content that no image names. ``images``: forget these too. ``dry_run``: only say what would go.
+
+    ``remote``: also from the bucket, what no machine's images name.
+    """
 
     images: tuple[str, ...] = ()
     dry_run: bool = False
+    remote: bool = False
 
 
 @dataclass(frozen=True)

@@ -188,10 +188,16 @@ class Bucket:
 
     def size(self, key: str) -> Optional[int]:
         """The value's size in bytes; None: there is none."""
+        found = self.stat(key)
+        return None if found is None else found.size
+
+    def stat(self, key: str) -> Optional[Stored]:
+        """What is known of a value without reading it; None: there is none."""
         import obstore
 
         try:
-            return int(obstore.head(self._store, key)["size"])
+            found = obstore.head(self._store, key)
+            return Stored(key, int(found["size"]), found["last_modified"].timestamp())
         except FileNotFoundError:
             return None
         except Exception as error:

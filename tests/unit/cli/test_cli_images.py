@@ -99,6 +99,8 @@ def test_gc_says_what_goes_and_what_stays(asked: list[Any]) -> None:
     assert "Removed im-1." in text and "3 objects" in text and "im-2 is in use" in text
     found = json.loads(ran("gc", "--dry-run", "--unused-days", "0", "--json"))
     assert asked[-1][1] == ImageCollect(True, 0.0)
+    ran("gc", "--remote")
+    assert asked[-1][1] == ImageCollect(remote=True)
     assert found["images"] == ["im-1"] and found["size"] == 300
 
 

@@ -13,7 +13,7 @@ from typing import Any, Iterator, Optional
 import pytest
 
 from cadenza.base.errors import ConflictError, DataLossError, ResourceExhaustedError, ServiceError
-from cadenza.fs import collect, push as pushing, settle, tree
+from cadenza.fs import collect, collect_bucket, push as pushing, settle, tree
 from cadenza.fs.collect import GRACE_S
 from cadenza.fs.local import object_key
 from cadenza.fs.push import Known, present
@@ -352,23 +352,99 @@ def test_many_are_looked_for_by_listing(bucket: Counting, monkeypatch: pytest.Mo
 # The bucket's collection.
 
 
-def test_the_bucket_loses_what_no_tree_names(store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared, gone, large = put(store, b"shared"), put(store, b"gone"), put(store, LARGE)
-    stays, goes = put_tree(store, shared), put_tree(store, shared, gone, large)
-    for one in (stays, goes):
+MONTH_S = 30 * DAY_S
+
+
+def name_image(bucket: Bucket, name: str, tree: bytes, *steps: str) -> None:
+    """A machine has this image, as its record says."""
+    bucket.put(f"images/{name}", json.dumps({"info": {"tree": tree.hex()}, "steps": steps, "new": 1}).encode())
+
+
+def test_the_bucket_loses_what_no_record_names(store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, gone, large, stepped = (put(store, one) for one in (b"shared", b"gone", LARGE, b"step"))
+    stays, goes, step = put_tree(store, shared), put_tree(store, shared, gone, large), put_tree(store, stepped)
+    for one in (stays, goes, step):
         store.push(one)
-    assert store.collect_remote([stays]) == collect.Collected()  # all is young
-    bucket.age(monkeypatch, 2 * DAY_S)
-    foreseen = store.collect_remote([stays], dry_run=True)
-    found = store.collect_remote([stays])
+    for tree_ in (stays, goes):
+        bucket.put(f"traces/{tree_.hex()}", b"")
+    name_image(bucket, "im-1", stays, "aa")
+    bucket.put("steps/aa", json.dumps({"tree": step.hex()}).encode())
+    assert store.collect_remote([], MONTH_S) == collect_bucket.Collected()  # all is young
+    bucket.age(monkeypatch, 5 * DAY_S)
+    foreseen = store.collect_remote([], MONTH_S, dry_run=True)
+    found = store.collect_remote([], MONTH_S)
     assert found == foreseen and found.chunks > 5
-    assert (found.objects, found.lists, found.trees) == (1, 1, 1)
+    assert (found.objects, found.lists, found.trees, found.records) == (1, 1, 1, 1)
     left = {one.key for folder in ("objects", "chunks", "lists", "trees") for one in bucket.list(folder)}
-    assert left == {object_key("objects", shared.data), object_key("trees", stays)}
+    assert left == {
+        object_key("objects", shared.data), object_key("objects", stepped.data), object_key("trees", stays),
+        object_key("trees", step),
+    }  # fmt: skip
+    assert [one.key for one in bucket.list("traces")] == [f"traces/{stays.hex()}"]
     # What was noted as sent is not believed any more: a push sends it again.
     store.push(goes)
     assert bucket.size(object_key("objects", gone.data)) == 4
     assert bucket.size("collecting") is None
+
+
+def test_records_of_no_machine_go_with_their_content(
+    store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs, step, old = (put_tree(store, put(store, one)) for one in (b"ours", b"theirs", b"step", b"old"))
+    for one in (ours, theirs, step, old):
+        store.push(one)
+    name_image(bucket, "im-ours", ours, "aa")
+    name_image(bucket, "im-theirs", theirs)
+    for name, tree_ in (("aa", step), ("bb", old)):
+        bucket.put(f"steps/{name}", json.dumps({"tree": tree_.hex()}).encode())
+    ages = {"images/im-ours": 0.0}
+    real = Bucket.list
+
+    def older(self: Bucket, prefix: str) -> Any:
+        for one in real(self, prefix):
+            yield type(one)(one.key, one.size, one.at - ages.get(one.key, 40 * DAY_S))
+
+    monkeypatch.setattr(Counting, "list", older)
+    found = store.collect_remote([], MONTH_S)
+    assert (found.records, found.trees, found.objects) == (2, 2, 2)
+    assert {one.key for kind in ("images", "steps") for one in bucket.list(kind)} == {"images/im-ours", "steps/aa"}
+    assert {one.key for one in bucket.list("trees")} == {object_key("trees", one) for one in (ours, step)}
+
+
+def test_what_this_machine_has_stays_whatever_the_bucket_says(
+    store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = put_tree(store, put(store, b"own")), put_tree(store, put(store, b"other"))
+    for one in (own, other):
+        store.push(one)
+    name_image(bucket, "im-other", other)
+    bucket.age(monkeypatch, 2 * DAY_S)
+    assert store.collect_remote([own], 0.0) == collect_bucket.Collected()  # and no record is nobody's after two days
+    assert store.collect_remote([], 0.0).trees == 1
+
+
+def test_a_machine_says_once_a_day_what_it_has(store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    name_image(bucket, "im-1", bytes(32))
+    name_image(bucket, "im-2", bytes(32))
+    assert store.mark({"im-1": b"{}"}) == 0
+    bucket.age(monkeypatch, DAY_S)
+    assert store.mark({"im-1": b"new", "im-3": b"never sent"}) == 1
+    assert bucket.get("images/im-1") == b"new" and bucket.size("images/im-3") is None
+    assert store.mark({}) == 0
+
+
+@pytest.mark.parametrize("record", [None, b"no json", b"[]", b'{"info": {}}'])
+def test_a_bucket_whose_records_cannot_be_read_keeps_all(
+    store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch, record: Optional[bytes]
+) -> None:
+    digest = put_tree(store, put(store, b"content"))
+    store.push(digest)
+    if record is not None:
+        bucket.put("images/im-1", record)
+    bucket.age(monkeypatch, 2 * DAY_S)
+    with pytest.raises(ConflictError if record is None else DataLossError):
+        store.collect_remote([], MONTH_S)
+    assert bucket.size(object_key("trees", digest)) and bucket.size("collecting") is None
 
 
 def test_a_push_under_way_keeps_its_content(
@@ -377,6 +453,7 @@ def test_a_push_under_way_keeps_its_content(
     node = put(store, b"content")
     digest = put_tree(store, node)
     store.push(digest)
+    name_image(bucket, "im-1", bytes(32))
     real = Bucket.list
     bucket.put(f"pushing/{digest.hex()}", Path(store.home, "trees", digest.hex()).read_bytes())
 
@@ -385,7 +462,7 @@ def test_a_push_under_way_keeps_its_content(
             yield one if one.key.startswith("pushing") else type(one)(one.key, one.size, one.at - 2 * DAY_S)
 
     monkeypatch.setattr(Counting, "list", older)
-    store.collect_remote([])
+    store.collect_remote([], MONTH_S)
     assert bucket.size(object_key("objects", node.data)) == 7
 
 
@@ -393,16 +470,49 @@ def test_one_machine_collects_at_a_time_and_pushes_wait(
     store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = put_tree(store, put(store, b"content"))
-    bucket.put("collecting", json.dumps({"at": time.time()}).encode())
+    bucket.put("collecting", json.dumps({"at": 0.0}).encode())  # by a clock that is wrong: the bucket's counts
     with pytest.raises(ConflictError):
-        store.collect_remote([])
+        store.collect_remote([], MONTH_S)
     monkeypatch.setattr(pushing, "COLLECTING_WAIT_S", 0.1)
     with pytest.raises(ServiceError, match="is being collected"):
         store.push(digest)
-    bucket.put("collecting", json.dumps({"at": time.time() - 2 * 3600}).encode())  # its machine died
+    real = Bucket.stat
+
+    def hours_ago(self: Bucket, key: str) -> Any:
+        found = real(self, key)
+        return type(found)(key, 0, found.at - 2 * 3600) if found and key == "collecting" else found
+
+    monkeypatch.setattr(Counting, "stat", hours_ago)  # its machine died
     store.push(digest)
-    store.collect_remote([])
+    with pytest.raises(ConflictError, match="took over"):
+        collect_bucket._remove(bucket, ["objects/x"], bucket.get("collecting"))  # it only slept, and is too late
+    collect_bucket._claim(bucket, b"mine")
+    assert bucket.get("collecting") == b"mine"
+    bucket.delete(["collecting"])
+    monkeypatch.setattr(Counting, "stat", real)
+    name_image(bucket, "im-1", digest)
+    store.collect_remote([], MONTH_S)
     assert bucket.size("collecting") is None
+
+
+def test_a_collection_that_lost_the_bucket_ends(
+    store: Store, bucket: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeps, goes = put_tree(store, put(store, b"keeps")), put_tree(store, put(store, b"goes"))
+    for one in (keeps, goes):
+        store.push(one)
+    name_image(bucket, "im-1", keeps)
+    bucket.age(monkeypatch, 2 * DAY_S)
+    real = collect_bucket._remove
+
+    def remove(bucket: Bucket, keys: list[str], claim: bytes) -> None:
+        bucket.put("collecting", b"another machine's")
+        real(bucket, keys, claim)
+
+    monkeypatch.setattr(collect_bucket, "_remove", remove)
+    with pytest.raises(ConflictError, match="took over"):
+        store.collect_remote([], MONTH_S)
+    assert bucket.size(object_key("trees", goes)) and bucket.get("collecting") == b"another machine's"
 
 
 # Losses of power.
