@@ -159,6 +159,11 @@ class Fetcher:
         self._local.keep_tree(digest, encoded, root)
         return root
 
+    def bring_tree(self, digest: bytes) -> None:
+        """See that a tree is here, without making nodes of it, which is what takes time. Errors as of `tree`."""
+        if self._local.local_tree(digest) is None:
+            self.tree(digest)
+
     def chunks(self, digest: bytes) -> tuple[Chunk, ...]:
         """A list of chunks, from here or from a tier (then it is kept here)."""
         encoded = self._local.local_list(digest)

@@ -162,7 +162,7 @@ class ImageStore:
             whole = edit.with_mount_points(run.ground.whole())
             size, entries = measure(whole)
             tree = self._store.put_tree(whole)
-            self._mounts.show(tree)
+            self._mounts.show(tree, whole)
             return tree, size, entries
 
         tree, size, entries = await asyncio.to_thread(flatten)

@@ -117,7 +117,7 @@ class Runs:
         if made is None:
             return None
         try:
-            self._store.tree(made.digest)
+            self._store.fetcher.bring_tree(made.digest)
         except Error:
             return None
         if here is None:

@@ -9,6 +9,7 @@ The encoding (docs/formats/tree.md): MessagePack, entries in preorder, children 
 
 from __future__ import annotations
 
+import gc
 import stat
 from dataclasses import dataclass
 from typing import Iterable, Iterator, Mapping, Optional
@@ -178,6 +179,16 @@ _decoder = msgspec.msgpack.Decoder(tuple[int, list[_Row]])
 
 def decode(data: bytes) -> Node:
     """The tree that `encode` made bytes of. DataLossError when they are no tree."""
+    collects = gc.isenabled()
+    gc.disable()  # nothing here is garbage, and looking for it takes as long as all the rest
+    try:
+        return _decode(data)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _decode(data: bytes) -> Node:
     try:
         version, rows = _decoder.decode(data)
     except (msgspec.MsgspecError, ValueError) as error:

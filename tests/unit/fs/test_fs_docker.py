@@ -348,7 +348,7 @@ SCRATCH = ImageStep("base", options={"distribution": "scratch"})
 class NoMounts:
     """Nothing here runs."""
 
-    def show(self, tree: bytes) -> str:
+    def show(self, tree: bytes, root: Node | None = None) -> str:
         return tree.hex()
 
 

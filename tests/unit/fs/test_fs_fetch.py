@@ -131,6 +131,16 @@ def test_a_tree_and_all_it_names_comes_from_the_remote(place: Place) -> None:
     assert leftovers(store) == [place.large[:32].hex()]
 
 
+def test_a_tree_is_seen_to_be_here_without_nodes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = place.store()
+    store.fetcher.bring_tree(place.tree)
+    assert os.path.exists(f"{store.home}/trees/{place.tree.hex()}")
+    monkeypatch.setattr(tree, "decode", None)
+    store.fetcher.bring_tree(place.tree)
+    with pytest.raises(NotFoundError):
+        store.fetcher.bring_tree(bytes(32))
+
+
 def test_a_large_file_is_not_in_the_remote_whole(place: Place) -> None:
     assert place.remote.size(object_key("objects", place.large)) is None
     assert len(list(place.remote.list("chunks"))) == len({one.digest for one in place.first.chunks(place.large[32:])})

@@ -64,7 +64,7 @@ class FakeMounts:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def show(self, tree: bytes) -> str:
+    def show(self, tree: bytes, root: Node | None = None) -> str:
         self.store.tree(tree)
         return tree.hex()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import stat
 import time
@@ -102,6 +103,20 @@ def test_a_tree_comes_back(root: Node) -> None:
     validate(root, delta=True)
     assert decode(encode(root)) == root
     assert [path for path, _ in walk(decode(encode(root)))] == [path for path, _ in walk(root)]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_reading_a_tree_leaves_the_collector_as_it_was(collects: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        tree.decode(tree.encode(tree.directory()))
+        assert gc.isenabled() == collects
+        with pytest.raises(DataLossError):
+            tree.decode(b"no tree")
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_equal_trees_are_equal_bytes() -> None:
