@@ -185,6 +185,8 @@ class Builder:
                 root = copies.put_files(root, layer.files, content)
             else:
                 context = copies.files_tree(layer.files, content) if layer.files else trees.directory()
+                for path in layer.folders:
+                    context = copies.put_directory(context, path)
                 for one in layer.copies:
                     root = self._copy(root, context, one, order, fetched)
             found = diff(before, root)

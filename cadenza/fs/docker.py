@@ -73,6 +73,16 @@ def _arguments(step: ImageStep) -> dict[str, str]:
     return found
 
 
+def _folders(step: ImageStep) -> tuple[str, ...]:
+    try:
+        found = json.loads(step.options.get("directories") or "[]")
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) and one.startswith("/") for one in found):
+        raise InvalidError("the directories of a Dockerfile's step are no JSON list of absolute paths")
+    return tuple(found)
+
+
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:79] + "\u2026"
@@ -378,7 +388,7 @@ def _copy(line: _Line, step: ImageStep, settings: Settings) -> tuple[Settings, L
             for (name, literal), text in zip(names, line.documents, strict=True)
         )
         copies.append(replace(plain, texts=texts))
-    return settings, layer_of(_text(line), files=step.files, copies=tuple(copies))
+    return settings, layer_of(_text(line), files=step.files, copies=tuple(copies), folders=_folders(step))
 
 
 def _is_url(adds: bool, source: str) -> bool:

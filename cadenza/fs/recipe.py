@@ -91,6 +91,8 @@ class Layer:
     files: tuple[FileEntry, ...] = ()
     """Put into the image before commands run; with ``copies``: the tree that they take from."""
     copies: tuple[Copy, ...] = ()
+    folders: tuple[str, ...] = ()
+    """With ``copies``: directories of the tree that they take from in which there are no files."""
     directory: str = ""
     """Made if it is not there (``workdir``)."""
     base: Optional[ImageStep] = None

@@ -71,6 +71,7 @@ class ImageStep:
                     written, continuation lines joined; then the text of its here-documents).
                     ``options``: ``args`` = build arguments in force as a JSON object. COPY and ADD: ``files``
                     are what their sources name in the context, each at ``/`` + its path in the context;
+                    ``options["directories"]`` those without files as a JSON list;
                     ``images`` the one that ``--from`` names
     ==============  =====================================================================================
 

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Optional, Sequence
 
 from cadenza.sdk import patterns
 from cadenza.sdk.patterns import AUTO_DOCKERIGNORE, FilePatternMatcher
@@ -53,6 +53,31 @@ class Context:
             why = f"{self._left_out_by()} leaves it out" if paths else f"the context {self._root} has no such file"
             raise place.fault(f"{source}: {why}")
         return [LocalFile(found[path], "/" + path) for path in sorted(found)]
+
+    def empty(self, source: str, files: Sequence[LocalFile]) -> list[str]:
+        """The directories that a source names, or that are below one, from which none of ``files`` (what `find` gave for
+        it) comes: ``/`` + their paths."""
+        clean = _clean(source)
+        ignored = self._ignored()
+        full: set[str] = set()
+        found: list[str] = []
+        for file in files:
+            one = file.remote.lstrip("/")
+            while one not in full:
+                full.add(one)
+                one = posixpath.dirname(one)
+        for path in self._expand([] if clean == "." else clean.split("/")):
+            stack: list[tuple[str, frozenset[str]]] = [(path, frozenset())]
+            while stack:
+                one, above = stack.pop()
+                here = os.path.join(self._root, one)
+                real = os.path.realpath(here)
+                if real in above or not os.path.isdir(here) or (one not in ("", path) and ignored(Path(one))):
+                    continue
+                if one and one not in full:
+                    found.append("/" + one)
+                stack.extend((os.path.join(one, name), above | {real}) for name in _names(here))
+        return [one for one in sorted(set(found)) if not any(other.startswith(one + "/") for other in found)]
 
     def _ignored(self) -> Callable[[Path], bool]:
         if self._predicate is None:

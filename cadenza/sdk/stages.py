@@ -16,7 +16,7 @@ from cadenza.sdk import dockerfile
 from cadenza.sdk.build_context import Context
 from cadenza.sdk.dockerfile import UNKNOWN, Instruction, Lookup
 from cadenza.sdk.recipe import StepOptions, plain
-from cadenza.sdk.source import HashedFile, hash_files
+from cadenza.sdk.source import HashedFile, LocalFile, hash_files
 
 if TYPE_CHECKING:
     from cadenza.sdk.patterns import Ignore
@@ -189,12 +189,14 @@ class Build:
             )
         files: list[HashedFile] = []
         images: tuple[ImageSpec, ...] = ()
+        options = {}
         if one.keyword in _COPY_FLAGS:
-            files, images = self._sources(stage, one, index)
+            files, images, empty = self._sources(stage, one, index)
             self._files.extend(files)
+            if empty:
+                options["directories"] = json.dumps(empty)
         elif one.keyword == "RUN":
             self._check_run(one)
-        options = {}
         if stage.args:
             options["args"] = json.dumps(stage.args, sort_keys=True)
         if one.escape != "\\":
@@ -249,8 +251,10 @@ class Build:
                 )
                 raise one.place.fault(f"RUN --mount=type={kind} is not supported: {hint}")
 
-    def _sources(self, stage: Stage, one: Instruction, index: int) -> tuple[list[HashedFile], tuple[ImageSpec, ...]]:
-        """What COPY or ADD takes: files of the context, or another image."""
+    def _sources(
+        self, stage: Stage, one: Instruction, index: int
+    ) -> tuple[list[HashedFile], tuple[ImageSpec, ...], list[str]]:
+        """What COPY or ADD takes: files of the context, or another image, and empty directories of the context."""
         flags, rest = _flags(one, _COPY_FLAGS[one.keyword])
         words = _paths(rest, stage, one)
         documents = {f"<<{each.name}" for each in one.documents} | {f"<<-{each.name}" for each in one.documents}
@@ -258,7 +262,7 @@ class Build:
         if len(words) < 2:
             raise one.place.fault(f"{one.keyword} needs a source and a destination")
         if "from" in flags:
-            return [], (self._other(one, flags["from"], index),)
+            return [], (self._other(one, flags["from"], index),), []
         if any(UNKNOWN in word for word in sources):
             raise one.place.fault(
                 f"{one.keyword} {rest}: a variable in a source comes from the base image and is not known before the "
@@ -270,8 +274,14 @@ class Build:
                 raise one.place.fault(f"ADD of a git repository ({urls[0]}) is not supported: use RUN git clone")
             if len(words) > 2:
                 raise one.place.fault("ADD takes one address, and nothing beside it: write an ADD for each")
-            return [], ()
-        return hash_files([file for word in sources for file in self._context.find(word, one.place)]), ()
+            return [], (), []
+        files: list[LocalFile] = []
+        empty: set[str] = set()
+        for word in sources:
+            here = self._context.find(word, one.place)
+            files += here
+            empty.update(self._context.empty(word, here))
+        return hash_files(files), (), sorted(empty)
 
     def _other(self, one: Instruction, name: str, index: int) -> ImageSpec:
         """The image that ``--from`` names."""

@@ -473,3 +473,12 @@ def test_add_fetches_a_url(tmp_path: Path) -> None:
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match=r"nothing\.py"):
         build(tmp_path, step("COPY nothing.py /x"))
+
+
+def test_directories_without_files_come_with_the_step() -> None:
+    made = step("COPY . /x/")
+    told = replace(made, options={**made.options, "directories": '["/logs"]'})
+    assert evaluate(told, START)[1].folders == ("/logs",)
+    for wrong in ("[", '["logs"]', "{}"):
+        with pytest.raises(InvalidError, match="no JSON list"):
+            evaluate(replace(made, options={**made.options, "directories": wrong}), START)

@@ -368,3 +368,21 @@ def test_a_file_is_looked_for_when_resolved(tmp_path: Path) -> None:
         resolve(image._links)
     with pytest.raises(InvalidError, match="no Dockerfile"):
         resolve(Image.from_dockerfile(tmp_path)._links)
+
+
+def test_directories_without_files_are_told(tmp_path: Path) -> None:
+    """A directory of which ``.dockerignore`` leaves nothing, or that is empty, is copied as one."""
+    for one in ("sub/deep/a.tmp", "empty/below/", "full/b", "gone/c"):
+        path = tmp_path / one
+        (path if one.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not one.endswith("/"):
+            path.write_text("x")
+    (tmp_path / "full/self").symlink_to("..")
+    (tmp_path / ".dockerignore").write_text("**/*.tmp\n.dockerignore\ngone\nfull/self\n")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY sub/ /s/\nCOPY full full/b /f/\nCOPY . /all/\n")
+    made = resolve(Image.from_dockerfile(tmp_path / "Dockerfile", context_dir=tmp_path)._links).spec.steps[1:]
+    assert [json.loads(one.options.get("directories", "[]")) for one in made] == [
+        ["/sub/deep"],
+        [],
+        ["/empty/below", "/sub/deep"],
+    ]
