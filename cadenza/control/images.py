@@ -25,9 +25,12 @@ from cadenza.protocol.nodes import BuildLine, BuildOrder, ImageDetail, ImageInfo
 from cadenza.protocol.objects import ImageSpec, SecretRef
 
 LINES_A_FRAME = 200
+CHARS_A_FRAME = 60_000
+"""A character takes up to 12 bytes of a frame's header, which has a megabyte."""
 PREFIX_CHARS = 5
 """An id may be shortened to so many characters, ``im-`` among them."""
 MAX_LINES_KEPT = 20_000
+MAX_CHARS_KEPT = 4_000_000
 """A late asker sees the build's lines from the start, up to this many."""
 
 _log = Log("cadenza.control.images")
@@ -40,13 +43,16 @@ class Build:
         self.lines: list[BuildLine] = []
         self.first = 0
         """The number of the first line that is still kept."""
+        self._chars = 0
         self.wakes: set[asyncio.Event] = set()
         self.task: Optional[asyncio.Task[ImageInfo]] = None
 
     def add(self, line: BuildLine) -> None:
         self.lines.append(line)
-        if len(self.lines) > MAX_LINES_KEPT:
-            cut = MAX_LINES_KEPT // 10
+        self._chars += len(line.text)
+        if len(self.lines) > MAX_LINES_KEPT or self._chars > MAX_CHARS_KEPT:
+            cut = len(self.lines) // 10 + 1
+            self._chars -= sum(len(one.text) for one in self.lines[:cut])
             del self.lines[:cut]
             self.first += cut
         self.wake()
@@ -54,6 +60,17 @@ class Build:
     def wake(self) -> None:
         for one in self.wakes:
             one.set()
+
+
+def frame_of(lines: Sequence[BuildLine], start: int) -> Sequence[BuildLine]:
+    """As many of the lines from ``start`` on as one frame holds; at least one, if there is one. Pure."""
+    end, chars = start, 0
+    while end < min(start + LINES_A_FRAME, len(lines)):
+        chars += len(lines[end].text)
+        if chars > CHARS_A_FRAME and end > start:
+            break
+        end += 1
+    return lines[start:end]
 
 
 async def as_it_is(spec: ImageSpec, environment: str, caller: Caller) -> ImageSpec:
@@ -170,7 +187,7 @@ class Images:
         try:
             while True:
                 start = max(at - build.first, 0)
-                lines = build.lines[start : start + LINES_A_FRAME]
+                lines = frame_of(build.lines, start)
                 if lines:
                     at = build.first + start + len(lines)
                     await request.send(ImageBuilt(tuple(lines)))

@@ -307,6 +307,7 @@ async def compile_modules(root: str, interpreter: str) -> None:
     else:
         command, home = finish.inside(root, interpreter.lstrip("/")), os.path.join(root, "usr")
     command += [
+        "-B",  # what it imports itself would be compiled by its path here
         "-S",
         "-m",
         "compileall",

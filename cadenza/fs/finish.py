@@ -226,6 +226,9 @@ def loader_cache(root: str) -> None:
         subprocess.run(
             ["ldconfig", "-r", root], capture_output=True, check=False, env={"PATH": "/usr/sbin:/sbin:/usr/bin"}
         )
+        numbers = os.path.join(root, "var/cache/ldconfig/aux-cache")  # of inodes here
+        if os.path.exists(numbers):
+            os.unlink(numbers)
 
 
 def inside(root: str, program: str, *args: str) -> list[str]:

@@ -140,7 +140,9 @@ class _Scan:
                     waiting.append((place.below(name), node, here, overlay.get(b"opaque") == b"x"))
                 elif kind == stat.S_IFSOCK:
                     self._progress(f"left out a socket: {self._shown(path)}")
-                    children[name] = whiteout()
+                    # Where nothing is below its directory, overlayfs shows a whiteout as an entry that cannot be read.
+                    if lower is not None and lower.children is not None and name in lower.children:
+                        children[name] = whiteout()
                 else:
                     children[name] = self._entry(place, name, path, info, lower, marked)
 

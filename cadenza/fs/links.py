@@ -17,8 +17,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
-import stat
 from typing import Callable
 
 import msgspec
@@ -26,6 +24,7 @@ from blake3 import blake3
 
 from cadenza.fs.sparse import dress, plant
 from cadenza.fs.tree import Node
+from cadenza.fs.workplace import erase
 
 VARIANTS = "variants"
 TRIES = 4
@@ -78,13 +77,13 @@ def make(root: Node, home: str, name: str, path: Callable[[bytes], str], prefix:
             os.close(at)
         os.rename(scratch, place)
     except FileExistsError:
-        _remove(scratch)
+        erase(scratch)
     except OSError as error:
-        _remove(scratch)
+        erase(scratch)
         if error.errno != errno.ENOTEMPTY:
             raise
     except BaseException:
-        _remove(scratch)
+        erase(scratch)
         raise
     return place
 
@@ -108,7 +107,7 @@ def remove(home: str, name: str) -> None:
         return
     trash = f"{place}.{os.getpid()}.{os.urandom(4).hex()}"
     os.rename(place, trash)
-    _remove(trash)
+    erase(trash)
     for folder, _, names in os.walk(os.path.join(home, VARIANTS)):
         for one in names:
             variant = os.path.join(folder, one)
@@ -124,7 +123,7 @@ def clear(home: str) -> None:
     for folder in (home, *(os.path.join(home, VARIANTS, one) for one in _listed(os.path.join(home, VARIANTS)))):
         for name in _listed(folder):
             if name.count(".") > (folder != home):
-                _remove(os.path.join(folder, name))
+                erase(os.path.join(folder, name))
 
 
 def _listed(folder: str) -> list[str]:
@@ -156,14 +155,3 @@ def _copy(source: str, target: str) -> None:
         except OSError:
             while os.copy_file_range(old.fileno(), new.fileno(), _COPY_BYTES):
                 pass
-
-
-def _remove(path: str) -> None:
-    if not os.path.isdir(path):
-        os.unlink(path)
-        return
-    if os.geteuid() != 0:  # directories may be closed to their owner
-        for folder, _, _ in os.walk(path):
-            if not os.stat(folder).st_mode & stat.S_IWUSR:
-                os.chmod(folder, 0o700)
-    shutil.rmtree(path)

@@ -12,7 +12,7 @@ from cadenza.fs import recipe
 from cadenza.fs.build import Builder, Order
 from cadenza.fs.records import Believer, Made, write
 from cadenza.fs.step import Emit, Ground
-from cadenza.fs.steplogs import MAX_LINES, StepLogs
+from cadenza.fs.steplogs import MAX_CHARS, MAX_LINES, StepLogs
 from cadenza.fs.store import Store
 from cadenza.protocol.nodes import BuildLine, ImageLayer
 from cadenza.protocol.objects import ImageSpec
@@ -27,14 +27,20 @@ class _Making:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     lines: list[tuple[float, str, str]] = field(default_factory=list)
+    chars: int = 0
+    """Of the lines, which are the last ones of all."""
     listeners: list[Emit] = field(default_factory=list)
     error: Optional[Error] = None
     made: Optional[Made] = None
     users: int = 0
 
     def emit(self, at: float, kind: str, text: str) -> None:
-        if len(self.lines) < MAX_LINES:
-            self.lines.append((at, kind, text))
+        self.lines.append((at, kind, text))
+        self.chars += len(text)
+        if len(self.lines) > MAX_LINES or self.chars > MAX_CHARS:
+            cut = len(self.lines) // 10 + 1  # how a step ended says more than how it began
+            self.chars -= sum(len(text) for _, _, text in self.lines[:cut])
+            del self.lines[:cut]
         for one in list(self.listeners):
             one(kind, text)
 
@@ -156,6 +162,7 @@ class Runs:
                     if making.made is not None:
                         return making.made, True
                 making.lines.clear()
+                making.chars = 0
                 making.error = None
                 making.listeners.insert(0, emit)
                 try:

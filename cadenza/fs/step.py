@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Awaitable, Callable, Iterable, Optional
@@ -19,6 +20,8 @@ SHOWN_LINES = 30
 STEP_LIMIT_S = 3600.0
 STACKED = 24
 """So many deltas are mounted above each other; more are made one tree first."""
+LINE_CHARS = 2_000
+"""Longer lines of output are cut into pieces: what is sent and kept of a build is bounded."""
 MASK_CHARS = 4
 """Secret values of at least so many characters are not shown in a step's output."""
 
@@ -75,6 +78,19 @@ Emit = Callable[[str, str], None]
 """Takes a line of progress: its kind, as in `BuildLine.kind`, and its text."""
 
 
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # a terminal's sequences: colours, the cursor
+    r"|\x1b[]P^_X][^\x07\x1b]*(?:\x07|\x1b\\)?"  # its title, and whatever else has text in it
+    r"|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
+)
+
+
+def plain(text: str) -> str:
+    """A line without what a terminal would obey; tabs stay. Pure. Source: ECMA-48."""
+    return text if text.isprintable() else _CONTROL.sub("", text)
+
+
 class Lines:
     """Bytes as they come into lines for people; ``\\r`` ends a line that was a progress display."""
 
@@ -105,8 +121,11 @@ class Lines:
         text = line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode(errors="replace")
         for one in self._hidden:
             text = text.replace(one, "***")
-        self.last.append(text)
-        self._emit(text)
+        text = plain(text)
+        for start in range(0, max(len(text), 1), LINE_CHARS):
+            piece = text[start : start + LINE_CHARS]
+            self.last.append(piece)
+            self._emit(piece)
 
 
 class Ground:

@@ -9,6 +9,8 @@ import os
 from typing import Any, Iterable, Sequence
 
 MAX_LINES = 10_000
+MAX_CHARS = 4_000_000
+"""Of a step's output the last so many lines, and characters, are kept."""
 LINE_CHARS = 2_000
 
 

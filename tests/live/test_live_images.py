@@ -172,6 +172,11 @@ def test_a_base_runs_python_and_is_made_once(store: Images) -> None:
     assert inside(store, image_id, "sh", "-c", "dpkg --audit; apt-get check -qq; echo $LANG; which awk") == (
         "C.UTF-8\n/usr/bin/awk\n"
     )
+    found = subprocess.run(
+        ["grep", "-rlaF", "--devices=skip", os.path.join(store.home, "work"), store.content.objects],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout == "" and found.returncode == 1, "no file says where it was made"
     lines: list[BuildLine] = []
     assert build(store, lines=lines) == image_id
     assert [one.kind for one in lines] == ["cached"]

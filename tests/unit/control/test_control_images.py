@@ -14,9 +14,11 @@ from test_control_main import World, in_world, until
 
 from cadenza.base.errors import InvalidError, NotFoundError
 from cadenza.control.functions import stripped
-from cadenza.control.images import one_of
+from cadenza.control.images import (
+    CHARS_A_FRAME, LINES_A_FRAME, MAX_CHARS_KEPT, MAX_LINES_KEPT, Build, frame_of, one_of,
+)  # fmt: skip
 from cadenza.control.names import parse
-from cadenza.protocol.nodes import ImageInfo
+from cadenza.protocol.nodes import BuildLine, ImageInfo
 from cadenza.protocol.objects import FunctionSpec, ImageSpec, ImageStep, SecretRef
 
 BASE = {"kind": "base", "options": {"distribution": "debian_slim"}}
@@ -43,6 +45,25 @@ def test_askers_share_one_build_and_all_see_it_whole(tmp_path: Path) -> None:
             one.close()
 
     in_world(tmp_path, test)
+
+
+def test_frames_of_lines_are_bounded_in_characters() -> None:
+    lines = [BuildLine("log", 1, 1, "x" * (CHARS_A_FRAME // 3)) for _ in range(10)]
+    assert len(frame_of(lines, 0)) == 3 and len(frame_of(lines, 9)) == 1 and frame_of(lines, 10) == []
+    large = BuildLine("log", 1, 1, "x" * (2 * CHARS_A_FRAME))
+    assert frame_of([large, *lines], 0) == [large]
+    assert len(frame_of([BuildLine("log", 1, 1, "x")] * 500, 0)) == LINES_A_FRAME
+
+
+def test_what_is_kept_of_a_build_for_late_askers_is_bounded() -> None:
+    build = Build()
+    for number in range(1000):
+        build.add(BuildLine("log", 1, 1, str(number) + "x" * 9_000))
+    assert sum(len(one.text) for one in build.lines) <= MAX_CHARS_KEPT
+    assert build.lines[-1].text.startswith("999x") and build.first + len(build.lines) == 1000
+    for number in range(2 * MAX_LINES_KEPT):
+        build.add(BuildLine("log", 1, 1, str(number)))
+    assert len(build.lines) <= MAX_LINES_KEPT and build.first + len(build.lines) == 1000 + 2 * MAX_LINES_KEPT
 
 
 def test_a_failure_reaches_every_asker_with_the_images_id(tmp_path: Path) -> None:

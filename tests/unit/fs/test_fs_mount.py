@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cadenza.fs import links
 from cadenza.fs.abilities import Abilities
 from cadenza.fs.links import key
 from cadenza.fs.mount import IDLE_S, KEPT, Lowers, Mounts, idle
@@ -132,3 +133,17 @@ def test_what_is_held_is_neither_hidden_nor_doubted(tmp_path: Path) -> None:
     mounts.lowers([b"a", b"b"])
     assert mounts.made[4:] == [b"a"] and mounts.held == set()
     assert idle({b"%d" % one: 0.0 for one in range(KEPT + 1)}, IDLE_S + 1, [b"0"]) == []
+
+
+def test_a_tree_of_three_thousand_levels_is_linked_and_removed(tmp_path: Path) -> None:
+    """`shutil.rmtree` of Python 3.11 gives up at 1,000."""
+    root = directory()
+    for _ in range(3000):
+        above = directory()
+        assert above.children is not None
+        above.children[b"d"] = root
+        root = above
+    links.make(root, str(tmp_path), "tree", lambda digest: "", b"user")
+    assert os.listdir(tmp_path / "tree") == ["d"]
+    links.remove(str(tmp_path), "tree")
+    assert os.listdir(tmp_path) == ["variants"]
