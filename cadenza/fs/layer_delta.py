@@ -27,7 +27,9 @@ LAYER_BYTES = 512 << 30
 FREE_BYTES = 1 << 30
 """Up to here nobody asks how much smaller a layer was before."""
 EXPANSION = 200
-"""Above that a layer may be so many times as large as its blob: more is taken for a bomb."""
+"""Above that a layer may be so many times as large as its blob: more is taken for a bomb. Zeros do not count, which
+take no disk here: images of disks are nearly all zeros."""
+_ZEROS = bytes(1 << 20)
 PATH_BYTES = 4096
 PATH_PARTS = 400
 SYMLINKS = 40
@@ -61,7 +63,9 @@ class Limits:
 
     entries: int = LAYER_ENTRIES
     size: int = LAYER_BYTES
-    """Bytes of all its files."""
+    """Bytes of all its files, whole pieces of zeros left out."""
+    whole: int = LAYER_BYTES
+    """And with them: time is limited too."""
 
     @classmethod
     def of(cls, blob_bytes: int) -> Limits:
@@ -93,7 +97,7 @@ class _Maker:
         self.root.flags = IMPLIED
         self._draft = draft
         self._limits = limits
-        self._size = 0
+        self._size = self._whole = 0
         self._links = 0
         self._known: dict[bytes, Node] = {}
         """Directories by their names in the tar."""
@@ -137,9 +141,9 @@ class _Maker:
         node = Node(_TYPES[entry.kind] | entry.mode)
         self._describe(node, entry)
         if entry.kind == layer_tar.FILE:
-            self._size += entry.size
-            if self._size > self._limits.size:
-                raise LayerError(f"unpacks to more than {self._limits.size} bytes, far more than its blob stands for")
+            self._whole += entry.size
+            if self._whole > self._limits.whole:
+                raise LayerError(f"unpacks to more than {self._limits.whole} bytes")
             if entry.size:
                 node.data, node.size = self._file(tar)
         elif entry.kind == layer_tar.SYMLINK:
@@ -157,6 +161,12 @@ class _Maker:
         draft = self._draft()
         try:
             for piece in tar.content():
+                if len(piece) > len(_ZEROS) or piece != _ZEROS[: len(piece)]:
+                    self._size += len(piece)
+                    if self._size > self._limits.size:
+                        raise LayerError(
+                            f"unpacks to more than {self._limits.size} bytes, far more than its blob stands for"
+                        )
                 draft.write(piece)
             return draft.commit()
         except BaseException:

@@ -10,9 +10,9 @@ import asyncio
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Callable, Mapping, Optional
+from typing import AsyncIterator, Callable, Mapping, Optional
 
 from cadenza.base.errors import DataLossError, ImageBuildError, NotFoundError, ServiceError
 from cadenza.fs import layer_delta, layer_tar, manifest, tree
@@ -172,7 +172,7 @@ class _Layers:
     async def _one(self, number: int, layer: Descriptor, diff: str) -> Node:
         label = f"layer {number} of {self._count} ({layer.short})"
         what = f"{self._ref}, layer {layer.short}"
-        async with self._gate:
+        async with _alone((self._store.home, layer.digest)), self._gate:
             kept = await asyncio.to_thread(recall, self._store, (layer.digest, diff))
             if kept is not None:
                 self._progress(f"{label}: here already")
@@ -214,6 +214,31 @@ class _Layers:
             # Even when this is cancelled: no thread writes on after its layer was given up.
             await _ended(work)
         return work.result()
+
+
+class _Turn:
+    """Who fetches a layer, and who waits to."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+_turns: dict[tuple[str, str], _Turn] = {}
+
+
+@asynccontextmanager
+async def _alone(layer: tuple[str, str]) -> AsyncIterator[None]:
+    """One after the other with others that want the same layer for the same store: the second finds it there."""
+    turn = _turns.setdefault(layer, _Turn())
+    turn.users += 1
+    try:
+        async with turn.lock:
+            yield
+    finally:
+        turn.users -= 1
+        if not turn.users:
+            del _turns[layer]
 
 
 async def _ended(work: asyncio.Future[tuple[Node, str]]) -> None:

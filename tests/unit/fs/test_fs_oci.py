@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -18,7 +19,7 @@ import pytest
 import zstandard
 
 from cadenza.base.errors import InvalidError
-from cadenza.fs import layer_delta, layer_tar, layer_write, manifest, tree
+from cadenza.fs import layer_delta, layer_tar, layer_write, manifest, oci, tree
 from cadenza.fs.layer_delta import LayerError, Limits, apply, flatten, read_layer
 from cadenza.fs.layer_tar import Tar, TarError, unpack
 from cadenza.fs.manifest import Descriptor, ImageConfig, Index, Manifest, ManifestError
@@ -381,12 +382,49 @@ def test_bombs_end_at_their_limits(store: Store, tmp_path: Path) -> None:
     assert Limits.of(1000).size == layer_delta.FREE_BYTES and Limits.of(1 << 30).size == 200 << 30
     os.truncate(os.open(tmp_path / "huge", os.O_CREAT | os.O_WRONLY), 1 << 40)
     data = subprocess.run(["tar", "-C", str(tmp_path), "-cS", "huge"], capture_output=True, check=True).stdout
-    with pytest.raises(LayerError, match="far more than its blob"):
+    with pytest.raises(LayerError, match=f"more than {512 << 30} bytes"):
         read_layer([data], store.draft, Limits.of(len(data)))
     assert not list(Path(store.home, "tmp").glob("*/*"))
 
 
 # Writing.
+
+
+def test_zeros_are_no_bomb_for_they_take_no_disk(store: Store) -> None:
+    def layer(size: int) -> Iterator[bytes]:
+        info = tarfile.TarInfo("disk.img")
+        info.size = size
+        yield info.tobuf()
+        for _ in range(size >> 20):
+            yield bytes(1 << 20)
+        yield bytes(1024)
+
+    root = read_layer(layer(64 << 20), store.draft, Limits(size=1 << 20))
+    node = tree.find(root, b"/disk.img")
+    assert node is not None and node.size == 64 << 20 and os.stat(store.path(node.digest)).st_blocks < 64
+    with pytest.raises(LayerError, match="more than"):
+        read_layer(layer(64 << 20), store.draft, Limits(size=1 << 20, whole=32 << 20))
+
+
+def test_a_layer_has_one_reader_at_a_time(tmp_path: Path) -> None:
+    async def go() -> list[str]:
+        seen: list[str] = []
+
+        async def one(name: str, layer: str) -> None:
+            async with oci._alone((str(tmp_path), layer)):
+                seen.append(name)
+                await asyncio.sleep(0.001)
+                seen.append(name)
+
+        tasks = [asyncio.ensure_future(one(name, layer)) for name, layer in (("a", "x"), ("b", "x"), ("c", "y"))]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, one("d", "x"), return_exceptions=True)
+        assert not oci._turns
+        return seen
+
+    seen = asyncio.run(go())
+    assert seen.index("c") < 2 and "b" not in seen and [one for one in seen if one in "ad"] == ["a", "a", "d", "d"]
 
 
 def test_a_tree_written_and_read_again_is_the_same(store: Store) -> None:
