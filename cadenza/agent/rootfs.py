@@ -24,16 +24,19 @@ Methods block for milliseconds; call them from a thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import stat
 from typing import Optional
 
 from cadenza.agent import mounts
 from cadenza.base.config import MAX_SOCKET_PATH_BYTES
+from cadenza.fs.mount import Lowers
 from cadenza.fs.workplace import erase
 from cadenza.runtime import quota
-from cadenza.runtime.ids import IdRange
+from cadenza.runtime.ids import ID_COUNT, IdRange
 
 MADE = "made.json"
 
@@ -99,17 +102,28 @@ class Paths:
 
     def mount(self, lowers: mounts.Layers, ids: Optional[IdRange] = None) -> None:
         """Mount the root file system: ``lowers`` below a writable layer. ``ids``: as whose."""
+        lowers = Lowers.of(lowers)
+        _dress(self.upper, lowers.layers[-1], ids)
         if ids is None:
             mounts.overlay(lowers, self.upper, self.work, self.rootfs)
             return
         self.hand_over(ids)
-        os.chown(self.upper, ids.base, ids.base)  # it is the root directory's owner
         with mounts.shown(lowers, os.path.join(self.home, "lower"), ids.userns) as shown:
             mounts.overlay(shown, self.upper, self.work, self.rootfs)
 
     def remove(self) -> None:
         """Take it all away, mounts first. Nothing happens to what was never made."""
         remove(self.home)
+
+
+def _dress(upper: str, image: str, ids: Optional[IdRange]) -> None:
+    """An overlay's root directory is the upper's: it gets the image's owner and permissions."""
+    info = os.stat(image)
+    base, count = (ids.base, ID_COUNT) if ids is not None else (0, 1 << 32)
+    owner = [base + (one if one < count else 0) for one in (info.st_uid, info.st_gid)]
+    with contextlib.suppress(PermissionError):  # without root: an owner whom this user's namespace does not have
+        os.chown(upper, *owner)
+    os.chmod(upper, stat.S_IMODE(info.st_mode))
 
 
 def read_made(home: str) -> dict[str, str]:

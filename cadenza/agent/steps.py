@@ -62,10 +62,11 @@ async def run_step(step: StepRun, cell_id: str, means: Means) -> int:
     wishes = step.resources.gpus if step.resources is not None else ()
     if wishes and means.cards is None:
         raise InvalidError("this machine has no GPUs that a step of a build could have")
-    cards = means.cards.take(cell_id, wishes) if wishes and means.cards is not None else []
     ids = await identities.take() if identities is not None else None
-    pipes = [Pipe(step.output), Pipe(step.output)]
+    pipes: list[Pipe] = []
     try:
+        cards = means.cards.take(cell_id, wishes) if wishes and means.cards is not None else []
+        pipes = [Pipe(step.output), Pipe(step.output)]
         await asyncio.to_thread(paths.make, driver.name)
         binds = await asyncio.to_thread(_mount, step, paths, ids)
         config = ContainerConfig(
@@ -104,9 +105,7 @@ async def run_step(step: StepRun, cell_id: str, means: Means) -> int:
     finally:
         for pipe in pipes:
             pipe.finish()
-        await asyncio.shield(_undo(driver, cell_id, paths, identities, ids))
-        if cards and means.cards is not None:
-            means.cards.give_back(cell_id)
+        await asyncio.shield(_undo(means, cell_id, paths, identities, ids))
 
 
 def _out_of_memory(step: StepRun) -> bytes:
@@ -171,9 +170,14 @@ def _mount(step: StepRun, paths: rootfs.Paths, ids: Optional[IdRange]) -> tuple[
 
 
 async def _undo(
-    driver: Driver, cell_id: str, paths: rootfs.Paths, identities: Optional[Identities], ids: Optional[IdRange]
+    means: Means, cell_id: str, paths: rootfs.Paths, identities: Optional[Identities], ids: Optional[IdRange]
 ) -> None:
-    await driver.delete(cell_id)
-    if identities is not None and ids is not None:
-        identities.ranges.give_back(ids)
-    await asyncio.to_thread(paths.remove)
+    """Each part, even if nobody waits for it any more. Not the ids if the container stays: a process may have them."""
+    try:
+        await means.driver.delete(cell_id)
+        if identities is not None and ids is not None:
+            identities.ranges.give_back(ids)
+    finally:
+        if means.cards is not None:
+            means.cards.give_back(cell_id)
+        await asyncio.to_thread(paths.remove)
