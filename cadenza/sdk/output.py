@@ -72,6 +72,8 @@ class PlainSink:
     ) -> None:
         self._timestamps = timestamps
         self._half_line = False
+        self._building = ""
+        """The image whose step was begun last: its lines need no mark."""
         self._show_progress = show_progress
         self._stdout = stdout
         self._stderr = stderr
@@ -105,8 +107,10 @@ class PlainSink:
 
     def build_line(self, image_id: str, line: BuildLine) -> None:
         if line.kind == "log":
-            self._say(line.text.rstrip("\n"))
+            mark = "" if image_id == self._building else f"[{image_id[:9]}] "
+            self._say(mark + line.text.rstrip("\n"))
         elif line.kind == "step":
+            self._building = image_id
             self._say(f"[{image_id[:9]}] step {line.step} of {line.steps}: {line.text}")
 
     def finished(self, text: str) -> None:

@@ -145,3 +145,13 @@ def test_follower_asks_again_from_where_it_was_when_the_connection_breaks(server
     assert sink.lines == [(1, "a\n"), (1, "b\n")]
     assert [one["since"] for one in server.requests("log.read")] == [0.0, 5.0]
     client.close()
+
+
+def test_lines_of_builds_beside_each_other_are_told_apart(capsys):
+    sink = output.PlainSink()
+    sink.build_line("im-1", BuildLine("step", 1, 2, "RUN a"))
+    sink.build_line("im-2", BuildLine("step", 2, 3, "RUN b"))
+    sink.build_line("im-1", BuildLine("log", 1, 2, "of a\n"))
+    sink.build_line("im-2", BuildLine("log", 2, 3, "of b\n"))
+    lines = ["[im-1] step 1 of 2: RUN a", "[im-2] step 2 of 3: RUN b", "[im-1] of a", "of b"]
+    assert capsys.readouterr().err.splitlines() == lines
