@@ -55,8 +55,8 @@ class Context:
         return [LocalFile(found[path], "/" + path) for path in sorted(found)]
 
     def empty(self, source: str, files: Sequence[LocalFile]) -> list[str]:
-        """The directories that a source names, or that are below one, from which none of ``files`` comes, which are what
-        `find` gave for it: ``/`` + their paths."""
+        """The directories that a source names, or that are below one, from which none of ``files`` comes, those
+        that `find` gave for it: ``/`` + their paths."""
         clean = _clean(source)
         ignored = self._ignored()
         full: set[str] = set()
