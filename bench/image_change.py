@@ -37,9 +37,11 @@ def start(image: cadenza.Image, name: str) -> float:
     """Seconds from the call to the first line of user code, in the first container of an image that is built."""
     app = cadenza.App(name)
     function = app.function(image=image, serialized=True, single_use_containers=True)(first_line)
+    took = 0.0
     with app.run():
         began = time.time()
-        return float(function.remote() - began)
+        took = function.remote() - began
+    return took
 
 
 def main() -> None:

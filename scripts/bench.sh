@@ -8,7 +8,8 @@ if [ ! -x .cache/bench/bin/ray ]; then
     "$uv" venv -q --python .venv/bin/python .cache/bench
     VIRTUAL_ENV=$PWD/.cache/bench "$uv" pip install -q ray numpy
 fi
-for one in "${@:-import_time call cold_start idle}"; do
+# Those of the file system need root; file_access needs a directory of packages, given to it by hand.
+for one in "${@:-import_time call cold_start idle ingest image_change lazy_read large_image}"; do
     for name in $one; do
         echo "== $name"
         .venv/bin/python "bench/$name.py"
