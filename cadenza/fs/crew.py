@@ -92,8 +92,13 @@ class Crew:
         """See that somebody takes up work that has come. The lock is held."""
         self._work.notify(count)
         for _ in range(min(count - self._idle, AT_ONCE + CALLERS - self._threads)):
+            try:
+                threading.Thread(target=self._run, daemon=True).start()
+            except RuntimeError:  # the machine has no room for one more
+                if not self._threads:
+                    raise
+                return
             self._threads += 1
-            threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         while True:

@@ -17,10 +17,10 @@ from typing import Any, Mapping
 
 from cadenza.fs import fuse
 from cadenza.fs.fuse import Terms
-from cadenza.fs.link import Link, unpack_wanted
+from cadenza.fs.link import Link, Trial, unpack_wanted
 from cadenza.fs.store import Store
 from cadenza.fs.tiers import open_peers
-from cadenza.fs.worker import Trial, Worker
+from cadenza.fs.worker import Worker
 from cadenza.storage.bucket import open_bucket, parse_options
 
 
@@ -64,7 +64,10 @@ def _listen(link: Link, worker: Worker) -> None:
         if found is None:
             os._exit(0)  # without a supervisor nobody wants this mount
         header, payload = found
-        if header["t"] == "prefetch":
+        if header["t"] == "ping":
+            if worker.goes_on():
+                link.send({"t": "pong"})
+        elif header["t"] == "prefetch":
             worker.prefetch(header["number"], unpack_wanted(payload))
         elif header["t"] == "tree":
             worker.show(bytes.fromhex(header["digest"]))

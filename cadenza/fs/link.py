@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, Optional, Sequence
 
 from cadenza.protocol import frame
@@ -15,6 +16,15 @@ MODES = (RETRY, PASSTHROUGH, CACHED)
 
 KNOWN_TREES = 4
 """Of so many trees, the latest that containers were given, a worker knows which files lie beside each other."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An object of no store, to see how the kernel takes answers: it appears at ``path`` when it is asked for."""
+
+    digest: bytes
+    path: str
+    content: bytes
 
 
 class Link:

@@ -38,6 +38,11 @@ MAX_PAUSE_S = 4.0
 HOPELESS = 6
 """After so many quick deaths in a row the mount is made anew: a message that kills workers must not kill them all."""
 END_S = 2.0
+PING_S = 5.0
+"""How often a worker is asked whether it goes on."""
+PONG_S = 5.0
+MISSES = 3
+"""A worker that did not answer so many times in a row, each for `PONG_S`, is replaced."""
 WANTED_A_FRAME = 50_000
 
 _log = Log("cadenza.fs.lazy")
@@ -90,6 +95,7 @@ class Lazy:
         self._process: Optional[asyncio.subprocess.Process] = None
         self._writer: Optional[asyncio.StreamWriter] = None
         self._ready: asyncio.Event = asyncio.Event()
+        self._pong: asyncio.Event = asyncio.Event()
         self._counts: dict[str, int] = {}
         self._earlier: dict[str, int] = {}
         self._restarts = 0
@@ -128,7 +134,8 @@ class Lazy:
                 await self._end()
                 raise
             self.mode = mode
-            self._tasks.append(asyncio.create_task(self._attend()))
+            self._tasks.append(asyncio.create_task(self._attend(mode)))
+            self._tasks.append(asyncio.create_task(self._watch()))
             _log.info("lazy.mounted", at=self.mountpoint, mode=mode, resend=bool(self.terms and self.terms.resend))
             return
         raise ServiceError(f"content cannot be fetched when it is first opened: {'; '.join(why)}")
@@ -266,14 +273,39 @@ class Lazy:
                 await asyncio.wait_for(self._process.wait(), END_S)
             except asyncio.TimeoutError:
                 self._process.kill()
-                await self._process.wait()
+                try:
+                    await asyncio.wait_for(self._process.wait(), END_S)
+                except asyncio.TimeoutError:  # its disk hangs: it goes when that does
+                    _log.error("lazy.worker_stays", pid=self._process.pid)
             self._process = None
         for key, value in self._counts.items():
             self._earlier[key] = self._earlier.get(key, 0) + value
         self._counts = {}
         self.worker_pid = 0
 
-    async def _attend(self) -> None:
+    async def _watch(self) -> None:
+        """Kill a worker that is there and does not go on: it is stopped, or has come to a stop by itself."""
+        misses = 0
+        while not self._closing:
+            await asyncio.sleep(PING_S)
+            process = self._process
+            if not self.mode or process is None or not self._ready.is_set():
+                misses = 0
+                continue
+            self._pong.clear()
+            self._send(frame.encode({"t": "ping"}))
+            try:
+                await asyncio.wait_for(self._pong.wait(), PONG_S)
+            except asyncio.TimeoutError:
+                misses = misses + 1 if process is self._process else 0
+            else:
+                misses = 0
+            if misses >= MISSES and process.returncode is None:
+                _log.error("lazy.worker_silent", pid=process.pid, seconds=MISSES * PONG_S)
+                process.kill()
+                misses = 0
+
+    async def _attend(self, mode: str) -> None:
         """Start a worker whenever there is none."""
         loop = asyncio.get_running_loop()
         deaths = 0
@@ -281,7 +313,6 @@ class Lazy:
         while not self._closing:
             code = await self._process.wait() if self._process is not None else -1
             deaths = deaths + 1 if loop.time() - since < QUICK_S else 1
-            mode = self.mode
             _log.error("lazy.worker_died", code=code, deaths=deaths)
             await self._stop()
             await asyncio.sleep(pause_s(deaths))
@@ -293,8 +324,8 @@ class Lazy:
                     deaths = 0
                 else:
                     await self._start(mode)
-            except (Error, OSError) as error:
-                _log.error("lazy.worker_failed", error=str(error))
+            except Exception as error:  # whatever it is: without this task there is no worker ever after
+                _log.error("lazy.worker_failed", error=f"{type(error).__name__}: {error}")
                 await self._stop()  # then as if it had died
 
     async def _anew(self, mode: str) -> None:
@@ -315,6 +346,8 @@ class Lazy:
         kind = said.pop("t")
         if kind == "ready":
             self._ready.set()
+        elif kind == "pong":
+            self._pong.set()
         elif kind == "terms":
             self.terms = Terms(**said)
         elif kind == "served":

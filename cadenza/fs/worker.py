@@ -13,7 +13,6 @@ import re
 import stat
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol, Sequence
 
 from cadenza.base.errors import DataLossError, ResourceExhaustedError, ServiceError
@@ -22,7 +21,7 @@ from cadenza.fs.chunk import Chunk
 from cadenza.fs.crew import Crew
 from cadenza.fs.errands import FOREVER, Waiter
 from cadenza.fs.fuse import Request, Terms
-from cadenza.fs.link import PASSTHROUGH, RETRY
+from cadenza.fs.link import PASSTHROUGH, RETRY, Trial
 from cadenza.fs.neighbours import Shown
 from cadenza.fs.ranges import Ranges
 from cadenza.fs.tree import Node
@@ -43,6 +42,8 @@ FORGET_S = 60.0
 DOUBT_S = 0.05
 """How often a reader with a signal pending is looked at: it may be killed later."""
 TOLD_S = 0.05
+STUCK_S = 5.0
+"""One message keeps the thread that reads them no longer than this, or something is wrong."""
 LOG_S = 1.0
 """At most one line of a kind in this time."""
 
@@ -72,15 +73,6 @@ class Source(Protocol):
     def tree(self, digest: bytes) -> Node: ...
     def fetch(self, data: bytes, size: int = -1) -> str: ...
     def fetch_range(self, data: bytes, size: int, start: int, length: int, *, finish: bool = True) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An object of no store, to see how the kernel takes answers: it appears at ``path`` when it is asked for."""
-
-    digest: bytes
-    path: str
-    content: bytes
 
 
 class _Asked(Waiter[bytes]):
@@ -133,6 +125,7 @@ class Worker:
         self._doubted: set[int] = set()
         self._reported = dict(self.served)
         self._reported_at = 0.0
+        self._begun_at = 0.0  # when the message that is being answered came; 0: none is
         self._told_at = 0.0
         self._names: dict[int, bytes] = {}
         self._data: dict[bytes, tuple[bytes, int]] = {}
@@ -165,7 +158,15 @@ class Worker:
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return
                 raise
+            self._begun_at = time.monotonic()
             self.answer(fuse.request(view[:count]))
+            self._begun_at = 0.0
+
+    def goes_on(self) -> bool:
+        """Whether messages are answered. Does not return when a lock is held for good."""
+        self._crew.stir(FOREVER)  # no more than taking its lock
+        with self._lock:
+            return not self._begun_at or time.monotonic() < self._begun_at + STUCK_S
 
     def answer(self, request: Request) -> None:
         """Answer one message, now or when what it needs is here."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from typing import Any
+
+import pytest
 
 from cadenza.base.config import Config
+from cadenza.fs import supervisor
 from cadenza.fs.link import pack_wanted, unpack_wanted
 from cadenza.fs.supervisor import MAX_PAUSE_S, NO_TIERS, Lazy, environment, pause_s, settings_of
 
@@ -41,3 +46,66 @@ def test_nothing_is_mounted_before_it_is_opened(tmp_path: os.PathLike[str]) -> N
     assert lazy.mode == "" and lazy.worker_pid == 0
     assert lazy.served == {"restarts": 0}
     assert lazy.mountpoint == os.path.join(tmp_path, "lazy")
+
+
+def test_a_mount_that_cannot_be_made_anew_at_once_is_made_in_its_mode(
+    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy = Lazy(os.fspath(tmp_path))
+    modes: list[str] = []
+
+    async def anew(mode: str) -> None:
+        modes.append(mode)
+        await lazy._end()
+        if len(modes) == 1:
+            raise OSError("no room")
+        if len(modes) == 2:
+            raise KeyError("what nobody thought of")
+        lazy._closing = True
+
+    monkeypatch.setattr(supervisor, "pause_s", lambda deaths: 0.0)
+    monkeypatch.setattr(lazy, "_anew", anew)
+    lazy.mode = "retry"
+    asyncio.run(asyncio.wait_for(lazy._attend("retry"), 10))
+    assert modes == ["retry"] * 3
+
+
+class Process:
+    pid = 1
+    returncode = None
+
+    def __init__(self) -> None:
+        self.killed = 0
+
+    def kill(self) -> None:
+        self.killed += 1
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_worker_that_is_silent_is_killed_and_no_other(
+    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    monkeypatch.setattr(supervisor, "PING_S", 0.01)
+    monkeypatch.setattr(supervisor, "PONG_S", 0.05)
+    lazy = Lazy(os.fspath(tmp_path))
+    process: Any = Process()
+    asked: list[bytes] = []
+
+    def send(whole: bytes) -> None:
+        asked.append(whole)
+        if answers or len(asked) % 3 == 0:  # or too seldom to be called silent
+            lazy._heard({"t": "pong"})
+
+    async def watch() -> None:
+        lazy._process, lazy.mode = process, "retry"
+        lazy._ready.set()
+        monkeypatch.setattr(lazy, "_send", send)
+        task = asyncio.create_task(lazy._watch())
+        await asyncio.sleep(0.5)
+        assert process.killed == 0 and len(asked) >= 3
+        monkeypatch.setattr(lazy, "_send", lambda whole: None)
+        await asyncio.sleep(0.5)
+        assert process.killed >= 1
+        task.cancel()
+
+    asyncio.run(watch())

@@ -18,9 +18,9 @@ import pytest
 from cadenza.base.errors import DataLossError, NotFoundError, ResourceExhaustedError, ServiceError
 from cadenza.fs import fuse, worker
 from cadenza.fs.chunk import Chunk
-from cadenza.fs.link import CACHED, RETRY
+from cadenza.fs.link import CACHED, RETRY, Trial
 from cadenza.fs.tree import Node, directory
-from cadenza.fs.worker import Trial, Worker
+from cadenza.fs.worker import Worker
 
 A = bytes.fromhex("ab" + 31 * "01")
 B, C, TREE = (bytes.fromhex("ab" + 31 * one) for one in ("02", "03", "04"))
@@ -176,6 +176,7 @@ def test_errors_are_told_and_not_remembered(shelf: Shelf, error: Exception, code
     shelf.errors.append(error)
     kernel.lookup(A)
     assert kernel.hear()[1] == code
+    assert {"t": "failed", "why": str(error)} in kernel.said, "whose start it was is said by the supervisor"
     kernel.lookup(A)
     assert kernel.hear()[1] == errno.ESTALE
 
@@ -300,3 +301,32 @@ def test_what_is_not_known_is_said_to_be_so(shelf: Shelf) -> None:
     for opcode in (fuse.FORGET, fuse.BATCH_FORGET):
         kernel.ask(opcode, 5, bytes(16))
     assert kernel.silent()
+
+
+def test_a_worker_that_is_kept_by_one_message_does_not_say_that_it_goes_on(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel(shelf)
+    kernel.device.close()
+    assert kernel.worker.goes_on()
+    held, go_on = threading.Event(), threading.Event()
+
+    def read(*_: Any) -> int:
+        if held.is_set():
+            raise OSError(errno.ENODEV, "the mount is gone")
+        held.set()
+        return len(message)
+
+    message = fuse.pack_request(fuse.STATFS, 2, 1)
+    monkeypatch.setattr(worker, "STUCK_S", 0.1)
+    monkeypatch.setattr(worker.os, "readv", read)
+    monkeypatch.setattr(worker.fuse, "request", lambda _: fuse.Request(fuse.STATFS, 2, 1, 0, b""))
+    monkeypatch.setattr(kernel.worker, "answer", lambda _: go_on.wait(10))
+    thread = threading.Thread(target=kernel.worker.serve)
+    thread.start()
+    held.wait(10)
+    time.sleep(0.3)
+    assert not kernel.worker.goes_on()
+    go_on.set()
+    thread.join(10)
+    assert kernel.worker.goes_on()
