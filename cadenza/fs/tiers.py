@@ -10,9 +10,9 @@ import threading
 import time
 from typing import Callable, Optional, Sequence, TypeVar
 
-from cadenza.base.errors import DataLossError, NotFoundError, ServiceError
+from cadenza.base.errors import DataLossError, InvalidError, NotFoundError, ServiceError
 from cadenza.observe.log import Log
-from cadenza.storage.bucket import Bucket, open_bucket
+from cadenza.storage.bucket import Bucket, is_web_address, open_bucket, plain_url
 
 T = TypeVar("T")
 REST_S = 1.0
@@ -141,7 +141,13 @@ class Tiers:
 def open_peers(addresses: str, key: str) -> list[Bucket]:
     """Buckets of other machines, by ``Config.peers``. InvalidError names an address that is none."""
     options = {**PEER_LIMITS, **({"bearer": key} if key else {})}
-    return [open_bucket(one, options) for one in (part.strip() for part in addresses.split(",")) if one]
+    found = []
+    for one in filter(None, (part.strip() for part in addresses.split(","))):
+        if not is_web_address(one):
+            where = plain_url(one)
+            raise InvalidError(f"peers: {where!r} is no machine's address: write http://host:port, commas between")
+        found.append(open_bucket(one, options))
+    return found
 
 
 class Flights:

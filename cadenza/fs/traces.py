@@ -101,11 +101,18 @@ class Traces:
 
         root = self._store.tree(tree)
         of_image = [one for one in paths if find(root, os.fsencode(one)) is not None]
+        earlier = self._get(tree)
         with self._lock:
             try:
-                self._store.put_record(KIND, tree.hex(), merge(self._get(tree), of_image), remote=True)
+                earlier = self._store.get_record(KIND, tree.hex(), remote=False) or earlier
+                merged = merge(earlier, of_image)
+                self._store.put_record(KIND, tree.hex(), merged, remote=False)
             except (Error, OSError):
                 return
+        try:
+            self._store.put_record(KIND, tree.hex(), merged, remote=True)  # no start waits for a slow bucket
+        except (Error, OSError):
+            return
 
     def wanted(self, tree: bytes) -> list[tuple[bytes, int]]:
         """``(Node.data, size)`` of what starts of the tree read first, in that order. NotFoundError: no such tree."""

@@ -63,6 +63,15 @@ def plain_url(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
+def is_web_address(text: str) -> bool:
+    """Whether it is ``http://host:port`` or ``https://host``, with whatever path."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
 def open_bucket(url: str, options: Optional[Mapping[str, str]] = None) -> Bucket:
     """The bucket at ``url``; what ``options`` do not say comes from the environment, as the clouds' own tools have it.
 
@@ -95,6 +104,9 @@ def _open(url: str, scheme: str, where: str, given: dict[str, str]) -> Any:
         except OSError as error:
             raise InvalidError(f"{client['root_certificate']}: {error.strerror}: the certificate of {where}") from None
     endpoints = [value for name, value in given.items() if name.endswith("endpoint")]
+    for one in endpoints:
+        if not is_web_address(one):  # the library ends its thread at the first request
+            raise InvalidError(f"{where}: the endpoint {plain_url(one)!r} is no address: write http://host:port")
     if scheme == "http" or any(one.startswith("http://") for one in endpoints):
         client["allow_http"] = True
     try:

@@ -146,3 +146,35 @@ def test_reading_alone_over_http() -> None:
     for act in (lambda: bucket.put("a", b""), lambda: bucket.delete(["a"]), lambda: list(bucket.list("a"))):
         with pytest.raises(InvalidError, match="only read"):
             act()
+
+
+@pytest.mark.parametrize("endpoint", ["not-a-url", "127.0.0.1:9000", "http://", "http://host:port"])
+def test_an_endpoint_that_is_none_is_refused_before_it_is_asked(endpoint: str) -> None:
+    """The library's thread would panic at the first request, past every ``except Exception``."""
+    with pytest.raises(InvalidError, match="endpoint") as caught:
+        open_bucket("s3://b/x", {"endpoint": endpoint, "access_key_id": "a", "secret_access_key": "hidden"})
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_connection_that_is_closed_is_said_in_words() -> None:
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def close_all() -> None:
+            while True:
+                try:
+                    server.accept()[0].close()
+                except OSError:
+                    return
+
+        threading.Thread(target=close_all, daemon=True).start()
+        options = {
+            "endpoint": f"http://127.0.0.1:{server.getsockname()[1]}", "access_key_id": "a", "secret_access_key": "b",
+            "region": "r", "max_retries": "0",
+        }  # fmt: skip
+        with pytest.raises(ServiceError, match="the store s3://b/x cannot be reached: "):
+            open_bucket("s3://b/x", options).get("k")
+        server.shutdown(socket.SHUT_RDWR)

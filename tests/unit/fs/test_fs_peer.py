@@ -310,3 +310,9 @@ def test_who_does_not_read_is_put_out(source: Store, monkeypatch: pytest.MonkeyP
             pass
     assert got < len(LARGE)
     running.close()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.8:8900", "s3://bucket/x", "http://", "http://one:8900, two"])
+def test_peers_that_are_no_addresses(address: str) -> None:
+    with pytest.raises(InvalidError, match=r"peers: .* http://host:port"):
+        open_peers(address, KEY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import threading
 from typing import Optional
 
 from cadenza.base.errors import ServiceError
@@ -106,3 +107,27 @@ def test_the_bucket_is_asked_once_and_the_tree_is_read_once_a_record() -> None:
     assert store.there == store.bucket, "it is kept here"
     kept.keep(bytes(32), ["/lib/b.py"])
     assert kept.wanted(bytes(32)) == [(b"\x02" * 32, 11), (b"\x03" * 32, 12)]
+
+
+def test_a_bucket_that_hangs_holds_up_no_start() -> None:
+    hangs, over = threading.Event(), threading.Event()
+
+    class Slow(Records):
+        def put_record(self, kind: str, name: str, value: bytes, *, remote: bool) -> None:
+            super().put_record(kind, name, value, remote=remote)
+            if remote:
+                hangs.set()
+                assert over.wait(20)
+
+    kept, digest = Traces(Slow(sample())), bytes(32)
+    assert kept.begin(digest)
+    keeps = threading.Thread(target=kept.keep, args=(digest, ["/lib/a.py"]))
+    keeps.start()
+    assert hangs.wait(20)
+    begun: list[bool] = []
+    other = threading.Thread(target=lambda: begun.append(kept.begin(digest)), daemon=True)
+    other.start()
+    other.join(5)
+    over.set()
+    keeps.join(20)
+    assert begun, "a start waited for the bucket"
