@@ -178,8 +178,10 @@ class ImageStore:
         if order.ignore_cache and order.image_id in self._records:
             return info  # what is cached stays as it is
         self._records[order.image_id] = record
-        await asyncio.to_thread(self._save, record)
-        self._keep(self._settle(record))
+        try:
+            await asyncio.to_thread(self._save, record)
+        finally:
+            self._keep(self._settle(record))  # also when whoever asked has just left
         return info
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -348,7 +350,10 @@ class ImageStore:
         record.info = replace(record.info, used_at=max(now, record.info.used_at))
         if now - self._touched.get(image_id, 0.0) >= TOUCH_EVERY_S:
             self._touched[image_id] = now
-            self._save(record)
+            try:
+                self._save(record)
+            except (OSError, Error) as error:  # a full disk is no reason not to start what is there
+                _log.warning("images.untouched", image=image_id, why=str(error))
 
     def images(self) -> list[ImageInfo]:
         """All built images, most recently used first."""
@@ -431,7 +436,7 @@ class ImageStore:
             if name not in self._records:
                 self._store.remove_local_record("images", name)
         for name in self._store.records("steps"):
-            if self._believer.step(self._store.get_local_record("steps", name)) is None:
+            if self._believer.step(self._store.read(f"steps/{name}")) is None:  # which counts as no use of it
                 self._store.remove_local_record("steps", name)
         caches.prune(self._cache, PACKAGES_KEPT_S)
 

@@ -33,6 +33,17 @@ class _Making:
     error: Optional[Error] = None
     made: Optional[Made] = None
     users: int = 0
+    ended: int = 0
+    """How many tries came to an end, good or bad."""
+    layer: Optional[recipe.Layer] = None
+    """What the last one was told to make."""
+
+    def begin(self, layer: recipe.Layer) -> None:
+        """Another try."""
+        self.lines.clear()
+        self.chars = 0
+        self.error = None
+        self.layer = layer
 
     def emit(self, at: float, kind: str, text: str) -> None:
         self.lines.append((at, kind, text))
@@ -148,7 +159,7 @@ class Runs:
             return await self._make(layer, settings, ground, order, _Making(listeners=[emit]), keep=False), False
         making = self._making.setdefault(layer.digest, _Making())
         making.users += 1
-        waited = making.lock.locked()
+        waited, ended = making.lock.locked(), making.ended
         try:
             if waited:
                 for _, kind, text in making.lines:
@@ -157,19 +168,20 @@ class Runs:
             async with making.lock:
                 if waited:
                     making.listeners.remove(emit)
-                    if making.error is not None:
+                if making.ended > ended:  # also if nobody held the lock when we came: who waited longer had it first
+                    if making.error is not None and _alike(making.layer, layer):
                         raise making.error
-                    if making.made is not None:
+                    if making.error is None and making.made is not None:
                         return making.made, True
-                making.lines.clear()
-                making.chars = 0
-                making.error = None
+                making.begin(layer)
                 making.listeners.insert(0, emit)
                 try:
                     making.made = await self._make(layer, settings, ground, order, making, keep=True)
+                    making.ended += 1
                     return making.made, False
                 except Error as error:
                     making.error = error
+                    making.ended += 1
                     raise
                 finally:
                     making.listeners.remove(emit)
@@ -211,3 +223,10 @@ class Runs:
                 await asyncio.to_thread(self._store.put_local_record, "steps", layer.digest, write(made))
             say("done", f"{seconds:.1f} s")
             return made
+
+
+def _alike(one: Optional[recipe.Layer], other: recipe.Layer) -> bool:
+    """Whether what failed for one would fail for the other: neither secrets nor limits are part of a step's key."""
+    return one is not None and (one.secrets, one.timeout_s, one.resources) == (
+        other.secrets, other.timeout_s, other.resources,
+    )  # fmt: skip

@@ -16,6 +16,8 @@ from cadenza.protocol.objects import BuildFunction
 
 SHOWN_LINES = 30
 """How much of a failed step's output its error repeats."""
+MOST_LINES = 100_000
+"""So many lines of a command are passed on: one that prints without end would keep the server from all else."""
 
 STEP_LIMIT_S = 3600.0
 STACKED = 24
@@ -99,14 +101,17 @@ class Lines:
     def __init__(self, emit: Callable[[str], None], hidden: Iterable[str] = ()) -> None:
         """``hidden``: values of secrets, which are not shown."""
         self._emit = emit
-        self._hidden = sorted((one for one in hidden if len(one) >= MASK_CHARS), key=len, reverse=True)
+        # A secret of several lines is hidden line by line, as it is printed.
+        parts = {part.strip() for one in hidden for part in (one, *one.splitlines())}
+        self._hidden = sorted((one for one in parts if len(one) >= MASK_CHARS), key=len, reverse=True)
+        self._shown = 0
         self._rest = b""
         self.last: deque[str] = deque(maxlen=SHOWN_LINES)
 
     def feed(self, data: bytes) -> None:
         """Take a piece of output."""
         *whole, self._rest = (self._rest + data).split(b"\n")
-        for line in whole:
+        for line in whole if self._shown < MOST_LINES else whole[-SHOWN_LINES:]:
             self._line(line)
         if len(self._rest) > self.LINE_BYTES:
             self.close()
@@ -125,7 +130,9 @@ class Lines:
         for start in range(0, max(len(text), 1), LINE_CHARS):
             piece = text[start : start + LINE_CHARS]
             self.last.append(piece)
-            self._emit(piece)
+            self._shown += 1
+            if self._shown <= MOST_LINES:
+                self._emit(piece if self._shown < MOST_LINES else "the step prints on: further lines are not shown")
 
 
 class Ground:

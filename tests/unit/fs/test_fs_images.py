@@ -18,6 +18,7 @@ from cadenza.base.errors import ImageBuildError, InvalidError, NotFoundError, Re
 from cadenza.fs import debian
 from cadenza.fs import tree as trees
 from cadenza.fs.images import ImageStore, Lowers, StepRun
+from cadenza.fs.step import MOST_LINES, Lines
 from cadenza.fs.store import Store
 from cadenza.fs.tree import Node
 from cadenza.protocol.nodes import BuildLine, BuildOrder, CollectOrder, CollectReport
@@ -131,7 +132,8 @@ async def make(
 
 
 def test_an_image_is_made_kept_and_found_again(tmp_path: Path) -> None:
-    store, steps, lines = store_at(tmp_path), Steps(), []
+    store, steps = store_at(tmp_path), Steps()
+    lines: list[BuildLine] = []
     wanted = spec(ImageStep("env", env={"A": "b"}), run("one", "two"), ImageStep("workdir", args=("/w",)))
     image_id = asyncio.run(make(store, wanted, steps, lines))
     assert [one.argv[-1] for one in steps.runs] == ["one", "two"]
@@ -489,3 +491,62 @@ def test_a_clock_that_is_set_back_makes_nothing_old(tmp_path: Path) -> None:
         store.sweep([], horizon=store.horizon())
         assert store.has(data)
     store.close()
+
+
+def test_who_has_another_secret_does_not_hear_of_a_failure_with_the_first(tmp_path: Path) -> None:
+    store, steps = store_at(tmp_path), Steps()
+
+    class Login(Steps):
+        async def __call__(self, step: StepRun) -> int:
+            await super().__call__(step)
+            await asyncio.sleep(0.05)
+            return 0 if step.env["PASSWORD"] == "right" else 1
+
+    steps = Login()
+
+    async def go() -> list[object]:
+        def build(password: str) -> asyncio.Task[str]:
+            step = run("a", secrets={"PASSWORD": password}, secret_keys=("PASSWORD",))
+            return asyncio.ensure_future(make(store, spec(step), steps))
+
+        tasks = [build("wrong"), build("wrong")]
+        while not steps.runs:
+            await asyncio.sleep(0.001)
+        tasks.append(build("right"))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, second, third = asyncio.run(go())
+    assert isinstance(first, ImageBuildError) and isinstance(second, ImageBuildError) and isinstance(third, str)
+    assert len(steps.runs) == 2
+
+
+def test_secrets_of_several_lines_are_hidden_and_a_flood_of_lines_ends() -> None:
+    shown: list[str] = []
+    lines = Lines(shown.append, ['{\n  "private_key": "abc"\n}', "pass"])
+    lines.feed(b'{\n  "private_key": "abc"\n}\nword pass\n')
+    assert shown == ["{", "  ***", "}", "word ***"]
+    lines.feed(b"y\n" * (MOST_LINES + 1000) + b"the last\n")
+    lines.feed(b"z\n" * 100)
+    assert len(shown) == MOST_LINES and "not shown" in shown[-1] and set(lines.last) == {"z"}
+
+
+def test_a_full_disk_does_not_keep_an_image_from_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_at(tmp_path)
+    image_id = asyncio.run(make(store, spec(run("a")), Steps()))
+
+    def full(*given: object) -> None:
+        raise ResourceExhaustedError("full")
+
+    monkeypatch.setattr(store.content, "put_local_record", full)
+    store.touch(image_id, 1e10)
+    info = store.image(image_id)
+    assert info is not None and info.used_at == 1e10
+
+
+def test_a_restart_is_no_use_of_steps(tmp_path: Path) -> None:
+    asyncio.run(make(store_at(tmp_path), spec(run("a")), Steps()))
+    paths = list((tmp_path / "store/steps").iterdir())
+    for one in paths:
+        os.utime(one, (1000, 1000))
+    store_at(tmp_path).cleanup()
+    assert [one.stat().st_mtime for one in paths] == [1000, 1000]
