@@ -90,8 +90,8 @@ def go(home: Home, first: int = 0, last: int = 3, source: str = PROGRAM) -> subp
     return home.cadenza("run", path, "--first", str(first), "--last", str(last), timeout=100)
 
 
-def assert_found(home: Home, found: list[int], **more: int) -> subprocess.CompletedProcess[str]:
-    done = go(home, **more)
+def assert_found(home: Home, found: list[int], first: int = 0, last: int = 3) -> subprocess.CompletedProcess[str]:
+    done = go(home, first, last)
     assert f"found {found}" in done.stdout, done.stdout + done.stderr
     return done
 
