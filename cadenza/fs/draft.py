@@ -18,7 +18,7 @@ from typing import Iterator, Protocol
 
 from blake3 import blake3
 
-from cadenza.base.errors import ResourceExhaustedError
+from cadenza.base.errors import ResourceExhaustedError, ServiceError
 
 HOLE_BYTES = 64 << 10
 """Aligned blocks of so many zeros are not written: they stay holes."""
@@ -31,6 +31,18 @@ def no_room(error: OSError, home: str) -> OSError | ResourceExhaustedError:
     if error.errno in _FULL:
         return ResourceExhaustedError(f"no room left in {home}: free some, or set store_limit_gib lower")
     return error
+
+
+@contextlib.contextmanager
+def kept(home: str) -> Iterator[None]:
+    """Within it whatever the disk of ``home`` refuses is an error of ours: ServiceError, if it is not full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise no_room(error, home) from None
+        where = error.filename or home
+        raise ServiceError(f"content cannot be kept on this machine: {where}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from cadenza.base.errors import DataLossError, Error, NotFoundError, ResourceExhaustedError, ServiceError
 from cadenza.fs import chunk as chunking
+from cadenza.fs import draft as drafts
 from cadenza.fs import partial as partials
 from cadenza.fs import tree as trees
 from cadenza.fs.chunk import Chunk
@@ -71,7 +72,11 @@ class Fetcher:
 
     def fetch(self, data: bytes, size: int = -1) -> str:
         """The path of an object that is now here. NotFoundError, DataLossError, ServiceError as `Tiers.ask` says,
-        ResourceExhaustedError when the disk is full."""
+        ResourceExhaustedError when the disk is full, ServiceError when it refuses otherwise."""
+        with drafts.kept(self._local.home):
+            return self._fetch(data, size)
+
+    def _fetch(self, data: bytes, size: int) -> str:
         local, digest = self._local, data[:DIGEST_BYTES]
         path = local.path(data)
         if local.use(path):
@@ -88,8 +93,13 @@ class Fetcher:
     def fetch_range(self, data: bytes, size: int, start: int, length: int, *, finish: bool = True) -> bytes:
         """Bytes of an object before it is whole; of a large one only the chunks that hold them are fetched, and kept.
 
-        With ``finish`` the rest follows in the background, until the object is whole and at its path.
+        With ``finish`` the rest follows in the background, until the object is whole and at its path. Errors as of
+        `fetch`.
         """
+        with drafts.kept(self._local.home):
+            return self._fetch_range(data, size, start, length, finish)
+
+    def _fetch_range(self, data: bytes, size: int, start: int, length: int, finish: bool) -> bytes:
         digest = data[:DIGEST_BYTES]
         for _ in range(2):
             try:

@@ -403,6 +403,26 @@ def test_a_full_disk_leaves_nothing(place: Place, which: str, monkeypatch: pytes
     assert store.verify(data) == "whole"
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EMFILE])
+def test_whatever_the_disk_refuses_is_said_in_a_sentence(
+    place: Place, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = place.store()
+    store.tree(place.tree)
+
+    def broken(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", broken)
+    for fetch in (
+        lambda: store.fetch(place.small, 5),
+        lambda: store.fetch(place.large, len(LARGE)),
+        lambda: store.fetch_range(place.large, len(LARGE), 0, 5),
+    ):
+        with pytest.raises(ServiceError, match="cannot be kept on this machine"):
+            fetch()
+
+
 def test_a_corrupt_object_is_repaired_or_taken_away(place: Place) -> None:
     store = place.store()
     for data in (place.small, place.large):
