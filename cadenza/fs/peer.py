@@ -118,7 +118,9 @@ class Peer:
         if self._wanted:
             shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(shown, self._wanted):
-                return web.Response(status=401, text="the key is not this machine's\n")
+                refusal = web.Response(status=401, text="the key is not this machine's\n")
+                refusal.force_close()  # a connection is kept for nobody who has no key
+                return refusal
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405)
         path = file_of(self._home, request.path)

@@ -154,6 +154,12 @@ def test_without_the_key_nothing_is_given(source: Store, running: Running, tmp_p
     node = put(source, b"content")
     for key in (None, "", "another", KEY + "x", KEY[:-1], "\xfc"):
         assert ask(running, address_of(node), key=key)[0] == 401
+    with socket.create_connection(("127.0.0.1", running.peer.port), 5) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while part := stranger.recv(4096):  # to its end: the connection is not kept
+            answer += part
+        assert answer.startswith(b"HTTP/1.1 401")
     store = Store(str(tmp_path / "other"), None, open_peers(running.address, "another"))
     with pytest.raises(ServiceError, match="refuses the credentials"):
         store.fetch(node.data, node.size)
