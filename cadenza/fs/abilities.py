@@ -100,6 +100,8 @@ def _works(reasons: dict[str, str], name: str, trial: Callable[[], None]) -> boo
             reasons[name] = NOT_OURS
         elif error.errno == errno.ENODEV:
             reasons[name] = "this kernel lacks the file system"
+        elif error.errno == errno.ENOTBLK:
+            reasons[name] = "this kernel, or the file system of the data directory, wants a block device"
         else:
             reasons[name] = error.strerror or str(error)
         return False

@@ -4,6 +4,7 @@ shown; and what is recorded of a start."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -369,3 +370,17 @@ def test_functions_run_in_every_mode_and_their_starts_are_recorded(make_home: An
     assert starts >= 1 and any(one.endswith("/encodings/__init__.py") or "encodings" in one for one in paths), paths
     done = home.cadenza("down", "--force")
     assert kernel.below(str(home.path)) == []
+
+
+def test_a_store_in_memory_is_shown_by_what_works_there() -> None:
+    """EROFS images on tmpfs cannot be mounted from the file: the trial is made where the store is."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, contextlib.closing(Store(folder + "/store")) as store:
+        with store.draft() as draft:
+            draft.write(b"content")
+            data, size = draft.commit()
+        root = tree.put(tree.directory(), b"/f", tree.Node(0o100644, size=size, data=data))
+        mounts = Mounts(store, detect(store.home))
+        try:
+            assert os.stat(mounts.show(store.put_tree(root)) + "/f").st_size == size
+        finally:
+            mounts.close()
