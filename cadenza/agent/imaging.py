@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Callable, Optional
+from typing import Callable, Collection, Optional
 
 from cadenza.agent import steps, support, surroundings
 from cadenza.agent.bare import BareImages
@@ -34,6 +34,10 @@ class Imaging:
 
     def identities(self, driver: Driver) -> Optional[Identities]:
         """What gives that driver's containers ids of their own."""
+        raise NotImplementedError
+
+    async def let_go(self, image_ids: Collection[str]) -> None:
+        """End containers that only wait for functions of these images."""
         raise NotImplementedError
 
     def trouble(self, text: str) -> None:
@@ -93,6 +97,8 @@ class Imaging:
 
     async def collect(self, order: CollectOrder) -> CollectReport:
         """Forget images, and remove content that none has."""
+        if not order.dry_run:
+            await self.let_go(order.images)
         return await self.store.collect(order)
 
     async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:

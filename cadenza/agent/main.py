@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 from collections import Counter, deque
-from typing import Callable, Optional, Sequence
+from typing import Callable, Collection, Optional, Sequence
 
 from cadenza.agent import (
     capacity, commands, container, contents, files, gpus, imaging, pool, support, surroundings, variables,
@@ -424,6 +424,17 @@ class Agent(imaging.Imaging):
         self._used = {kind: at for kind, at in self._used.items() if now - at < pool.UNUSED_LIMIT_S}
         if (self._used or warm) and self._pool_timer is None:
             self._pool_soon(POOL_CHECK_S)
+
+    async def let_go(self, image_ids: Collection[str]) -> None:
+        """End warm containers of these images, and make no more until somebody starts one again."""
+        self._used = {kind: at for kind, at in self._used.items() if kind.image_id not in image_ids}
+        warm = [one for one in self._cells.values() if one.life.generic and one.image_id in image_ids]
+        for cell in warm:
+            cell.dispatch(container.Stop(reason="its image is removed"))
+        if warm:
+            await asyncio.wait(
+                [self._loop.create_task(one.removed.wait()) for one in warm], timeout=LULL_LIMIT_S + CLOSE_LIMIT_S
+            )
 
     # --- the rest of `Node` ---
 

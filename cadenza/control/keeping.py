@@ -81,7 +81,9 @@ class Keeping:
         users = [*self._apps().get(image_id, ()), *names]
         if users and not body.force:
             raise ConflictError(f"{image_id} is in use by {_some(users)}: --force removes it all the same")
-        await self._node().collect(CollectOrder((image_id,)))
+        done = await self._node().collect(CollectOrder((image_id,)))
+        if image_id not in done.images:
+            raise ConflictError(f"{image_id} is in use by a container that is starting or ending: try again")
         _log.info("an image was removed", image=image_id)
         return Empty()
 

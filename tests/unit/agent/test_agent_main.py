@@ -273,6 +273,23 @@ def test_the_pool_keeps_a_warm_container_for_the_next_start(tmp_path: Any) -> No
     asyncio.run(go())
 
 
+def test_a_warm_container_is_no_reason_to_keep_an_image(tmp_path: Any) -> None:
+    async def go() -> None:
+        async with World(tmp_path, pool_containers=1) as world:
+            world.want(spec("ta-1"), images=("im-1",))
+            await world.control.state("ta-1", nodes.READY)
+            while not any(one.life.state == "idle" for one in world.agent._cells.values()):
+                await asyncio.sleep(0.01)
+            await world.agent.let_go(("im-2",))
+            assert any(one.life.generic for one in world.agent._cells.values())
+            await world.agent.let_go(("im-1",))
+            assert [one.container_id for one in world.agent._cells.values()] == ["ta-1"]
+            world.agent._pool()
+            assert len(world.agent._cells) == 1, "and none is made in its place"
+
+    asyncio.run(go())
+
+
 def test_connections_go_on_with_the_containers_identity(tmp_path: Any) -> None:
     async def go() -> None:
         async with World(tmp_path) as world:

@@ -178,12 +178,15 @@ class FakeNode:
     async def image_log(self, image_id: str, layers: int) -> list[ImageLogLine]:
         return [ImageLogLine(f"{image_id} {number}", float(number)) for number in range(layers or 9)]
 
+    lent: tuple[str, ...] = ()
+    """Images that stay, whatever is ordered."""
+
     async def collect(self, order: CollectOrder) -> CollectReport:
         self.orders.append(order)
         if not order.dry_run:
             self.there = [one for one in self.there if one not in order.images]
             self.built = [one for one in self.built if one not in order.images]
-        return CollectReport(order.images, 3, 300, 5, 500)
+        return CollectReport(tuple(one for one in order.images if one not in self.lent), 3, 300, 5, 500)
 
     async def push(self, order: PushOrder, progress: Callable[[str], None]) -> str:
         self.pushed.append(order)

@@ -225,6 +225,12 @@ def test_an_image_in_use_is_not_removed(tmp_path: Path) -> None:
         await client.ask("image.publish", {"image_id": image_id, "name": "kept"})
         named = await client.ask("image.remove", {"image_id": image_id})
         assert named["kind"] == "conflict" and "main/kept:latest" in named["message"]
+        world.node.lent, world.node.built = (image_id,), [image_id]
+        lent = await client.ask("image.remove", {"image_id": image_id, "force": True})
+        assert lent["kind"] == "conflict" and "starting or ending" in lent["message"], (
+            "what stays is not called removed"
+        )
+        world.node.lent, world.node.there = (), [image_id]
         assert await client.ask("image.remove", {"image_id": image_id, "force": True}) == {}
         assert world.node.orders[-1].images == (image_id,) and not world.node.there
         assert (await client.ask("image.remove", {"image_id": image_id}))["kind"] == "not_found"
