@@ -499,7 +499,7 @@ def test_who_has_another_secret_does_not_hear_of_a_failure_with_the_first(tmp_pa
     class Login(Steps):
         async def __call__(self, step: StepRun) -> int:
             await super().__call__(step)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
             return 0 if step.env["PASSWORD"] == "right" else 1
 
     steps = Login()
