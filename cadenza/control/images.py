@@ -167,18 +167,31 @@ class Images:
         finally:
             task.cancel()
 
+    async def again(self, spec: ImageSpec) -> ImageInfo:
+        """Build an image whose recipe is kept, or wait for the build under way. Errors as of ``image.build``."""
+        image_id = spec.image_id()
+        build = self._builds.get(image_id) or self._begin(self._order(image_id, spec, ImageBuild(spec)))
+        assert build.task is not None
+        wake = asyncio.Event()
+        build.wakes.add(wake)
+        try:
+            return await asyncio.shield(build.task)
+        finally:
+            self._leave(image_id, build, wake)
+
+    def _order(self, image_id: str, spec: ImageSpec, body: ImageBuild) -> BuildOrder:
+        missing = self._missing(spec.uploads())
+        if missing:
+            raise ConflictError(
+                f"{len(missing)} files of the image are not uploaded, the first is {missing[0]}: upload them first"
+            )
+        return BuildOrder(image_id, spec, body.force, body.ignore_cache)
+
     async def build(self, request: Request[ImageBuild]) -> None:
         body = request.body
         image_id = body.spec.image_id()
         spec = await self._filled(body.spec, body.environment, request.caller)
-        build = self._builds.get(image_id)
-        if build is None:
-            missing = self._missing(body.spec.uploads())
-            if missing:
-                raise ConflictError(
-                    f"{len(missing)} files of the image are not uploaded, the first is {missing[0]}: upload them first"
-                )
-            build = self._begin(BuildOrder(image_id, spec, body.force, body.ignore_cache))
+        build = self._builds.get(image_id) or self._begin(self._order(image_id, spec, body))
         task = build.task
         assert task is not None
         wake = asyncio.Event()
@@ -198,11 +211,14 @@ class Images:
                     wake.clear()
                     await wake.wait()
         finally:
-            build.wakes.discard(wake)
-            if not build.wakes and not task.done():
-                _log.info("a build is cancelled: nobody waits for it", image=image_id)
-                self._builds.pop(image_id, None)  # who asks from now on starts anew
-                task.cancel()
+            self._leave(image_id, build, wake)
+
+    def _leave(self, image_id: str, build: Build, wake: asyncio.Event) -> None:
+        build.wakes.discard(wake)
+        if build.task is not None and not build.wakes and not build.task.done():
+            _log.info("a build is cancelled: nobody waits for it", image=image_id)
+            self._builds.pop(image_id, None)  # who asks from now on starts anew
+            build.task.cancel()
 
     def _begin(self, order: BuildOrder) -> Build:
         build = self._builds[order.image_id] = Build()

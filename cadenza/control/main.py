@@ -25,6 +25,7 @@ from cadenza.control.directory import SELF_ID
 from cadenza.control.guard import Guard
 from cadenza.control.lane import LaneServer
 from cadenza.control.observing import Observing
+from cadenza.control.rebuilds import Rebuilds
 from cadenza.control.request import Request
 from cadenza.control.rpc import Rpc
 from cadenza.control.whereabouts import Whereabouts
@@ -139,6 +140,7 @@ class ControlPlane:
         await parts.keeping.close()
         await parts.schedules.close()
         parts.budgets.close()
+        parts.rebuilds.stop()
         await parts.calls.stop()
         await parts.lanes.close()
         await parts.observing.close()
@@ -406,6 +408,10 @@ class _Parts:
         self.environments.on_delete(self.names.environment_deleted)
         self.environments.on_rename(self.names.environment_renamed)
         self.images = images.Images(node, store.missing, self.secrets.filled, self.secrets.values, self.names)
+        self.rebuilds = Rebuilds(
+            self.images, lambda: {one.image_id for one in node().images()}, clock, self.calls.loop.image_ended
+        )
+        self.calls.loop.unbuilt = self.rebuilds.wait
         self.keeping = keeping.Keeping(
             node, db, clock, self.images, self.names, lambda: keeping.in_force(self.apps),
             lambda: keeping.running(self.calls, self.functions), config.image_retention_days,

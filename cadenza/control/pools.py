@@ -42,6 +42,8 @@ class Pools(Inputs):
         super().__init__(isolation, queue, clock, ids, sink)
         self.variables: Callable[[FunctionSpec, str], dict[str, str]] = lambda spec, environment: variables(spec)
         """What a container of the environment sees, in clear. An `Error` fails the start, with its text."""
+        self.unbuilt: Callable[[FunctionSpec], str] = lambda spec: ""
+        """Why a start has to wait for its image; empty: it is there. An `Error` fails the start, with its text."""
         self._nodes: dict[str, Node] = {}
         self._stuck: set[str] = set()
         """Functions that found no room."""
@@ -258,20 +260,23 @@ class Pools(Inputs):
 
     def _start(self, function: FunctionState, node_id: str, gpus: tuple[Gpu, ...]) -> None:
         container_id = self._ids.new("container")
-        if self.admission is not None:
+        try:
+            pause = self.unbuilt(function.spec)
+        except Error as error:
+            self._cannot_start(function, container_id, error)
+            return
+        if not pause and self.admission is not None:
             pause = self.admission.start(container_id, function, gpus, self._now)
-            if pause:
-                self._pause(function, pause)
-                return
+        if pause:
+            self._pause(function, pause)
+            return
         self.paused.pop(function.function_id, None)
         try:
             env = self.variables(function.spec, function.environment)
         except Error as error:
             if self.admission is not None:
                 self.admission.gone(container_id, self._now)
-            failed = ContainerReport(container_id, GONE, INIT_FAILED, str(error))
-            self._start_failed(function, failed)
-            self.post(self.touch, function.function_id)
+            self._cannot_start(function, container_id, error)
             return
         event = events.StartContainer(
             container_id, function.function_id, node_id, gpus, function.why, self._revision + 1
@@ -287,6 +292,18 @@ class Pools(Inputs):
         kept = {"gpus": [[one.type, one.count] for one in gpus], "why": container.why, "spec": _noted(container.spec)}
         self._queue.put_container(container_id, node_id, function.function_id, json.dumps(kept))
         self._changed.add(node_id)
+
+    def _cannot_start(self, function: FunctionState, container_id: str, error: Error) -> None:
+        self.paused.pop(function.function_id, None)
+        self._start_failed(function, ContainerReport(container_id, GONE, INIT_FAILED, str(error)))
+        self.post(self.touch, function.function_id)
+
+    def image_ended(self, image_id: str) -> None:
+        """An image that starts waited for was built, or could not be."""
+        for name in self._stuck:
+            function = self.cluster.functions.get(name)
+            if function is not None and function.spec.image.image_id() == image_id:
+                self.post(self.touch, name)
 
     def _pause(self, function: FunctionState, why: str) -> None:
         """What a function may not do now is asked for again."""
