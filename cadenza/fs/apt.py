@@ -208,16 +208,26 @@ async def run(
 ) -> tuple[int, str]:
     """A program's exit code and output. ``given``: its stdin. ``mixed``: stderr too; else stderr if it fails."""
     error = asyncio.subprocess.STDOUT if mixed else asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        start_new_session=True,  # to be ended with all its children
-        env=dict(env),
-        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=error,
-    )
+    # A file, not a pipe: a program may end before it has read anything.
+    source = os.memfd_create("given") if given is not None else asyncio.subprocess.DEVNULL
     try:
-        out, err = await asyncio.wait_for(process.communicate(given), timeout_s)
+        if given is not None:
+            with open(os.dup(source), "wb") as file:
+                file.write(given)
+            os.lseek(source, 0, os.SEEK_SET)
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            start_new_session=True,  # to be ended with all its children
+            env=dict(env),
+            stdin=source,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=error,
+        )
+    finally:
+        if given is not None:
+            os.close(source)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
     except BaseException as why:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)

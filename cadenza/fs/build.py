@@ -286,11 +286,11 @@ class Builder:
                         break
         except TimeoutError as error:
             raise ImageBuildError(
-                _failure(layer, f"did not end within {layer.timeout_s:.0f} s", lines), order.image_id
+                _failure(layer, f"did not end within {layer.timeout_s:.0f} s", lines, self._store.home), order.image_id
             ) from error
         if code:
             what = f"was ended by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
-            raise ImageBuildError(_failure(layer, what, lines), order.image_id)
+            raise ImageBuildError(_failure(layer, what, lines, self._store.home), order.image_id)
 
     def _lowers(self, ground: Ground, place: Workplace) -> Lowers:
         """What the step is made on, mounted until its place is dropped."""
@@ -435,11 +435,14 @@ def _missing(layer: recipe.Layer, program: str) -> str:
     return text
 
 
-def _failure(layer: recipe.Layer, what: str, lines: Lines) -> str:
+def _failure(layer: recipe.Layer, what: str, lines: Lines, home: str) -> str:
     text = f"the step {layer.text[:500]!r} {what}"
     last = [one for one in lines.last if one.strip()]
     if any("No space left on device" in one for one in last):
-        text += " because the disk is full"
+        text += (
+            f" because the disk is full: free some space where {home} is (`cadenza image rm` and `cadenza image gc` "
+            "remove images), or set CADENZA_HOME to a directory on a larger disk"
+        )
     return text + (":\n" + "\n".join("  " + one for one in last) if last else "; it printed nothing")
 
 

@@ -77,10 +77,12 @@ class Dialect:
 
     def base(self, folder: str, network: str = "none") -> list[str]:
         """The program and its global flags, for the container whose folder it is."""
-        argv = [self.path, "--root", f"{folder}/root", "--log", f"{folder}/log.json", "--log-format", "json"]
+        crun = os.path.basename(self.path) == "crun"
+        kind = "file:" if crun and ":" in folder else ""  # crun takes what is before a colon for the kind of log
+        argv = [self.path, "--root", f"{folder}/root", "--log", f"{kind}{folder}/log.json", "--log-format", "json"]
         if self.is_runsc:
             argv += [f"--panic-log={folder}/panic.log", f"--network={network}", "--ignore-cgroups", "--host-uds=open"]
-        elif os.path.basename(self.path) == "crun":
+        elif crun:
             argv += ["--cgroup-manager=disabled"]
         return [*argv, *self.flags]
 

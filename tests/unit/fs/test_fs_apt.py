@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import uvloop
+
 from cadenza.fs.apt import Archive, host_logins, host_mirror, parse_uris, run, shares
 
 
@@ -47,3 +49,19 @@ def test_logins_are_gathered_for_build_steps(tmp_path: Path) -> None:
 def test_a_program_that_does_not_end_is_ended() -> None:
     code, text = asyncio.run(run(["sleep", "60"], {"PATH": "/usr/bin:/bin"}, timeout_s=0.05))
     assert code == 124 and "did not end within" in text
+
+
+def test_a_program_may_end_before_it_has_read_what_it_is_given() -> None:
+    """In the server's own loop, whose pipes say so with a RuntimeError."""
+    given = b"x" * (4 << 20)
+
+    async def go() -> None:
+        for _ in range(20):
+            assert await run(["/bin/false"], {}, given=given) == (1, "")
+        assert await run(["/usr/bin/wc", "-c"], {}, given=given) == (0, f"{len(given)}\n")
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(go())
+    finally:
+        loop.close()

@@ -60,6 +60,9 @@ def test_the_last_complaint_of_a_log_is_the_one_that_counts() -> None:
 
 
 def test_each_program_is_called_in_its_own_words() -> None:
+    for one, log in ((crun("/usr/bin/crun"), "file:/a:b/log.json"), (runc("/usr/sbin/runc"), "/a:b/log.json")):
+        argv = one.base("/a:b")
+        assert argv[argv.index("--log") + 1] == log, "crun takes what is before a colon for the kind of log"
     assert "--cgroup-manager=disabled" in crun("/usr/bin/crun").base("/s/c1")
     assert "--cgroup-manager=disabled" not in runc("/usr/sbin/runc").base("/s/c1")
     strong = runsc("/usr/bin/runsc", "systrap")
