@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 
@@ -20,7 +21,7 @@ from cadenza.fs.build import Builder, Order, with_image
 from cadenza.fs.mount import Lowers, Mounts
 from cadenza.fs.outgoing import Outgoing
 from cadenza.fs.records import Believer, ImageRecord, write
-from cadenza.fs.runs import Run, Runs, Wishes
+from cadenza.fs.runs import Run, Runs, Wishes, told
 from cadenza.fs.step import Bind, Emit, RunStep, StepRun, measure
 from cadenza.fs.settle import boot_id
 from cadenza.fs.steplogs import StepLogs
@@ -137,7 +138,7 @@ class ImageStore:
         async def build_images(specs: Sequence[ImageSpec], emit: Emit) -> None:
             def nested(spec: ImageSpec) -> Coroutine[Any, Any, ImageInfo]:
                 wanted = BuildOrder(spec.image_id(), spec, order.force, order.ignore_cache)
-                return self.build(wanted, lambda line: emit("log", line.text), run_step, object_path)
+                return self.build(wanted, lambda line: told(line, emit), run_step, object_path)
 
             await _all([nested(one) for one in specs])
 
@@ -431,7 +432,8 @@ class ImageStore:
     def cleanup(self) -> None:
         """Call at start: drop what a killed process left half-made. Blocks; run it before the loop is busy."""
         workplace.empty(self._builder.work)
-        workplace.remove_tree(self._first_cut)  # layers as directories, as the first version kept them
+        if os.path.lexists(self._first_cut):  # layers as directories, of the first version: nobody waits for their end
+            threading.Thread(target=workplace.remove_tree, args=(self._first_cut,), daemon=True).start()
         for name in self._store.records("images"):
             if name not in self._records:
                 self._store.remove_local_record("images", name)

@@ -76,6 +76,14 @@ class Wishes:
     """Make all anew, and remember none of it."""
 
 
+def told(line: BuildLine, emit: Emit) -> None:
+    """Pass on what the build of an image says that another build needs, such as a Dockerfile's earlier stage."""
+    if line.kind == "step":
+        emit("log", f"=> step {line.step} of {line.steps}: {line.text}")
+    elif line.kind == "log":
+        emit("log", line.text)
+
+
 class Runs:
     """The runs of one store."""
 
