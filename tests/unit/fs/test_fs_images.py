@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -15,7 +16,7 @@ import pytest
 
 from cadenza.base.clock import ManualClock
 from cadenza.base.errors import ImageBuildError, InvalidError, NotFoundError, ResourceExhaustedError
-from cadenza.fs import debian
+from cadenza.fs import debian, workplace
 from cadenza.fs import tree as trees
 from cadenza.fs.images import ImageStore, Lowers, StepRun
 from cadenza.fs.step import MOST_LINES, Lines
@@ -550,3 +551,25 @@ def test_a_restart_is_no_use_of_steps(tmp_path: Path) -> None:
         os.utime(one, (1000, 1000))
     store_at(tmp_path).cleanup()
     assert [one.stat().st_mtime for one in paths] == [1000, 1000]
+
+
+def test_layers_of_the_first_version_are_removed_while_the_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "images/layers/one"
+    old.mkdir(parents=True)
+    (old / "file").write_text("x")
+    held, remove = threading.Event(), workplace.remove_tree
+
+    def slow(root: str) -> None:
+        held.wait(10)
+        remove(root)
+
+    monkeypatch.setattr(workplace, "remove_tree", slow)
+    begun = time.monotonic()
+    store_at(tmp_path).cleanup()
+    assert time.monotonic() - begun < 5 and old.exists()
+    held.set()
+    while (tmp_path / "images").exists() and time.monotonic() < begun + 20:
+        time.sleep(0.01)
+    assert not (tmp_path / "images").exists()
