@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -68,6 +69,14 @@ def holding(root: Path) -> list[str]:
     return [one for one in done.stdout.splitlines() if "/programs/" not in one]
 
 
+def all_commands() -> list[bytes]:
+    found = []
+    for one in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            found.append((one / "cmdline").read_bytes())
+    return found
+
+
 def command_lines() -> list[str]:
     found = []
     for one in Path("/proc").iterdir():
@@ -99,8 +108,12 @@ def test_values_are_seen_in_containers_and_nowhere_else(home) -> None:
         assert container, home.cadenza("container", "list", "--json").stdout
         inside = home.cadenza("container", "exec", container, "sh", "-c", "echo ${#STORED}; sleep 0.2")
         assert inside.stdout.split() == [str(len(MARKER) + 7)], inside.stderr
-        holder = home.start("container", "exec", container, "sleep", "5")
-        time.sleep(1.0)
+        holder = home.start("container", "exec", container, "sleep", "30")
+        deadline = time.monotonic() + 20  # a start of a command is a file for a moment, and takes one on a busy machine
+        while b"sleep\x0030\0" not in all_commands() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        while list((home.path / "data/runtime").rglob("exec-*.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert not command_lines()
         configurations = list((home.path / "data").rglob("config.json"))
         assert configurations
