@@ -129,7 +129,7 @@ class ImageStore:
             return (await self._find(order.image_id)).info
         steps = recipe.steps(order.spec)
         force = order.force or order.ignore_cache or any(one.force for one in steps)
-        if not force and await self._known(order.image_id):
+        if not force and await self._known(order.image_id) and self._record(order.image_id).recipe == recipe.RECIPE:
             progress(BuildLine("cached", len(steps), len(steps), order.image_id))
             self.touch(order.image_id, self._clock.now())
             return self._records[order.image_id].info
@@ -174,7 +174,7 @@ class ImageStore:
             order.image_id, size, now, now, text, settings.env, settings.workdir, settings.version, entries, tree.hex()
         )
         record = ImageRecord(
-            info, settings, tuple(run.layers), tuple(run.keys), boot=self._believer.boot, source=run.source
+            info, settings, tuple(run.layers), tuple(run.keys), recipe.RECIPE, self._believer.boot, run.source
         )
         if order.ignore_cache and order.image_id in self._records:
             return info  # what is cached stays as it is

@@ -56,6 +56,7 @@ class ImageRecord:
     steps: tuple[str, ...] = ()
     """The keys of its steps, the base's first; steps that change no file have none."""
     recipe: str = RECIPE
+    """What its recipe meant when it was built. With another one, only a build of the recipe makes it anew."""
     boot: str = ""
     source: str = ""
 
@@ -84,7 +85,10 @@ class Believer:
         return made if not made.boot or made.boot == self.boot else None
 
     def image(self, raw: Optional[bytes]) -> Optional[ImageRecord]:
-        """An image's record; None when there is none, none to believe, or one by another version's recipes."""
+        """An image's record; None when there is none, or none to believe.
+
+        One by another version's recipes is an image all the same: who names it by its id or a name means this one.
+        """
         value = _load(raw)
         if value is None:
             return None
@@ -101,8 +105,7 @@ class Believer:
             bytes.fromhex(record.info.tree)
         except (TypeError, KeyError, ValueError):
             return None
-        known = record.recipe == RECIPE and record.info.tree
-        return record if known and (not record.boot or record.boot == self.boot) else None
+        return record if record.info.tree and (not record.boot or record.boot == self.boot) else None
 
 
 def _load(raw: Optional[bytes]) -> Optional[dict[str, Any]]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import threading
 import time
@@ -573,3 +574,27 @@ def test_layers_of_the_first_version_are_removed_while_the_server_starts(
     while (tmp_path / "images").exists() and time.monotonic() < begun + 20:
         time.sleep(0.01)
     assert not (tmp_path / "images").exists()
+
+
+def test_an_image_of_another_version_s_recipes_is_there_until_its_recipe_is_built(tmp_path: Path) -> None:
+    """semantics.md 13.2: who names an image by its id or a name has it, whatever version of the server made it."""
+    store, steps = store_at(tmp_path), Steps()
+    wanted = spec(run("a"))
+    image_id = asyncio.run(make(store, wanted, steps))
+    record = tmp_path / "store/images" / image_id
+    record.write_text(json.dumps({**json.loads(record.read_text()), "recipe": "another"}))
+    later = store_at(tmp_path)
+    later.cleanup()
+    assert [one.image_id for one in later.images()] == [image_id]
+
+    async def by_its_id() -> None:
+        named = BuildOrder(image_id, ImageSpec(built=image_id))
+        info = await later.build(named, lambda line: None, steps, lambda digest: None)
+        assert info.image_id == image_id
+        await later.lend(image_id)
+        later.give_back(image_id)
+
+    asyncio.run(by_its_id())
+    assert json.loads(record.read_text())["recipe"] == "another"
+    asyncio.run(make(later, wanted, steps))
+    assert json.loads(record.read_text())["recipe"] == recipe.RECIPE
