@@ -310,7 +310,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, store: Images) -
             build(small)
         assert os.listdir(disk / "data/store/work") == os.listdir(disk / "data/store/steps") == []
         subprocess.run(["mount", "-o", "remount,size=260m", str(disk)], check=True)
-        with pytest.raises(ImageBuildError, match="because the disk is full: free some space where .*gc"):
+        with pytest.raises(ImageBuildError, match=r"because the disk is full: free some space where .*gc"):
             build(small, ImageStep("run", args=("dd if=/dev/zero of=/big bs=1M count=250",)))
         assert os.listdir(disk / "data/store/work") == [] and len(os.listdir(disk / "data/store/steps")) == 1
     finally:

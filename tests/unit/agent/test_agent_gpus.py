@@ -56,7 +56,8 @@ def test_a_card_is_one_containers() -> None:
     assert [one.index for one in cards.take("ta-2", [Gpu("H100!", 1)])] == [1]
     with pytest.raises(ServiceError, match="1 GPUs of type H100 were wanted, and 0 are free"):
         cards.take("ta-3", [Gpu("H100", 1)])
-    with pytest.raises(InvalidError, match="L4:1 was wanted, and of GPUs this machine has 2 of type H100, 1 of type T4"):
+    refused = "L4:1 was wanted, and of GPUs this machine has 2 of type H100, 1 of type T4"
+    with pytest.raises(InvalidError, match=refused):
         cards.take("ta-3", [Gpu("L4", 1)])
     with pytest.raises(InvalidError, match="has none"):
         Cards().take("ta-3", [Gpu("ANY", 1)])
