@@ -17,7 +17,7 @@ import pytest
 
 from cadenza.base.clock import ManualClock
 from cadenza.base.errors import ImageBuildError, InvalidError, NotFoundError, ResourceExhaustedError
-from cadenza.fs import debian, workplace
+from cadenza.fs import debian, recipe, workplace
 from cadenza.fs import tree as trees
 from cadenza.fs.images import ImageStore, Lowers, StepRun
 from cadenza.fs.step import MOST_LINES, Lines
