@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import posixpath
 import re
 import shlex
@@ -15,6 +16,9 @@ from cadenza.protocol.objects import BuildFunction, FileEntry, ImageSpec, ImageS
 
 RECIPE = "4"
 """Changes when the same recipe would give another image than before; then images are built anew."""
+
+MACHINE = platform.machine()
+"""This machine's architecture, as ``uname -m`` says it: what was built on another does not run here."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UV = "/.cadenza/uv"
@@ -122,8 +126,11 @@ class Step:
     force: bool
 
 
-def steps(spec: ImageSpec) -> tuple[Step, ...]:
-    """The recipe's steps; without any it is the plain base. InvalidError when it does not begin with a base."""
+def steps(spec: ImageSpec, machine: str = MACHINE) -> tuple[Step, ...]:
+    """The recipe's steps on a machine of this architecture; without any it is the plain base.
+
+    InvalidError when it does not begin with a base.
+    """
     wanted = spec.steps or (ImageStep("base", options={"distribution": "debian_slim"}),)
     if wanted[0].kind != "base":
         raise InvalidError(
@@ -138,7 +145,7 @@ def steps(spec: ImageSpec) -> tuple[Step, ...]:
     forced = False
     for one, digest in zip(wanted, replace(spec, steps=wanted).digests(), strict=True):
         forced = forced or one.force or any(inner.force for spec in one.images for inner in spec.all_steps())
-        found.append(Step(one, hashlib.sha256(f"{RECIPE} {digest}".encode()).hexdigest(), forced))
+        found.append(Step(one, hashlib.sha256(f"{RECIPE} {machine} {digest}".encode()).hexdigest(), forced))
     return tuple(found)
 
 

@@ -10,8 +10,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional
 
-from cadenza.fs.recipe import RECIPE, Settings
+from cadenza.fs.recipe import MACHINE, RECIPE, Settings
 from cadenza.protocol.nodes import ImageInfo, ImageLayer
+
+
+FIRST_MACHINE = "x86_64"
+"""That of records which do not name one: there were no others when they were written."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class ImageRecord:
     """What its recipe meant when it was built. With another one, only a build of the recipe makes it anew."""
     boot: str = ""
     source: str = ""
+    machine: str = MACHINE
+    """The architecture of what is in it."""
 
     @property
     def tree(self) -> bytes:
@@ -71,6 +77,8 @@ class Believer:
 
     boot: str
     """The present one: `cadenza.fs.settle.boot_id`."""
+    machine: str = MACHINE
+    """Images of another architecture do not run here."""
 
     def step(self, raw: Optional[bytes]) -> Optional[Made]:
         """A step's record; None when there is none, or none to believe."""
@@ -101,11 +109,13 @@ class Believer:
                 value["recipe"],
                 value["boot"],
                 value["source"],
+                value.get("machine", FIRST_MACHINE),
             )
             bytes.fromhex(record.info.tree)
         except (TypeError, KeyError, ValueError):
             return None
-        return record if record.info.tree and (not record.boot or record.boot == self.boot) else None
+        known = record.info.tree and record.machine == self.machine
+        return record if known and (not record.boot or record.boot == self.boot) else None
 
 
 def _load(raw: Optional[bytes]) -> Optional[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cadenza.base.errors import InvalidError
+from cadenza.fs import recipe
 from cadenza.fs.build import StepRun
 from cadenza.fs.recipe import PATH, plan
 from cadenza.protocol.objects import FileEntry, FunctionSpec, ImageSpec, ImageStep
@@ -145,3 +146,11 @@ def test_secrets_are_in_no_representation() -> None:
     told = StepRun("im-1", ("/l",), "/u", "/w", ("true",), layer.env, "/", lambda data: None)
     assert layer.env["TOKEN"] == told.env["TOKEN"] == "hidden"
     assert "hidden" not in repr((step, layer, function, told))
+
+
+def test_a_step_s_key_knows_the_architecture() -> None:
+    """What another machine built is shared by a bucket, and runs only on machines of its kind."""
+    spec = ImageSpec((BASE, ImageStep("run", args=("make",))))
+    here, there = (tuple(one.key for one in recipe.steps(spec, machine)) for machine in ("x86_64", "aarch64"))
+    assert not set(here) & set(there)
+    assert here == tuple(one.key for one in recipe.steps(spec, "x86_64"))
