@@ -353,20 +353,25 @@ async def standalone_python(python: str, cache: str, distribution: str, environ:
             f"there is no Python {python} for images here: {choices}; for others install uv on this machine "
             "(pip install uv), which fetches them"
         )
-    scratch = f"{here}.{os.getpid()}.partial"
+    scratch = f"{here}.{os.getpid()}.{os.urandom(4).hex()}.partial"  # builds side by side have one each
     os.makedirs(cache, exist_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)
     command = [program, "python", "install", "--no-bin", "--install-dir", scratch, python.replace("t", "+freethreaded")]
-    code, text = await run(command, dict(environ), timeout_s=300.0)
-    if code != 0:
-        code, text = await run([one for one in command if one != "--no-bin"], dict(environ), timeout_s=300.0)
-    if code != 0 or not glob.glob(os.path.join(scratch, "cpython-*")):
+    try:
+        code, text = await run(command, dict(environ), timeout_s=300.0)
+        if code != 0:
+            code, text = await run([one for one in command if one != "--no-bin"], dict(environ), timeout_s=300.0)
+        if code != 0 or not glob.glob(os.path.join(scratch, "cpython-*")):
+            raise InvalidError(
+                f"there is no Python {python} for images here: {choices}, and a standalone build could not be fetched "
+                f"by uv:\n{last(text)}"
+            )
+        try:
+            os.rename(scratch, here)
+        except OSError:
+            if not os.path.isdir(here):
+                raise  # else another build was faster
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise InvalidError(
-            f"there is no Python {python} for images here: {choices}, and a standalone build could not be fetched by "
-            f"uv:\n{last(text)}"
-        )
-    os.rename(scratch, here)
     return sorted(glob.glob(os.path.join(here, "cpython-*")))[-1]
 
 

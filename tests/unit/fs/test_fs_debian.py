@@ -64,3 +64,24 @@ def test_modes_of_unpacked_directories_are_read_from_the_listing() -> None:
     assert debian.listed("hrw-r--r-- 0/0 0 2023-01-05 10:00 ./b c link to ./a")[1] == "./b c"
     found = [debian.permissions(mode) for mode in ("drwxr-xr-x", "drwxrwxrwt", "drwx------", "drwxrws--T")]
     assert found == [0o755, 0o1777, 0o700, 0o3770]
+
+
+def test_two_builds_that_fetch_a_python_side_by_side_have_a_place_each(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "uv"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nset -e\nmkdir -p "$5/cpython-3.12.1/bin"\nsleep 0.2\necho half > "$5/cpython-3.12.1/bin/python3"\n'
+    )
+    program.chmod(0o755)
+    environ = {"PATH": f"{program.parent}:/usr/bin:/bin"}
+
+    async def both() -> list[str]:
+        async def second() -> str:
+            await asyncio.sleep(0.1)
+            return await standalone_python("3.12", str(tmp_path / "cache"), "debian", environ)
+
+        return await asyncio.gather(standalone_python("3.12", str(tmp_path / "cache"), "debian", environ), second())
+
+    first, other = asyncio.run(both())
+    assert first == other and Path(first, "bin/python3").read_text() == "half\n"
+    assert [one.name for one in (tmp_path / "cache").iterdir()] == ["3.12"]
