@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import errno
 import gc
 import os
@@ -24,6 +25,22 @@ from cadenza.cli.lock import Holder, ServerLock
 
 LOCKED = 3
 IDLE_CHECK_S = 5.0
+
+
+LARGE_BYTES = 1 << 20
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+
+
+def give_memory_back() -> None:
+    """What this process frees goes back to the machine, as far as the C library lets us say so (glibc).
+
+    Of itself it keeps large pieces for threads that may want them again, each thread apart: after one image was built a
+    server held 20 MiB more than with these two settings.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(M_ARENA_MAX, 2)
 
 
 async def serve(config: Config, keep: bool) -> None:
@@ -95,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         enter_rootless(config)
         import uvloop
 
+        give_memory_back()
         uvloop.run(serve(config, options.keep))
     except Error as error:
         print(f"the server could not go on: {error}", file=sys.stderr)
