@@ -134,15 +134,18 @@ class ImageStore:
             self.touch(order.image_id, self._clock.now())
             return self._records[order.image_id].info
         wishes = Wishes(order.force, order.ignore_cache)
+        stages: dict[str, bytes] = {}
 
         async def build_images(specs: Sequence[ImageSpec], emit: Emit) -> None:
-            def nested(spec: ImageSpec) -> Coroutine[Any, Any, ImageInfo]:
+            async def nested(spec: ImageSpec) -> None:
                 wanted = BuildOrder(spec.image_id(), spec, order.force, order.ignore_cache)
-                return self.build(wanted, lambda line: told(line, emit), run_step, object_path)
+                info = await self.build(wanted, lambda line: told(line, emit), run_step, object_path)
+                stages[info.image_id] = bytes.fromhex(info.tree)
 
             await _all([nested(one) for one in specs])
 
-        own = Order(order.image_id, run_step, object_path, lambda spec: self._record(spec.image_id()).tree)
+        # By what was just built: with ignore_cache the record is still that of an earlier build.
+        own = Order(order.image_id, run_step, object_path, lambda spec: stages[spec.image_id()])
         try:
             with self._store.pin():
                 run = await self._runs.go(steps, own, wishes, progress, build_images)

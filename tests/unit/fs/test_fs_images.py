@@ -598,3 +598,21 @@ def test_an_image_of_another_version_s_recipes_is_there_until_its_recipe_is_buil
     assert json.loads(record.read_text())["recipe"] == "another"
     asyncio.run(make(later, wanted, steps))
     assert json.loads(record.read_text())["recipe"] == recipe.RECIPE
+
+
+def test_a_stage_that_was_built_past_the_cache_is_the_one_copied_from(tmp_path: Path) -> None:
+    """semantics.md 13.1: with ignore_cache what is cached stays as it is, and nothing of it gets into the build."""
+    store, steps = store_at(tmp_path), Steps()
+    stage = spec(run("a"))
+    wanted = spec(ImageStep("docker", args=("COPY", "--from=0 /ran* /from/"), images=(stage,)))
+    cached = asyncio.run(make(store, stage, steps))
+
+    async def past_the_cache() -> str:
+        order = BuildOrder(wanted.image_id(), wanted, ignore_cache=True)
+        info = await store.build(order, lambda line: None, steps, lambda digest: None)
+        await store.close()
+        return info.image_id
+
+    image_id = asyncio.run(past_the_cache())
+    assert len(steps.runs) == 2 and store.text(cached, "/ran1") == "a"
+    assert store.text(image_id, "/from/ran2") == "a" and store.text(image_id, "/from/ran1") is None
