@@ -75,6 +75,9 @@ class Local:
         with drafts.room(self.home):
             for name in ("", *FOLDERS):
                 _directory(os.path.join(self.home, name))
+            if os.stat(self.home).st_uid == os.geteuid():
+                # Set-id programs and what is private in images are nobody else's, whatever directory this is in.
+                os.chmod(self.home, 0o700)
             if len(os.listdir(self.objects)) < 256:
                 for number in range(256):
                     _directory(os.path.join(self.objects, f"{number:02x}"))

@@ -53,8 +53,15 @@ def test_directories_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
         data, _ = put(store, b"x")
     finally:
         os.umask(before)
-    for path in (store.home, store.objects, os.path.dirname(store.path(data))):
+    for path in (store.objects, os.path.dirname(store.path(data))):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
+    store.close()
+
+
+def test_nobody_else_comes_into_a_store_that_is_in_an_open_directory(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o755)
+    store = Store(str(tmp_path / "s"))
+    assert stat.S_IMODE(os.stat(store.home).st_mode) == 0o700
     store.close()
 
 
