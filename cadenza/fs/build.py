@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
@@ -18,6 +19,7 @@ from cadenza.fs.bases import Bases
 from cadenza.fs.delta import diff
 from cadenza.fs.ingest import ingest
 from cadenza.fs.mount import Lowers, Mounts
+from cadenza.fs.sparse import escaped
 from cadenza.fs.step import Bind, Emit, Ground, Lines, RunStep, StepRun, measure
 from cadenza.fs.store import Store
 from cadenza.fs.tree import Node
@@ -211,7 +213,7 @@ class Builder:
         manner = copies.Manner(owner, None if one.mode < 0 else one.mode)
         if one.url:
             name, (data, size) = fetched[one.url]
-            node = Node(stat.S_IFREG | 0o600, size=size, data=data)
+            node = Node(stat.S_IFREG | 0o600, mtime=edit.PUT_NS, size=size, data=data)
             return copies.put_found(root, [(name.encode(), node)], one.target, manner)
         if one.texts:
             found = []
@@ -219,7 +221,7 @@ class Builder:
                 with self._store.draft() as draft:
                     draft.write(text.encode())
                     data, size = draft.commit()
-                found.append((name.encode(), Node(stat.S_IFREG | 0o644, size=size, data=data)))
+                found.append((name.encode(), Node(stat.S_IFREG | 0o644, mtime=edit.PUT_NS, size=size, data=data)))
             return copies.put_found(root, found, one.target, manner)
         if one.image is not None:
             context = self._store.tree(order.image_tree(one.image))
@@ -299,17 +301,30 @@ class Builder:
         return self._mounts.lowers(mounted)
 
     def _prepare(self, upper: str, root: Node, layer: recipe.Layer, order: Order) -> None:
-        """The upper's root looks as the image's; files that commands want are put there. Their folders are ours."""
-        os.chown(upper, root.uid, root.gid)
-        os.chmod(upper, stat.S_IMODE(root.mode))
+        """Files that commands want are put into the upper. Folders that the image has look as they do there."""
+        dressed = {b"/": root}
+        _dress(os.fsencode(upper), root)
         for one in layer.files:
             path = order.object_path(one.digest)
             if path is None:
                 raise NotFoundError(f"the content of {one.path} was not uploaded ({one.digest[:12]})")
-            target = upper + os.fsdecode(trees.resolve(root, os.fsencode(one.path)))
-            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            inner = trees.resolve(root, os.fsencode(one.path))
+            target = os.fsencode(upper) + inner
+            parts = inner.split(b"/")[1:-1]
+            for above in (b"/" + b"/".join(parts[: at + 1]) for at in range(len(parts))):
+                if above not in dressed:
+                    node = trees.find(root, above) or trees.directory(mtime=edit.PUT_NS)
+                    if not node.is_dir:
+                        shown = os.fsdecode(above)
+                        raise InvalidError(f"{shown} in the image is a file, so {one.path} cannot be below it")
+                    dressed[above] = node
+                    os.mkdir(os.fsencode(upper) + above)
+                    _dress(os.fsencode(upper) + above, dressed[above])
             shutil.copyfile(path, target)
             os.chmod(target, one.mode & 0o7777)
+            os.utime(target, ns=(edit.PUT_NS, edit.PUT_NS))
+        for above, node in dressed.items():  # what was put there changed their times
+            os.utime(os.fsencode(upper) + above, ns=(node.mtime, node.mtime))
 
     async def _lend(
         self,
@@ -411,6 +426,18 @@ class Builder:
                         "(pip install uv), or use pip_install"
                     )
         return program
+
+
+def _dress(path: bytes, node: Node) -> None:
+    """Give a new directory of an upper the owner, permissions and attributes that it has in the image."""
+    os.chown(path, node.uid, node.gid)
+    os.chmod(path, stat.S_IMODE(node.mode))
+    for name, value in (node.xattrs or {}).items():
+        try:
+            os.setxattr(path, escaped(name), value)
+        except OSError as error:  # as in `cadenza.fs.sparse`: not all can be set without root, or on a tmpfs
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
 
 
 def _interpreter(layer: recipe.Layer, settings: recipe.Settings) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, Optional, Sequence
 
 from cadenza.base.errors import InvalidError
-from cadenza.fs.edit import Edit
+from cadenza.fs.edit import PUT_NS, Edit
 from cadenza.fs.tree import Node, copy, directory, find, resolve
 from cadenza.protocol.objects import FileEntry
 
@@ -45,7 +45,7 @@ def put_directory(root: Node, path: str) -> Node:
 
 def _file(entry: FileEntry, found: Found) -> Node:
     data, size = found
-    return Node(stat.S_IFREG | (entry.mode & 0o7777), size=size, data=data)
+    return Node(stat.S_IFREG | (entry.mode & 0o7777), mtime=PUT_NS, size=size, data=data)
 
 
 @dataclass(frozen=True)

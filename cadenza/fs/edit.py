@@ -10,6 +10,11 @@ from cadenza.fs import finish
 from cadenza.fs.inside import at
 from cadenza.fs.tree import Node, copy, directory, find, resolve
 
+PUT_NS = 946_684_800 * 10**9
+"""When what is put into an image was last changed, in nanoseconds: 2000-01-01T00:00:00Z. Always the same, so that equal
+recipes give equal trees; and not 1970, because zip archives know no time before 1980 and Python's zipfile refuses such
+files."""
+
 
 class Edit:
     """A tree that is being changed; the one it began with is not. `root` is the outcome, to be taken once."""
@@ -26,7 +31,7 @@ class Edit:
             self._own[id(node)] = node
         return node
 
-    def make_directory(self, path: bytes, mode: int = 0o755, uid: int = 0, gid: int = 0, mtime: int = 0) -> bytes:
+    def make_directory(self, path: bytes, mode: int = 0o755, uid: int = 0, gid: int = 0, mtime: int = PUT_NS) -> bytes:
         """Make a directory and those above it where there are none; gives its path with links followed.
 
         InvalidError when a file is in the way.
@@ -104,11 +109,11 @@ def with_mount_points(root: Node) -> Node:
                 raise InvalidError(f"{text} in the image is a file, and containers need it as a directory")
             edit.make_directory(path)
             if text == "tmp":
-                edit.set_attributes(resolve(edit.root, path), directory(0o1777))
+                edit.set_attributes(resolve(edit.root, path), directory(0o1777, mtime=PUT_NS))
     for text in finish.MOUNT_FILES:
         path = b"/" + text.encode()
         found = at(root, path)
         if found is None or not found.is_file:
             edit = edit or Edit(root)
-            edit.put(path, Node(stat.S_IFREG | 0o644), follow=False)
+            edit.put(path, Node(stat.S_IFREG | 0o644, mtime=PUT_NS), follow=False)
     return root if edit is None else edit.root

@@ -9,7 +9,9 @@ import errno
 import json
 import os
 import threading
+import stat
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, Callable
 
@@ -616,3 +618,50 @@ def test_a_stage_that_was_built_past_the_cache_is_the_one_copied_from(tmp_path: 
     image_id = asyncio.run(past_the_cache())
     assert len(steps.runs) == 2 and store.text(cached, "/ran1") == "a"
     assert store.text(image_id, "/from/ran2") == "a" and store.text(image_id, "/from/ran1") is None
+
+
+def test_what_is_put_into_an_image_has_a_time_that_zip_archives_know(tmp_path: Path) -> None:
+    """Python's zipfile refuses files from before 1980, such as those of a wheel that is built in an image."""
+    content = tmp_path / "uploaded"
+    content.write_text("text")
+    store = store_at(tmp_path / "data")
+    stage = ImageStep("docker", args=("COPY", "a /new/copied"), files=(FileEntry("/a", "d", 4),))
+    word = ImageStep("docker", args=("COPY", "<<EOF /new/word", "text"))
+    wanted = spec(ImageStep("copy", files=(FileEntry("/new/added", "d", 4),)), stage, word)
+    order = BuildOrder(wanted.image_id(), wanted)
+    asyncio.run(store.build(order, lambda line: None, Steps(), lambda digest: str(content)))
+    for path in ("/new", "/new/added", "/new/copied", "/new/word"):
+        node = trees.find(store.whole(order.image_id), path.encode())
+        assert node is not None
+        day = time.gmtime(node.mtime // 10**9)
+        assert zipfile.ZipInfo(path, day[:6]).date_time == (2000, 1, 1, 0, 0, 0)
+
+
+def test_a_step_s_files_change_nothing_of_the_folders_above_them(tmp_path: Path) -> None:
+    content = tmp_path / "uploaded"
+    content.write_text("text")
+    store = store_at(tmp_path / "data")
+    seen: dict[str, os.stat_result] = {}
+
+    async def steps(step: StepRun) -> int:
+        if step.argv[-1] == "first":
+            os.makedirs(os.path.join(step.upper, "opt/app"))
+            os.chmod(os.path.join(step.upper, "opt"), 0o711)
+            os.chmod(os.path.join(step.upper, "opt/app"), 0o2770)
+            os.utime(os.path.join(step.upper, "opt/app"), (10**9, 10**9))
+            if os.geteuid() == 0:
+                os.chown(os.path.join(step.upper, "opt/app"), 7, 8)
+                os.chmod(os.path.join(step.upper, "opt/app"), 0o2770)
+        else:
+            seen.update({one: os.stat(os.path.join(step.upper, one)) for one in ("opt", "opt/app", "opt/app/new")})
+        return 0
+
+    install = ImageStep("micromamba", args=("x",), files=(FileEntry("/opt/app/new/file", "d", 4),))
+    wanted = spec(run("first"), install)
+    order = BuildOrder(wanted.image_id(), wanted)
+    asyncio.run(store.build(order, lambda line: None, steps, lambda digest: str(content)))
+    modes = {one: stat.S_IMODE(found.st_mode) for one, found in seen.items()}
+    assert modes == {"opt": 0o711, "opt/app": 0o2770, "opt/app/new": 0o755}
+    assert (seen["opt/app"].st_uid, seen["opt/app"].st_gid) == ((7, 8) if os.geteuid() == 0 else (0, 0))
+    assert seen["opt/app"].st_mtime == 10**9 and seen["opt/app/new"].st_uid == os.geteuid()
+    assert store.text(order.image_id, "/opt/app/new/file") == "text"
