@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence
 
 from cadenza.base.errors import ImageBuildError, InvalidError
+from cadenza.fs.recipe import shown
 from cadenza.fs.sources import KEYRINGS, Mirror, Source, deb822, mirror_of, parse_deb822, parse_one_line, without_login
 
 LISTS_FRESH_S = 3600.0
@@ -247,5 +248,5 @@ def check_space(text: str, where: str) -> None:
 
 
 def last(text: str, lines: int = 12) -> str:
-    """The end of a program's words, for an error."""
-    return "\n".join(text.strip().splitlines()[-lines:])
+    """The end of a program's words, for an error; without the passwords of addresses, such as a proxy's."""
+    return shown("\n".join(text.strip().splitlines()[-lines:]))

@@ -246,7 +246,7 @@ class Builder:
     ) -> None:
         found = await asyncio.to_thread(host.read, self._environ)
         binds = await asyncio.to_thread(self._binds, found, place)
-        hidden = [*layer.secrets.values()]
+        hidden = [*layer.secrets.values(), *found.passwords()]
         lines = Lines(lambda text: emit("log", text), hidden)
         lowers = await asyncio.to_thread(self._lowers, ground, place)
         root = await asyncio.to_thread(ground.whole)

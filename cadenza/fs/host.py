@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shlex
 import subprocess
+import urllib.parse
 from dataclasses import dataclass, field
-from typing import Mapping, Optional
+from typing import Iterable, Mapping, Optional
 
 BUILD = "/.cadenza/build"
 """Where the read-only directory of a build step is mounted: certificates and apt's settings."""
@@ -40,6 +42,9 @@ APT_SETTINGS = (
     "Acquire::Retries", "Acquire::ForceIPv4", "Acquire::ForceIPv6",
 )  # fmt: skip
 
+_PASSWORD = re.compile(r"(?:^|://|\s)[^/\s:@]*:([^/\s]+)@")
+"""The password of an address, with its scheme or, as proxies may be, without; the last ``@`` ends it."""
+
 
 @dataclass(frozen=True)
 class Host:
@@ -51,6 +56,11 @@ class Host:
     """Keys of `PIP_KEYS` to values; addresses are http(s)."""
     uv: dict[str, str] = field(default_factory=dict)
     apt: tuple[tuple[str, str], ...] = ()
+
+    def passwords(self) -> tuple[str, ...]:
+        """Those in the addresses of proxies and indexes, as they stand there and as they are meant: never shown."""
+        values = [*self.proxies.values(), *self.pip.values(), *self.uv.values(), *(value for _, value in self.apt)]
+        return passwords(values)
 
     def apt_conf(self, inside: bool) -> str:
         """Lines of apt.conf. ``inside``: for a build step, where the bundle is at `CERTIFICATES`."""
@@ -80,6 +90,12 @@ class Host:
             env["UV_INDEX"] = self.pip["extra-index-url"]
         env.update(self.uv)
         return env
+
+
+def passwords(values: Iterable[str]) -> tuple[str, ...]:
+    """The passwords in these addresses, as they stand there and decoded."""
+    found = [one for value in values for one in _PASSWORD.findall(value)]
+    return tuple(dict.fromkeys(form for one in found for form in (one, urllib.parse.unquote(one)) if form))
 
 
 def _addresses(value: str) -> str:

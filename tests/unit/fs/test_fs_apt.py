@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvloop
 
-from cadenza.fs.apt import Archive, host_logins, host_mirror, parse_uris, run, shares
+from cadenza.fs.apt import last, Archive, host_logins, host_mirror, parse_uris, run, shares
 
 
 def test_what_apt_prints_is_read() -> None:
@@ -65,3 +65,8 @@ def test_a_program_may_end_before_it_has_read_what_it_is_given() -> None:
         loop.run_until_complete(go())
     finally:
         loop.close()
+
+
+def test_the_end_of_apt_s_words_has_no_password() -> None:
+    said = "W: one\nE: Failed to fetch http://me:pass@proxy.test:3128 502"
+    assert last(said, 1) == "E: Failed to fetch http://***@proxy.test:3128 502"

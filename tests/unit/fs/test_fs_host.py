@@ -80,3 +80,17 @@ def test_apt_takes_the_network_s_settings_and_no_hooks() -> None:
         assert 'Acquire::http::Proxy "http://proxy.test:3128";' in text and 'Acquire::Check-Date "false";' in text
         assert "Post-Invoke" not in text and "GzipIndexes" not in text
     assert 'CaInfo "/etc/ssl/own.pem"' in outside and "/etc/ssl/own.pem" not in inside
+
+
+def test_passwords_of_proxies_and_indexes_are_known() -> None:
+    found = from_settings(
+        {
+            "http_proxy": "http://me:p%40ss-word@proxy.test:3128",
+            "https_proxy": "me:plain-word@proxy.test:3128",
+            "PIP_INDEX_URL": "https://user:index-word@pip.test/simple",
+            "no_proxy": "a.test,b.test",
+        },
+        apt_dump='Acquire::http::Proxy "http://me:apt-word@proxy.test:3128";\n',
+    )
+    assert set(found.passwords()) == {"p%40ss-word", "p@ss-word", "plain-word", "index-word", "apt-word"}
+    assert from_settings({"http_proxy": "http://proxy.test:3128/a@b"}).passwords() == ()

@@ -665,3 +665,20 @@ def test_a_step_s_files_change_nothing_of_the_folders_above_them(tmp_path: Path)
     assert (seen["opt/app"].st_uid, seen["opt/app"].st_gid) == ((7, 8) if os.geteuid() == 0 else (0, 0))
     assert seen["opt/app"].st_mtime == 10**9 and seen["opt/app/new"].st_uid == os.geteuid()
     assert store.text(order.image_id, "/opt/app/new/file") == "text"
+
+
+def test_a_proxy_s_password_is_in_no_line_and_no_error(tmp_path: Path) -> None:
+    store = store_at(tmp_path, http_proxy="http://me:pass%40word@proxy.test:3128")
+    lines: list[BuildLine] = []
+
+    async def tell(step: StepRun) -> int:
+        step.output(f"by {step.env['http_proxy']}: pass@word is refused\n".encode())
+        return 1
+
+    wanted = spec(run("x"))
+    with pytest.raises(ImageBuildError) as caught:
+        order = BuildOrder(wanted.image_id(), wanted)
+        asyncio.run(store.build(order, lines.append, tell, lambda digest: None))
+    assert "by http://me:***@proxy.test:3128: *** is refused" in str(caught.value)
+    assert any("***" in one.text for one in lines)
+    assert not any("word" in one.text for one in lines) and "word" not in str(caught.value)
