@@ -177,7 +177,16 @@ def inspect(image_word: str, json_output: bool, env: str | None) -> None:
         ("Tree", info.tree),
     ]
     columns = ["Layer", "Size", "Entries", "Seconds", "Digest"]
-    rows = [(one.text, show.size(one.size), one.entries, f"{one.seconds:.1f}", one.digest[:12]) for one in found.layers]
+    rows = [
+        (
+            one.text,
+            show.size(one.size),
+            one.entries,
+            show.Cell(f"{one.seconds:.1f}", one.seconds),
+            show.Cell(one.digest[:12], one.digest),
+        )
+        for one in found.layers
+    ]
     if json_output:
         layers = show.rows_as_json(columns, rows)
         show.as_json({**show.facts_as_json(pairs), "env": info.env, "layers": layers})

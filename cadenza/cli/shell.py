@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
-from cadenza.base.errors import Error, ImageBuildError, InvalidError, NotFoundError
+from cadenza.base.errors import Error, ImageBuildError, InvalidError
 from cadenza.cli import completion
 from cadenza.cli.environment import environment_option, wanted
+from cadenza.cli.images import asked
 from cadenza.cli.run import user_code
 from cadenza.protocol import methods
+from cadenza.protocol.images import ImageFind
 from cadenza.protocol.objects import FunctionSpec
 
 LIMIT_S = 3600.0
@@ -33,8 +35,9 @@ NOT_OPTIONS = (
 @click.command(
     help="Run a command or a shell in a container.\n\n"
     "REF is file.py::function (or with -m a module): a new container with that function's image, files, secrets and "
-    "resources, in which the function's own code is not imported; the id of a running container (ta-...), or of an "
-    "image (im-...). Without REF: Debian with Python. A new container ends with its shell, and after an hour."
+    "resources, in which the function's own code is not imported; the id of a running container (ta-...); or an image: "
+    "its id (im-...), the first characters of it, or its name. Without REF: Debian with Python. A new container ends "
+    "with its shell, and after an hour."
 )
 @click.argument("ref", required=False, default="", shell_complete=completion.containers)
 @click.option("-c", "--cmd", default="/bin/bash", show_default=True, help="What to run, split as a shell does.")
@@ -79,16 +82,23 @@ def shell(
     if ref.startswith("sb-") and not os.path.exists(ref):
         raise click.ClickException("sandboxes are not built yet")
     title = ref or "debian_slim"
-    if ref.startswith("im-") and not os.path.exists(ref):
+    image = asked(ref, env) if names_image(ref, is_module) else None
+    if image is not None:
         declaration = _declared({})
     elif ref:
         declaration = _from_program(ref, is_module)
     else:
         declaration = _declared(container)
-    image_id = ref if ref.startswith("im-") and not os.path.exists(ref) else ""
     with user_code():
-        code = _session(title, declaration, image_id, env, argv, pty, "strong" if runtime == "gvisor" else "")
+        code = _session(title, declaration, image, env, argv, pty, "strong" if runtime == "gvisor" else "")
     raise click.exceptions.Exit(code)
+
+
+def names_image(ref: str, is_module: bool) -> bool:
+    """Whether REF is an image's id or name, and no program's: no file is there, and it does not look like one's."""
+    if not ref or is_module or "::" in ref or os.path.exists(ref):
+        return False
+    return not ref.startswith((".", "/", "~")) and not ref.endswith(".py") and not os.path.exists(f"{ref}.py")
 
 
 def _from_program(ref: str, is_module: bool) -> Any:
@@ -170,7 +180,7 @@ def holding(spec: FunctionSpec, isolation: str) -> FunctionSpec:
 def _session(
     title: str,
     declaration: Any,
-    image_id: str,
+    image: ImageFind | None,
     env: str | None,
     argv: tuple[str, ...],
     pty: bool | None,
@@ -196,7 +206,7 @@ def _session(
         heart = _dual.run(beating())
         try:
             with ended_by_sigterm():
-                container_id = _dual.run(_start(app_id, declaration, image_id, wanted(env), isolation, shown))
+                container_id = _dual.run(_start(app_id, declaration, image, wanted(env), isolation, shown))
                 shown.close()
                 code = terminal.run_in_container(terminal.command(container_id, argv, pty), LIMIT_S)
                 if code == terminal.TIMED_OUT and pty is not False:
@@ -209,7 +219,9 @@ def _session(
         shown.close()
 
 
-async def _start(app_id: str, declaration: Any, image_id: str, environment: str, isolation: str, progress: Any) -> str:
+async def _start(
+    app_id: str, declaration: Any, image: ImageFind | None, environment: str, isolation: str, progress: Any
+) -> str:
     """Publish, and wait for the container; its id. Error when it does not come up."""
     from cadenza.base.config import load
     from cadenza.cli.connection import client
@@ -217,14 +229,12 @@ async def _start(app_id: str, declaration: Any, image_id: str, environment: str,
 
     used = await client(start=False)
     loop = asyncio.get_running_loop()
-    ids = {} if image_id else await publish.find_wanted(used, [declaration.image()], environment)
+    ids = {} if image else await publish.find_wanted(used, [declaration.image()], environment)
     prepared = await loop.run_in_executor(None, publish.prepare, declaration, publish.Images(ids))
     spec = holding(prepared.spec, isolation)
-    if image_id:
-        spec = replace(spec, image=replace(spec.image, steps=(), built=image_id), python="")
-        built = await used._request("image.list", methods.Empty())
-        if all(one.image_id != image_id for one in built.images):
-            raise NotFoundError(f"there is no image {image_id} here: see `cadenza image list`")
+    if image:
+        found = await used._request("image.find", image)
+        spec = replace(spec, image=replace(spec.image, steps=(), built=found.image_id), python="")
     else:
         await source.upload(used, prepared.uploads, progress.uploading)
         await publish.build_all(used, [spec.image], progress, load().force_build, environment)

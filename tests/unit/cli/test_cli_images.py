@@ -74,7 +74,9 @@ def test_inspect_shows_facts_and_layers(asked: list[Any]) -> None:
     assert "main/tool:v1" in text and "RUN x" in text and "1.5" in text
     found = json.loads(ran("inspect", "im-1", "--json"))
     assert found["image_id"] == "im-1" and found["entries"] == 7
-    assert found["layers"][0]["size"] == 5
+    layer = found["layers"][0]
+    assert (layer["size"], layer["seconds"], layer["digest"]) == (5, 1.5, "cd" * 32)
+    assert "cd" * 32 not in text
 
 
 def test_logs_of_a_whole_id_need_no_image(asked: list[Any]) -> None:

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from cadenza.base.resources import Resources
 from cadenza.cli import connection, shell
 from cadenza.cli.main import cli
+from cadenza.protocol.images import ImageFind
+from cadenza.protocol.nodes import ImageInfo
 from cadenza.protocol.objects import (
     FileEntry,
     FunctionSpec,
@@ -93,5 +95,38 @@ def test_the_image_is_built_where_the_shell_is(monkeypatch: Any) -> None:
     monkeypatch.setattr(source, "upload", sent)
     monkeypatch.setattr(connection, "client", connected)
     monkeypatch.setattr(shell, "_ready", ready)
-    started = shell._start("ap-1", shell._declared({}), "", "staging", "", publish.Quiet())
+    started = shell._start("ap-1", shell._declared({}), None, "staging", "", publish.Quiet())
     assert asyncio.run(started) == "ta-1" and seen == ["staging"]
+
+
+def test_an_image_is_named_as_everywhere(tmp_path: Any, monkeypatch: Any) -> None:
+    """By its id, the beginning of one, or a name: the server says which image that is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.py").touch()
+    for word in ("im-0123456", "tool", "tool:v1", "dev/tool:v1"):
+        assert shell.names_image(word, False)
+    for word in ("", "shop.py", "none.py", "shop", "none.py::f", "./tool", "/tool"):
+        assert not shell.names_image(word, False)
+    assert not shell.names_image("shop", True)
+    whole = "im-0123456789012345678901"
+    asked: list[Any] = []
+    published: list[Any] = []
+
+    async def request(method: str, body: Any) -> Any:
+        if method == "image.find":
+            asked.append(body)
+            return ImageInfo(whole, 1, 0.0, 0.0)
+        published.extend(body.functions)
+        return None
+
+    async def connected(start: bool) -> Any:
+        return SimpleNamespace(_request=request)
+
+    async def ready(used: Any, app_id: str, spec: FunctionSpec) -> str:
+        return "ta-1"
+
+    monkeypatch.setattr(connection, "client", connected)
+    monkeypatch.setattr(shell, "_ready", ready)
+    started = shell._start("ap-1", shell._declared({}), ImageFind("im-0123456"), "main", "", publish.Quiet())
+    assert asyncio.run(started) == "ta-1"
+    assert asked == [ImageFind("im-0123456")] and [one.image.image_id() for one in published] == [whole]
