@@ -186,7 +186,7 @@ class Builder:
             if not layer.copies:
                 root = copies.put_files(root, layer.files, content)
             else:
-                context = copies.files_tree(layer.files, content) if layer.files else trees.directory()
+                context = copies.files_tree(layer.files, content) if layer.files else trees.directory(mtime=edit.PUT_NS)
                 for path in layer.folders:
                     context = copies.put_directory(context, path)
                 for one in layer.copies:

@@ -22,7 +22,7 @@ Found = tuple[bytes, int]
 
 def files_tree(files: Iterable[FileEntry], content: Callable[[FileEntry], Found]) -> Node:
     """Files of a step as a tree of their own: the context of COPY."""
-    edit = Edit(directory())
+    edit = Edit(directory(mtime=PUT_NS))
     for one in files:
         edit.put(_bytes(one.path), _file(one, content(one)))
     return edit.root

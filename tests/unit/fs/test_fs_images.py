@@ -627,10 +627,11 @@ def test_what_is_put_into_an_image_has_a_time_that_zip_archives_know(tmp_path: P
     store = store_at(tmp_path / "data")
     stage = ImageStep("docker", args=("COPY", "a /new/copied"), files=(FileEntry("/a", "d", 4),))
     word = ImageStep("docker", args=("COPY", "<<EOF /new/word", "text"))
-    wanted = spec(ImageStep("copy", files=(FileEntry("/new/added", "d", 4),)), stage, word)
+    whole = ImageStep("docker", args=("COPY", ". /new/all"), files=(FileEntry("/a", "d", 4),))
+    wanted = spec(ImageStep("copy", files=(FileEntry("/new/added", "d", 4),)), stage, word, whole)
     order = BuildOrder(wanted.image_id(), wanted)
     asyncio.run(store.build(order, lambda line: None, Steps(), lambda digest: str(content)))
-    for path in ("/new", "/new/added", "/new/copied", "/new/word"):
+    for path in ("/new", "/new/added", "/new/copied", "/new/word", "/new/all", "/new/all/a"):
         node = trees.find(store.whole(order.image_id), path.encode())
         assert node is not None
         day = time.gmtime(node.mtime // 10**9)
