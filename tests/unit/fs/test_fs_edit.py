@@ -185,7 +185,7 @@ def test_copies_take_owner_and_mode_and_miss_nothing() -> None:
 
 def test_deep_trees_are_copied_and_names_of_any_bytes_are_kept() -> None:
     deep = files_tree([FileEntry("/d" * 1500 + "/file", "f", 1)], lambda entry: (b"f" * 32, 1))
-    made = put_copies(directory(), deep, ["/"], "/", Manner())
+    made = put_copies(directory(mtime=deep.mtime), deep, ["/"], "/", Manner())
     assert encode(made) == encode(deep) and encode(merge(directory(), diff(directory(), made))) == encode(made)
     odd = put_files(BASE, [FileEntry("/srv/\udcff\n", "f", 1)], lambda entry: (b"f" * 32, 1))
     assert find(odd, b"/srv/\xff\n") is not None
