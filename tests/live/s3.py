@@ -107,6 +107,15 @@ class Bucket:
         self.given_bytes += len(data)
         return web.Response(body=data, status=status, headers=more)
 
+    def settled_bytes(self, quiet_s: float = 1.0, limit_s: float = 30.0) -> int:
+        """What was given by the time nobody asks any more."""
+        end = time.monotonic() + limit_s
+        given = -1
+        while given != self.given_bytes and time.monotonic() < end:
+            given = self.given_bytes
+            time.sleep(quiet_s)
+        return given
+
     def _list(self, prefix: str) -> web.Response:
         rows = []
         for folder, _, names in os.walk((self.root / prefix) if prefix.endswith("/") else self.root):

@@ -167,7 +167,7 @@ def test_an_image_by_its_id(home, program) -> None:
         seen.add(done.stdout.strip())
     assert "colour=green" in seen
     none = home.cadenza("shell", "im-0000000000000000000000")
-    assert none.returncode == 1 and "there is no image im-0" in none.stderr
+    assert none.returncode == 1 and "no image 'im-0" in none.stderr
 
 
 def test_the_app_of_a_shell_is_gone_with_it(home) -> None:
