@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Callable, Collection, Optional
 
 from cadenza.agent import steps, support, surroundings
@@ -19,7 +20,7 @@ from cadenza.protocol.nodes import (
 from cadenza.runtime.driver import Driver
 
 
-class Imaging:
+class Imaging(ABC):
     """The part of `cadenza.agent.main.Agent` that has to do with images; see `cadenza.protocol.nodes.Node`."""
 
     store: ImageStore | BareImages
@@ -32,17 +33,17 @@ class Imaging:
     _ids: IdSource
     _compiling: asyncio.Lock
 
+    @abstractmethod
     def identities(self, driver: Driver) -> Optional[Identities]:
         """What gives that driver's containers ids of their own."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def let_go(self, image_ids: Collection[str]) -> None:
         """End containers that only wait for functions of these images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trouble(self, text: str) -> None:
         """A line for the server's log."""
-        raise NotImplementedError
 
     async def build(self, order: BuildOrder, progress: Callable[[BuildLine], None]) -> ImageInfo:
         """Make an image, or return at once when it is there."""

@@ -35,6 +35,7 @@ from cadenza.agent import mounts
 from cadenza.base.config import MAX_SOCKET_PATH_BYTES
 from cadenza.fs.mount import Lowers
 from cadenza.fs.workplace import erase
+from cadenza.fs import loop
 from cadenza.runtime import quota
 from cadenza.runtime.ids import ID_COUNT, IdRange
 
@@ -87,7 +88,7 @@ class Paths:
         try:
             quota.make(image, disk_mib)
             os.mkdir(disk, 0o700)
-            with quota.device(image) as device:
+            with loop.device(image, writable=True) as device:
                 mounts.mount(device, disk, quota.KIND, mounts.MS_NODEV)
             upper, work = os.path.join(disk, "upper"), os.path.join(disk, "work")
             os.mkdir(upper, 0o755)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Callable, Mapping, Optional, Sequence
 
 from cadenza.base.errors import ImageBuildError, InvalidError
+from cadenza.base.tasks import all_or_none
 from cadenza.fs import dpkg, finish
 from cadenza.fs.apt import Apt, Archive, check_space, host_mirror, last, run, shares
 from cadenza.fs.sources import KEYRINGS, NEWEST_PLAIN, SUITES, Mirror, deb822, suite_for, without_login
@@ -175,9 +176,9 @@ async def _fetch_and_unpack(
     async def lot(share: list[Archive]) -> None:
         await apt.fetch(share)
         timings.seconds["fetch"] = time.monotonic() - begun
-        await _all(unpack(one) for one in share)
+        await all_or_none(unpack(one) for one in share)
 
-    await _all(lot(share) for share in shares(archives, FETCHERS))
+    await all_or_none(lot(share) for share in shares(archives, FETCHERS))
     # tar closes a directory while it works in it: what another one saw of that, it has put back as the mode.
     for name, mode in modes.items():
         whole = os.path.join(root, name)
@@ -186,18 +187,6 @@ async def _fetch_and_unpack(
     progress(f"unpacked {len(paths)} packages")
     timings.add("fetch and unpack", begun)
     return paths
-
-
-async def _all(work: object) -> None:
-    """Await all; when one fails, cancel the others and wait for them, so that nothing writes afterwards."""
-    tasks = [asyncio.ensure_future(one) for one in work]  # type: ignore[attr-defined]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 _UNPACK = (
@@ -325,7 +314,7 @@ async def compile_modules(root: str, interpreter: str) -> None:
     env = {"PATH": "/usr/bin:/bin", "PYTHONHOME": home, "LC_ALL": "C.UTF-8"}
     # A file that does not compile (templates, bad test data) is left as it is; so the exit codes say nothing. The
     # module's own -j would start the interpreter again by its plain path, which the host's loader may refuse.
-    await _all(run(command, env, given="\n".join(lot).encode()) for lot in lots)
+    await all_or_none(run(command, env, given="\n".join(lot).encode()) for lot in lots)
 
 
 def _modules(root: str, count: int) -> list[list[str]]:

@@ -10,7 +10,8 @@ import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Iterable, Optional
+from contextlib import contextmanager
+from typing import Iterable, Iterator, Optional, Sequence
 
 from blake3 import blake3
 
@@ -221,21 +222,28 @@ class Fetcher:
 
     def _fill(self, digest: bytes, size: int, list_digest: bytes) -> bool:
         """Whether it is here now; False: what there was of it was removed meanwhile."""
-        partial = self._open(digest, size, list_digest)
-        try:
+        with self._opened(digest, size, list_digest) as partial:
             missing = partial.missing()
             self._check_room(sum(partial.chunks[index].length for index in missing))
-            if missing:
-                with ThreadPoolExecutor(min(AT_ONCE, len(missing)), thread_name_prefix="chunks") as pool:
-                    futures = [pool.submit(self._chunk, partial, index) for index in missing]
-                    try:
-                        for one in futures:
-                            one.result()
-                    except BaseException:
-                        for one in futures:
-                            one.cancel()
-                        raise
+            self._bring_chunks(partial, missing)
             return self._complete(partial)
+
+    def _range(self, digest: bytes, size: int, list_digest: bytes, start: int, length: int) -> Optional[bytes]:
+        """None: it has become whole meanwhile."""
+        with self._opened(digest, size, list_digest) as partial:
+            if os.path.exists(self._local.path(digest)):
+                partials.remove(self._local.home, digest)
+                self._forget(partial)
+                return None
+            self._bring_chunks(partial, partial.missing(start, length))
+            return partial.read(start, length)
+
+    @contextmanager
+    def _opened(self, digest: bytes, size: int, list_digest: bytes) -> Iterator[Partial]:
+        """What there is of a large object, held while inside; without room on the disk it is given up."""
+        partial = self._open(digest, size, list_digest)
+        try:
+            yield partial
         except ResourceExhaustedError:
             partials.remove(self._local.home, digest)
             self._forget(partial)
@@ -243,28 +251,21 @@ class Fetcher:
         finally:
             self._release(partial)
 
-    def _range(self, digest: bytes, size: int, list_digest: bytes, start: int, length: int) -> Optional[bytes]:
-        """None: it has become whole meanwhile."""
-        partial = self._open(digest, size, list_digest)
-        try:
-            if os.path.exists(self._local.path(digest)):
-                partials.remove(self._local.home, digest)
-                self._forget(partial)
-                return None
-            missing = partial.missing(start, length)
-            if len(missing) > 1:
-                with ThreadPoolExecutor(min(AT_ONCE, len(missing)), thread_name_prefix="chunks") as pool:
-                    for one in [pool.submit(self._chunk, partial, index) for index in missing]:
-                        one.result()
-            elif missing:
-                self._chunk(partial, missing[0])
-            return partial.read(start, length)
-        except ResourceExhaustedError:
-            partials.remove(self._local.home, digest)
-            self._forget(partial)
-            raise
-        finally:
-            self._release(partial)
+    def _bring_chunks(self, partial: Partial, indexes: Sequence[int]) -> None:
+        """Bring these chunks, several at once."""
+        if len(indexes) < 2:
+            for index in indexes:
+                self._chunk(partial, index)
+            return
+        with ThreadPoolExecutor(min(AT_ONCE, len(indexes)), thread_name_prefix="chunks") as pool:
+            futures = [pool.submit(self._chunk, partial, index) for index in indexes]
+            try:
+                for one in futures:
+                    one.result()
+            except BaseException:
+                for one in futures:
+                    one.cancel()
+                raise
 
     def _chunk(self, partial: Partial, index: int) -> None:
         """Bring one chunk, unless it is there."""

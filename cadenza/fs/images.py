@@ -14,6 +14,7 @@ from typing import Any, Callable, Coroutine, Mapping, Optional, Sequence
 
 from cadenza.base.clock import Clock, SystemClock
 from cadenza.base.errors import DataLossError, Error, ImageBuildError, NotFoundError, ServiceError
+from cadenza.base.tasks import all_or_none
 from cadenza.fs import caches, edit, inventory, recipe, workplace
 from cadenza.fs import tree as trees
 from cadenza.fs.bases import Bases, to_config
@@ -142,7 +143,7 @@ class ImageStore:
                 info = await self.build(wanted, lambda line: told(line, emit), run_step, object_path)
                 stages[info.image_id] = bytes.fromhex(info.tree)
 
-            await _all([nested(one) for one in specs])
+            await all_or_none([nested(one) for one in specs])
 
         # By what was just built: with ignore_cache the record is still that of an earlier build.
         own = Order(order.image_id, run_step, object_path, lambda spec: stages[spec.image_id()])
@@ -447,15 +448,3 @@ class ImageStore:
 
     def _save(self, record: ImageRecord) -> None:
         self._store.put_local_record("images", record.info.image_id, write(record))
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, Any]]) -> None:
-    """Await all; when one fails, the others are cancelled first."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

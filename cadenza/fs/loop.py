@@ -1,4 +1,4 @@
-"""A file as a read-only block device, for kernels that mount EROFS from devices only (before Linux 6.12)."""
+"""A file as a block device: to mount file systems that are in files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _LOOP_MAJOR = 7
 
 
 @contextmanager
-def device(path: str) -> Iterator[str]:
+def device(path: str, writable: bool = False) -> Iterator[str]:
     """The device's path, to be mounted while inside. The device is gone when it is mounted no more. OSError."""
-    backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    access = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+    backing = os.open(path, access)
     try:
-        name, loop = _attach(backing)
+        name, loop = _attach(backing, access)
     finally:
         os.close(backing)
     try:
@@ -32,9 +33,9 @@ def device(path: str) -> Iterator[str]:
         os.close(loop)
 
 
-def _attach(backing: int) -> tuple[str, int]:
+def _attach(backing: int, access: int) -> tuple[str, int]:
     # struct loop_config: the file, a block size, struct loop_info64 with its flags at byte 52, 8 reserved words.
-    flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
+    flags = _LO_FLAGS_AUTOCLEAR | (0 if access & os.O_RDWR else _LO_FLAGS_READ_ONLY)
     config = struct.pack("=II", backing, 0) + struct.pack("=52xI176x", flags) + bytes(64)
     control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -43,7 +44,7 @@ def _attach(backing: int) -> tuple[str, int]:
             name = f"/dev/loop{number}"
             if not os.path.exists(name):
                 os.mknod(name, 0o600 | stat.S_IFBLK, os.makedev(_LOOP_MAJOR, number))
-            loop = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            loop = os.open(name, access)
             try:
                 fcntl.ioctl(loop, _LOOP_CONFIGURE, config)
                 return name, loop

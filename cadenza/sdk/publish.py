@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Optional, Protocol, Sequence
 
 from cadenza.base.errors import ImageBuildError, InvalidError, ServerWarning, UnimplementedError
+from cadenza.base.tasks import all_or_none
 from cadenza.base.config import load
 from cadenza.protocol.images import ImageBuild, ImageBuilt, ImageFind
 from cadenza.protocol.methods import AppPublish
@@ -255,7 +256,7 @@ async def build_all(
         async with gate:
             await build(client, spec, progress, force, environment)
 
-    await source.all_or_none([one(spec) for spec in different])
+    await all_or_none([one(spec) for spec in different])
 
 
 async def build(client: Any, spec: ImageSpec, progress: Progress, force: bool, environment: str = "") -> str:

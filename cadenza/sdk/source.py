@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, Coroutine, Iterable, Iterator, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 
 from cadenza.base.errors import ExecutionError, InvalidError, ModuleNotMountable
+from cadenza.base.tasks import all_or_none
 from cadenza.protocol.methods import ObjectPart, ObjectPut, ObjectsMissing
 from cadenza.protocol.objects import FileEntry
 from cadenza.sdk.patterns import NON_PYTHON_FILES, FilePatternMatcher, as_predicate
@@ -309,15 +310,3 @@ def batches(uploads: Sequence[Upload]) -> list[list[Upload]]:
         count += 1
         size += one.size
     return found
-
-
-async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all at once. The first failure is raised after the others were cancelled and have ended."""
-    tasks = [asyncio.ensure_future(one) for one in coroutines]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
